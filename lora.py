@@ -1,0 +1,287 @@
+"""LoRA, low-rank adaptation (Hu et al., 2021, arXiv:2106.09685), by explicit module rewriting.
+
+A frozen layer y = Wx + b gets a trained path beside it. Only A and B learn:
+
+           x (D) ──────────┬──────────────────┐
+                           │                  │ dropout
+                 W (D, D) frozen         A (R, D)  drawn as nn.Linear draws     R = 8, D = 768:
+                           │                  │                                 12,288 numbers
+                           │             B (D, R)  starts at zero               instead of 589,824
+                           │                  │ · α/R
+           y (D) ──────────┴──── + ───────────┘
+
+    apply_lora_to_model(model, ["query", "value"], rank=8, alpha=16, dropout=0.05)
+    mark_only_lora_as_trainable(model)      # then train, and
+    save_adapter(model, "out/best", base)   # adapter_config.json, adapter_model.safetensors: PEFT's format
+
+print(model) shows each rewritten layer. On the command line:
+
+    python lora.py merge out/best merged/   # the adapter folded into its base: a plain checkpoint
+"""
+
+import argparse
+import difflib
+import math
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bert import (
+    BertConfig,
+    BertForSequenceClassification,
+    InputError,
+    OneLineParser,
+    find_file,
+    listing,
+    open_safetensors,
+    read_json,
+    read_tensor,
+    run_main,
+    write_json,
+    written_whole,
+)
+
+
+class LoRALayer(nn.Module):
+    """The trained path: y = scaling · B(A(dropout(x))), scaling = α/R (section 4.1; rsLoRA: α/√R)."""
+
+    def __init__(
+        self, in_features: int, out_features: int, rank: int, alpha: float, dropout: float, use_rslora: bool = False
+    ):
+        super().__init__()
+        self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
+        self.dropout = nn.Dropout(dropout)
+        self.lora_A = nn.Linear(in_features, rank, bias=False)  # nn.Linear draws it Kaiming-uniform, a = √5
+        self.lora_B = nn.Linear(rank, out_features, bias=False)
+        nn.init.zeros_(self.lora_B.weight)  # so that training starts from the base model itself
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lora_B(self.lora_A(self.dropout(x))) * self.scaling  # (…, in) -> (…, R) -> (…, out)
+
+    def delta(self) -> Tensor:
+        """What the path adds to the weight matrix: scaling · BA, (out, in)."""
+        return self.lora_B.weight @ self.lora_A.weight * self.scaling
+
+
+class LinearWithLoRA(nn.Module):
+    """A frozen nn.Linear with a LoRALayer beside it: y = linear(x) + lora(x)."""
+
+    def __init__(self, linear: nn.Linear, lora: LoRALayer):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.lora = lora
+        self.unmerged_weight: nn.Parameter | None = None  # W itself, kept while W + scaling·BA stands in its place
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y if self.unmerged_weight is not None else y + self.lora(x)
+
+    @torch.no_grad()
+    def merge_weights(self) -> None:
+        """Folds the adapter into W: one matrix product again. Never a side effect of eval()."""
+        if self.unmerged_weight is None:
+            merged = self.linear.weight + self.lora.delta().to(self.linear.weight.dtype)
+            self.unmerged_weight = self.linear.weight
+            self.linear.weight = nn.Parameter(merged, requires_grad=False)
+
+    def unmerge_weights(self) -> None:
+        """Puts W back, the very tensor that was there: bit for bit."""
+        if self.unmerged_weight is not None:
+            self.linear.weight = self.unmerged_weight
+            self.unmerged_weight = None
+
+
+def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]:
+    """The names of the linear layers that `target_modules` means, by PEFT's rule.
+
+    Each entry of a list stands for a whole name or for the end of one after a dot; a string is a
+    regular expression on the whole name, but for "all-linear", every linear layer except the
+    classifier. A target that matches nothing raises InputError with the closest names.
+    """
+    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "classifier"]
+    if target_modules == "all-linear":
+        return linears
+    if isinstance(target_modules, str):
+        patterns = {target_modules: target_modules}
+    else:
+        patterns = {target: rf"(.*\.)?{re.escape(target)}" for target in target_modules}
+    for target, pattern in patterns.items():
+        if not any(re.fullmatch(pattern, name) for name in linears):
+            ends = sorted({name.rpartition(".")[2] for name in linears})
+            close = difflib.get_close_matches(target, ends + linears, cutoff=0.5) or ends
+            raise InputError(f"the target {target!r} matches no linear layer of this model; closest: {listing(close)}")
+    return [name for name in linears if any(re.fullmatch(pattern, name) for pattern in patterns.values())]
+
+
+def apply_lora_to_model(
+    model: nn.Module,
+    target_modules: list[str] | str = ("query", "value"),
+    rank: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.05,
+    use_rslora: bool = False,
+) -> nn.Module:
+    """Rewrites, in place, the layers that find_targets finds into LinearWithLoRA; returns the model."""
+    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        raise InputError("LoRA takes a rank of at least 1, an alpha above 0, a dropout of at least 0 and below 1")
+    for name in find_targets(model, target_modules):
+        parent, _, child = name.rpartition(".")
+        linear = model.get_submodule(name)
+        lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha, dropout, use_rslora)
+        setattr(model.get_submodule(parent), child, LinearWithLoRA(linear, lora.to(linear.weight.device)))
+    model.lora_config = {  # under the names of adapter_config.json
+        "target_modules": target_modules if isinstance(target_modules, str) else list(target_modules),
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "use_rslora": use_rslora,
+    }
+    return model
+
+
+def is_trained(name: str) -> bool:
+    """Whether the parameter of this name is trained and saved: A, B and the classifier."""
+    return ".lora." in name or name.startswith("classifier.")
+
+
+def mark_only_lora_as_trainable(model: nn.Module) -> None:
+    """Freezes everything but A, B and the classifier, which is new and so learns in full."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_trained(name))
+
+
+def count_lora_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if ".lora." in name)
+
+
+def get_lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """A, B and the classifier under PEFT's names: base_model.model.….query.lora_A.weight (R, in)."""
+    state = {name.replace(".lora.", "."): tensor for name, tensor in model.state_dict().items() if is_trained(name)}
+    return {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+@torch.no_grad()
+def load_lora_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """The inverse of get_lora_state_dict. Raises InputError naming what is missing, surplus or of another shape."""
+    # PEFT's running modules, and some of its older files, spell out the adapter's name.
+    state = {re.sub(r"\.modules_to_save|\.default(?=\.)", "", name): tensor for name, tensor in state.items()}
+    wanted = {f"base_model.model.{n.replace('.lora.', '.')}": p for n, p in model.named_parameters() if is_trained(n)}
+    for problem, names in ("lacks", wanted.keys() - state.keys()), ("has the surplus", state.keys() - wanted.keys()):
+        if names:
+            raise InputError(f"the adapter {problem} {listing(sorted(names))}; is it one for this base model?")
+    for name, parameter in wanted.items():
+        if parameter.shape != state[name].shape:
+            shapes = f"{list(state[name].shape)}, but this base model takes {list(parameter.shape)}"
+            raise InputError(f"the adapter's {name} has the shape {shapes}")
+        parameter.copy_(state[name])
+
+
+def merge_lora_weights(model: nn.Module) -> nn.Module:
+    """Folds every adapter into its layer and puts the plain nn.Linear back: the model is a plain BERT again."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LinearWithLoRA):
+            module.merge_weights()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.linear)
+    return model
+
+
+# Adapters on disk, in PEFT's format.
+
+# What other fields of adapter_config.json may say without changing what this file computes.
+HARMLESS = {
+    "bias": ["none"],
+    "init_lora_weights": [True, False, "gaussian", "orthogonal", "eva"],
+    "megatron_core": ["megatron.core"],
+    "modules_to_save": [["classifier"], ["classifier", "score"], ["score", "classifier"]],
+    "peft_type": ["LORA"],
+    "qalora_group_size": [16],
+    "task_type": ["SEQ_CLS"],
+}
+KNOWN = {"target_modules", "r", "lora_alpha", "lora_dropout", "use_rslora", "base_model_name_or_path", "revision"}
+IRRELEVANT = {"auto_mapping", "inference_mode", "peft_version"}
+
+
+def save_adapter(model: nn.Module, folder: str | Path, base: str) -> None:
+    """Writes the adapter of `model`, trained on the base `base`, a directory or `owner/name[@revision]`.
+
+    config.json beside it keeps the base's shapes and the names of the classes.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    name, _, revision = (str(Path(base).absolute()), "", "") if Path(base).is_dir() else base.partition("@")
+    config = {field: values[0] for field, values in HARMLESS.items()} | model.lora_config
+    config |= {"base_model_name_or_path": name, "revision": revision or None, "inference_mode": True}
+    model.config.to_json(folder / "config.json", architectures=[type(model).__name__])
+    write_json(folder / "adapter_config.json", config)
+    with written_whole(folder / "adapter_model.safetensors") as path:
+        save_file(get_lora_state_dict(model), path, {"format": "pt"})
+
+
+def read_adapter_config(adapter: str) -> dict:
+    """The adapter_config.json of a directory or Hub repository. InputError names any field that asks for more."""
+    path = find_file(adapter, "adapter_config.json")
+    config = read_json(path)
+    for field, value in config.items():
+        harmless = field in KNOWN | IRRELEVANT or value in HARMLESS.get(field, []) or not value
+        if not harmless:
+            raise InputError(f"{path}: {field} = {value!r:.60} is not supported")
+    targets, rank, alpha = config.get("target_modules"), config.get("r"), config.get("lora_alpha")
+    named = isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets))
+    if not targets or not named:
+        raise InputError(f"{path}: target_modules must be a list of names, or a regular expression")
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+        raise InputError(f"{path}: r and lora_alpha must be positive numbers, not {rank!r:.20} and {alpha!r:.20}")
+    return config
+
+
+def open_adapter(adapter: str, base: str | None = None) -> BertForSequenceClassification:
+    """The adapter of a directory or Hub repository on its base, or on another base of the same shapes."""
+    config = read_adapter_config(adapter)
+    path = find_file(adapter, "adapter_model.safetensors")
+    with open_safetensors(path) as file:
+        state = {key: read_tensor(file, path, key) for key in file.keys()}
+    for name, tensor in state.items():  # before anything of the size that r claims is allocated
+        if ".lora_A." in name and tensor.shape[:1] != (config["r"],):
+            raise InputError(
+                f"{path}: {name} has the shape {list(tensor.shape)}, but adapter_config.json says r = {config['r']}"
+            )
+    heads = [tensor for name, tensor in state.items() if name.endswith("weight") and ".classifier." in name]
+    if base is None:
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+        if not isinstance(base, str):
+            raise InputError(f"{adapter}: adapter_config.json names no base model; give one with --model")
+        base = f"{base}@{revision}" if revision else base
+    model = BertForSequenceClassification.from_pretrained(base, num_labels=len(heads[0]) if heads else None)
+    if (labels := find_file(adapter, "config.json", required=False)) is not None:
+        model.config.id2label = BertConfig.from_json(labels).id2label
+    dropout = config.get("lora_dropout") or 0.0
+    rslora = bool(config.get("use_rslora"))
+    apply_lora_to_model(model, config["target_modules"], config["r"], config["lora_alpha"], dropout, rslora)
+    load_lora_state_dict(model, state)
+    return model.eval()
+
+
+def merge(arguments: argparse.Namespace) -> None:
+    model = merge_lora_weights(open_adapter(arguments.adapter, arguments.model))
+    model.to(getattr(torch, arguments.dtype)).save_pretrained(arguments.folder)
+
+
+def main() -> None:
+    parser = OneLineParser(description="Work with a trained adapter.")
+    commands = parser.add_subparsers(required=True, metavar="merge")
+    command = commands.add_parser("merge", help="fold an adapter into its base, as a plain BERT checkpoint")
+    command.add_argument("adapter", help="a directory such as out/best, or a Hub repository")
+    command.add_argument("folder", help="where the checkpoint goes")
+    command.add_argument("--model", help="the base model (default: the one that the adapter names)")
+    command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    command.set_defaults(run=merge)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    run_main(main)
