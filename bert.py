@@ -95,6 +95,25 @@ class BertConfig:
         write_json(path, raw | {"label2id": {label: i for i, label in self.id2label.items()}})
 
 
+def dropout_mask(x: Tensor, p: float) -> Tensor:
+    """A tensor of x's shape and type that is 0 with probability p and 1 / (1 - p) elsewhere."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(torch.ones_like(x), p)
+    # PyTorch's Bernoulli draws take a sixth of a training step on a CPU. These cost an eighth of them: 64 random
+    # bits at a time, cut into four numbers from -2**15 to 2**15 - 1, of which the lowest p * 2**16 are dropped.
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = bits.view(torch.int16)[: x.numel()].view(x.shape)
+    dropped = round(p * 2**16)
+    return torch.ge(bits, dropped - 2**15, out=torch.empty_like(x)).mul_(2**16 / (2**16 - dropped))
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout with faster draws."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * dropout_mask(x.detach(), self.p) if self.training and self.p else x
+
+
 class BertEmbeddings(nn.Module):
     """Token, position and segment embeddings, summed and normalised (section 3)."""
 
@@ -104,7 +123,7 @@ class BertEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         S = input_ids.shape[1]
@@ -149,7 +168,7 @@ class BertOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(in_features, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)  # (B, Q, D)
@@ -293,7 +312,7 @@ class BertForSequenceClassification(PretrainedModel):
         self.config = config
         self.bert = BertModel(config)
         rate = config.classifier_dropout
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if rate is None else rate)
+        self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(

@@ -26,6 +26,7 @@ import re
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from bert import (
     BertForSequenceClassification,
     InputError,
     OneLineParser,
+    dropout_mask,
     find_file,
     listing,
     open_safetensors,
@@ -66,6 +68,35 @@ class LoRALayer(nn.Module):
         return self.lora_B.weight @ self.lora_A.weight * self.scaling
 
 
+class FrozenPlusLowRank(torch.autograd.Function):
+    """y = Wx + b + scaling · B(A(mask · x)), and its gradients for x, A and B, with N rows of x at once.
+
+    The very sums of `linear(x) + lora(x)`. By hand, because autograd adds up three tensors of x's size that
+    are one here, and takes the products with R columns in an order that is three times slower on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx, x, W, b, A, B, scaling, mask):
+        h = x if mask is None else x * mask  # (N, in)
+        z = A @ h.t()  # (R, N)
+        y = F.linear(x, W, b).addmm_(z.t(), B.t(), alpha=scaling)  # (N, out)
+        ctx.save_for_backward(h, W, A, B, z, mask)
+        ctx.scaling = scaling
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        h, W, A, B, z, mask = ctx.saved_tensors
+        dz = (B.t() @ dy.t()) * ctx.scaling  # (R, N)
+        dA = dz @ h  # (R, in)
+        dB = (z @ dy).t() * ctx.scaling  # (out, R)
+        dx = None
+        if ctx.needs_input_grad[0]:  # not in the first layer: nothing below it is trained
+            dx = dy @ W  # (N, in)
+            dx = dx.addmm_(dz.t(), A) if mask is None else dx.addcmul_(dz.t() @ A, mask)
+        return dx, None, None, dA, dB, None, None
+
+
 class LinearWithLoRA(nn.Module):
     """A frozen nn.Linear with a LoRALayer beside it: y = linear(x) + lora(x)."""
 
@@ -76,8 +107,15 @@ class LinearWithLoRA(nn.Module):
         self.unmerged_weight: nn.Parameter | None = None  # W itself, kept while W + scaling·BA stands in its place
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)
-        return y if self.unmerged_weight is not None else y + self.lora(x)
+        if self.unmerged_weight is not None:
+            return self.linear(x)
+        device, lora = x.device.type, self.lora
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        rows = x.flatten(0, -2).to(dtype)  # (…, in) -> (N, in)
+        mask = dropout_mask(rows.detach(), lora.dropout.p) if self.training and lora.dropout.p else None
+        weights = (self.linear.weight, self.linear.bias, lora.lora_A.weight, lora.lora_B.weight)
+        y = FrozenPlusLowRank.apply(rows, *(w.to(dtype) for w in weights), lora.scaling, mask)  # (N, out)
+        return y.unflatten(0, x.shape[:-1])  # (…, out)
 
     @torch.no_grad()
     def merge_weights(self) -> None:

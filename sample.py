@@ -1,10 +1,10 @@
 """Classifies text with a trained adapter.
 
-    python sample.py "great film"                     # with out/best, on the base model that it names
-    python sample.py --file reviews.txt --json        # a text a line, in batches
-    head reviews.txt | python sample.py -             # the same from standard input
-    python sample.py                                  # asks for texts
-    python sample.py --adapter DIR_OR_HUB_ID "great film"
+python sample.py "great film"                     # with out/best, on the base model that it names
+python sample.py --file reviews.txt --json        # a text a line, in batches
+head reviews.txt | python sample.py -             # the same from standard input
+python sample.py                                  # asks for texts
+python sample.py --adapter DIR_OR_HUB_ID "great film"
 """
 
 import json
@@ -85,12 +85,16 @@ def prompt(model: BertForSequenceClassification, tokenizer, as_json: bool) -> No
 
 def parse_arguments():
     parser = OneLineParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help='texts to classify; "-" reads them from standard input')
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help='texts to classify; "-" reads them from standard input'
+    )
     parser.add_argument("--file", help="a UTF-8 file with a text a line")
     parser.add_argument("--adapter", help="a directory or a Hub repository (default: out/best)")
     parser.add_argument("--model", help="the base model, if not the one that the adapter names; "
                         "without --adapter, a fine-tuned model to use as it is")  # fmt: skip
-    parser.add_argument("--max-length", type=int, help="tokens that a text is cut to (default: all that the model takes)")
+    parser.add_argument(
+        "--max-length", type=int, help="tokens that a text is cut to (default: all that the model takes)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON lines, with the probability of every class")
     parser.add_argument("--demo", action="store_true", help="classify a few examples")
     return parser.parse_args()
