@@ -1,0 +1,41 @@
+# make train   trains, after setting up .venv       make test    lint and tests
+# make merge   out/best as a plain checkpoint       make clean   removes .venv and offline/
+#
+# make train ARGS="--epochs 1" passes options on; make train PYTHON=/path/to/python uses that
+# environment as it is and installs nothing.
+
+ifdef PYTHON
+ready := ready-dev :=
+else
+PYTHON := .venv/bin/python
+ready := .venv/ready
+ready-dev := .venv/ready-dev
+endif
+
+train: $(ready)
+	$(PYTHON) train.py --offline-fallback --resume $(ARGS)
+
+test: $(ready-dev)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pytest -q $(ARGS)
+
+merge: $(ready)
+	$(PYTHON) lora.py merge out/best merged $(ARGS)
+
+clean:
+	rm -rf .venv offline
+
+.venv/bin/python:
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: python3 must be 3.11 or newer'; exit 2; }
+	python3 -m venv .venv
+
+.venv/ready: .venv/bin/python requirements.txt
+	$(PYTHON) -m pip install -q -r requirements.txt
+	@touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	$(PYTHON) -m pip install -q -r requirements-dev.txt
+	@touch $@
+
+.PHONY: train test merge clean

@@ -1,0 +1,48 @@
+"""What the tests share: a real BERT and real reviews out of the package index, real GLUE tables where there are any."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import offline_pair
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The directory of all-MiniLM-L6-v2, a real BERT."""
+    return offline_pair()[0]
+
+
+@pytest.fixture(scope="session")
+def reviews() -> str:
+    """The directory of 10,070 real movie-review sentences in GLUE's layout."""
+    return offline_pair()[1]
+
+
+@pytest.fixture(scope="session")
+def glue() -> Path:
+    """The directory of GLUE's tasks in the Hub's layout: sst2/train-00000-of-00001.parquet and so on."""
+    folder = os.environ.get("GLUE_DIR")
+    if not folder:
+        pytest.skip("needs GLUE's parquet files: set GLUE_DIR to their directory")
+    return Path(folder)
+
+
+@pytest.fixture
+def run():
+    """Runs one of the project's programs in a process of its own: run("train.py", "--rank", "4")."""
+
+    def run(*arguments, env=None, **options) -> subprocess.CompletedProcess:
+        command = [sys.executable, *map(str, arguments)]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"} | (env or {})
+        options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120} | options
+        return subprocess.run(command, env=environment, **options)
+
+    return run
