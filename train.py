@@ -8,8 +8,8 @@ It leaves in --out: best/ and final/ (adapters in PEFT's format), training_curve
 training_log.txt, metrics.jsonl, config.toml, and checkpoint/, from which --resume goes on.
 """
 
-import dataclasses
 import difflib
+import fcntl
 import hashlib
 import json
 import math
@@ -19,8 +19,7 @@ import signal
 import sys
 import time
 import tomllib
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +100,7 @@ class Config:
     overwrite: bool = option(False, "replace a finished run in --out")
 
     def __post_init__(self):
-        for f in dataclasses.fields(self):
+        for f in fields(self):
             value, allowed = getattr(self, f.name), f.metadata["allowed"]
             if f.type is float and type(value) is int:
                 setattr(self, f.name, value := float(value))
@@ -115,7 +114,7 @@ def parse_config(arguments: list[str]) -> Config:
     """The Config that a command line and its --config file ask for. Underscores work as dashes do."""
     parser = OneLineParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--config", metavar="FILE", help="a TOML file of these options; a flag given beside it wins")
-    for f in dataclasses.fields(Config):
+    for f in fields(Config):
         names = [f"--{name.replace('_', '-')}" for name in (f.name, f.metadata["also"]) if name]
         kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "metavar": f.type.__name__.upper()}
         shown = f" (default: {f.default})" if f.default not in ("", False) else ""
@@ -128,7 +127,7 @@ def parse_config(arguments: list[str]) -> Config:
         keys = tomllib.loads(Path(path).read_text(encoding="utf-8")) if path else {}
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a TOML file ({first_line(error)})") from None
-    known = [f.name for f in dataclasses.fields(Config)]
+    known = [f.name for f in fields(Config)]
     for name in keys.keys() - set(known):
         close = difflib.get_close_matches(name, known, 1)
         raise InputError(f"{path}: unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
@@ -141,7 +140,7 @@ class Progress:
 
     step: int = 0
     best: float | None = None  # the best validation metric so far
-    window: list = field(default_factory=list)  # [loss sum, correct, sentences] of the steps since the last log line
+    window: list = field(default_factory=list)  # [loss sum, correct, sentences] of each step since the last log line
     history: list[dict] = field(default_factory=list)  # the lines of metrics.jsonl
 
 
@@ -155,17 +154,51 @@ class Run:
     train: Encoded
     validation: Encoded
     metric: str
-    fingerprint: str  # of the base's weights and of the tokens: a checkpoint belongs to one pair
-    progress: Progress
-    say: object  # prints a line, and keeps it in training_log.txt
+    fingerprint: str  # of the base's weights and of the data: a checkpoint belongs to one pair
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def step_size(self) -> int:
+        return self.config.batch_size * self.config.grad_accum
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.train.lengths) // (self.config.batch_size * self.config.grad_accum))
+        return -(-len(self.train.lengths) // self.step_size)
 
     @property
     def steps(self) -> int:
         return self.steps_per_epoch * self.config.epochs
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar, and keeps it in training_log.txt."""
+        tqdm.write(text)
+        with open(Path(self.config.out) / "training_log.txt", "a", encoding="utf-8") as log:
+            log.write(text + "\n")
+
+
+# Before the loop.
+
+
+def set_up(config: Config) -> Run:
+    """Reads data and model, and puts together all that the loop needs."""
+    task = load_task(config.data, [c for c in config.text_columns.split(",") if c], config.label_column)
+    tokenizer = load_tokenizer(config.model, config.max_length)
+    torch.manual_seed(config.seed)
+    model = build_model(config, task.label_names)
+    if config.max_length > (most := model.config.max_position_embeddings):
+        raise InputError(f"--max-length {config.max_length} is more than the {most} positions of {config.model}")
+    if tokenizer.get_vocab_size() > model.config.vocab_size:
+        raise InputError(f"{config.model}: the tokenizer knows more tokens than the model ({model.config.vocab_size})")
+    train, validation = (encode(tokenizer, s.texts, s.labels) for s in (task.train, task.validation))
+    digest = hashlib.sha256(find_file(config.model, "model.safetensors").read_bytes())
+    for tensor in (train.input_ids, train.labels, validation.input_ids, validation.labels):
+        digest.update(tensor.numpy())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed, spared = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim == 1]  # biases, LayerNorms
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    device = model.classifier.weight.device
+    return Run(config, model, optimizer, train.to(device), validation.to(device), task.metric, digest.hexdigest())
 
 
 def build_model(config: Config, label_names: list[str]) -> BertForSequenceClassification:
@@ -197,18 +230,31 @@ def use_bfloat16(config: Config, device: str) -> bool:
     return config.dtype == "bfloat16" or (config.dtype == "auto" and device == "cuda")
 
 
-def parameter_table(model: BertForSequenceClassification) -> str:
-    """How many parameters there are, and how many are trained."""
+def summary(run: Run) -> str:
+    """What is trained on what, and the table of parameters."""
+    model, lengths = run.model, run.train.lengths
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lora, classifier = count_lora_parameters(model), sum(p.numel() for p in model.classifier.parameters())
     rows = [
         ("BERT", total - lora - classifier, "frozen" if lora else "trained"),
-        ("LoRA", lora, "trained"),
-        ("classifier", classifier, "trained, new" if model.classifier_is_new else "trained"),
-        ("total", total, f"{trained:,} trained = {trained / total:.2%}"),
+        ("LoRA", lora, f"trained: rank {run.config.rank} on {run.config.targets}"),
+        ("classifier", classifier, "trained, newly drawn" if model.classifier_is_new else "trained"),
+        ("total", total, f"{trained:,} trained, {trained / total:.2%}"),
     ]
-    return "\n".join(f"{name:<12}{count:>12,}  {state}" for name, count, state in rows if count)
+    padding = padding_fraction(lengths, plan_batches(lengths, run.step_size, run.config.seed, epoch=0))
+    return "\n".join(
+        [
+            f"model  {run.config.model} on {model.classifier.weight.device}",
+            f"data   {run.config.data}",
+            f"       {len(lengths):,} sentences to train on, {len(run.validation.lengths):,} to validate on; "
+            f"padding {padding:.2%} of the tokens",
+            *(f"{name:<10} {count:>12,}  {state}" for name, count, state in rows if count),
+        ]
+    )
+
+
+# The loop.
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:
@@ -221,15 +267,15 @@ def forward(run: Run, data: Encoded, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """Logits (B, C) in float32, and labels (B,)."""
     device = data.input_ids.device.type
     # On CUDA few lengths mean few kernels; elsewhere padding only costs.
-    batch = make_batch(data, rows, run.model.config.pad_token_id, multiple=8 if device == "cuda" else 1)
+    *inputs, labels = make_batch(data, rows, run.model.config.pad_token_id, multiple=8 if device == "cuda" else 1)
     with torch.autocast(device, torch.bfloat16, enabled=use_bfloat16(run.config, device)):
-        return run.model(*batch[:3]).float(), batch[3]
+        return run.model(*inputs).float(), labels
 
 
 def train_step(run: Run, rows: np.ndarray) -> list:
     """One optimizer step on a batch; returns [loss sum, correct, sentences]. Nothing here waits for the GPU."""
     loss_sum = correct = 0
-    for part in np.array_split(rows, range(run.config.batch_size, len(rows), run.config.batch_size)):
+    for part in np.split(rows, range(run.config.batch_size, len(rows), run.config.batch_size)):
         logits, labels = forward(run, run.train, part)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         (loss / len(rows)).backward()
@@ -244,7 +290,58 @@ def train_step(run: Run, rows: np.ndarray) -> list:
     return [loss_sum, correct, len(rows)]
 
 
-@torch.inference_mode()
+def fit(run: Run, stop: list[int]) -> None:
+    """Goes from run.progress to the last step, or to the end of the step in which `stop` received a signal."""
+    config, progress, plan = run.config, run.progress, None
+    total, before = config.epochs * len(run.train.lengths), progress.step * run.step_size
+    bar = tqdm(total=total, initial=before, unit=" sentences", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    since, done = time.perf_counter(), 0
+    run.model.train()
+    while progress.step < run.steps and not stop:
+        epoch, index = divmod(progress.step, run.steps_per_epoch)
+        if plan is None or index == 0:
+            plan = plan_batches(run.train.lengths, run.step_size, config.seed, epoch)
+        progress.window.append(train_step(run, plan[index]))
+        progress.step += 1
+        done += len(plan[index])
+        bar.update(len(plan[index]))
+        evaluating = index + 1 == run.steps_per_epoch or (config.eval_every and progress.step % config.eval_every == 0)
+        saving = evaluating or progress.step % config.save_every == 0 or stop
+        logging = progress.step % config.log_every == 0
+        if logging or saving or run.train.input_ids.device.type == "cpu":
+            read_window(run)
+        if logging:
+            loss, correct, count = (sum(column) for column in zip(*progress.window, strict=True))
+            progress.window.clear()
+            loss, accuracy, rate = loss / count, correct / count, done / (time.perf_counter() - since)
+            progress.history.append({"step": progress.step, "train_loss": loss, "train_accuracy": accuracy})
+            text = f"loss {loss:.3f}  accuracy {accuracy:.1%}"
+            bar.set_postfix_str(text)
+            if bar.disable:
+                left = (total - before - done) / rate
+                run.say(f"step {progress.step}/{run.steps}  {text}  {rate:.0f} sentences/s  {left:.0f} s left")
+        if evaluating:
+            note_evaluation(run)
+        if saving:
+            save_checkpoint(run)
+    bar.close()
+
+
+def read_window(run: Run) -> None:
+    """Brings the last losses over from the device. Raises InputError for one that is not finite."""
+    window = run.progress.window
+    for i, (loss, correct, count) in enumerate(window):
+        window[i] = [float(loss), int(correct), count]
+        if not math.isfinite(window[i][0]):
+            step = run.progress.step - len(window) + i
+            rate, out = learning_rate(run.config, step, run.steps), run.config.out
+            raise InputError(
+                f"the loss is {window[i][0]} at step {step + 1}, at a learning rate of {rate:.2g}: "
+                f"try a lower --lr; the best adapter so far and the last checkpoint are kept in {out}"
+            )
+
+
+@torch.no_grad()
 def evaluate(run: Run) -> dict[str, float]:
     """Loss, accuracy, and the task's own metric on the validation split."""
     run.model.eval()
@@ -260,126 +357,69 @@ def evaluate(run: Run) -> dict[str, float]:
 
 
 def score(metric: str, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, and for two classes f1 or matthews_correlation where that is the task's metric."""
+    """Accuracy, and where it is the task's metric f1 or matthews_correlation, of the classes 0 and 1."""
     scores = {"accuracy": float(np.mean(predicted == labels))}
-    tp, tn = np.sum((predicted == 1) & (labels == 1)), np.sum((predicted == 0) & (labels == 0))
-    fp, fn = np.sum((predicted == 1) & (labels == 0)), np.sum((predicted == 0) & (labels == 1))
+    # Counts as Python's numbers, which do not overflow: true and false, positive and negative.
+    tp, tn = (int(np.sum((predicted == labels) & (labels == c))) for c in (1, 0))
+    fp, fn = (int(np.sum((predicted != labels) & (labels == c))) for c in (0, 1))
     if metric == "f1":
-        scores["f1"] = float(2 * tp / max(1, 2 * tp + fp + fn))
+        scores["f1"] = 2 * tp / max(1, 2 * tp + fp + fn)
     if metric == "matthews_correlation":
-        product = float(tp + fp) * float(tp + fn) * float(tn + fp) * float(tn + fn)
-        scores[metric] = float(tp * tn - fp * fn) / math.sqrt(product) if product else 0.0
+        product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+        scores[metric] = (tp * tn - fp * fn) / math.sqrt(product or 1)
     return scores
-
-
-def fit(run: Run, stop: list[int]) -> None:
-    """The loop, from run.progress to the last step, or to the end of the step in which `stop` received a signal."""
-    progress, config = run.progress, run.config
-    run.model.train()
-    plan, sentences, since = None, 0, time.perf_counter()
-    bar = tqdm(total=config.epochs * len(run.train.lengths), unit="sentence", disable=not sys.stderr.isatty())
-    bar.update(min(progress.step * config.batch_size * config.grad_accum, bar.total))
-    while progress.step < run.steps and not stop:
-        epoch, index = divmod(progress.step, run.steps_per_epoch)
-        if plan is None or index == 0:
-            plan = plan_batches(run.train.lengths, config.batch_size * config.grad_accum, config.seed, epoch)
-        progress.window.append(train_step(run, plan[index]))
-        progress.step += 1
-        sentences += len(plan[index])
-        bar.update(len(plan[index]))
-        evaluating = progress.step % run.steps_per_epoch == 0
-        evaluating |= bool(config.eval_every) and progress.step % config.eval_every == 0
-        logging = progress.step % config.log_every == 0
-        saving = evaluating or progress.step % config.save_every == 0 or bool(stop)
-        if logging or saving or run.train.input_ids.device.type == "cpu":
-            read_window(run)
-        if logging:
-            record = log_window(run)
-            rate = sentences / (time.perf_counter() - since)
-            bar.set_postfix_str(f"loss {record['train_loss']:.3f}, accuracy {record['train_accuracy']:.1%}")
-            if bar.disable:
-                left = (config.epochs * len(run.train.lengths) * (1 - progress.step / run.steps)) / rate
-                run.say(
-                    f"step {progress.step}/{run.steps}  loss {record['train_loss']:.4f}  "
-                    f"accuracy {record['train_accuracy']:.1%}  {rate:.0f} sentences/s  {left:.0f} s left"
-                )
-        if evaluating:
-            note_evaluation(run)
-        if saving:
-            save_checkpoint(run)
-    bar.close()
-
-
-def read_window(run: Run) -> None:
-    """Brings the losses of the last steps over from the device. Raises InputError for one that is not finite."""
-    window = run.progress.window
-    for i, (loss, correct, count) in enumerate(window):
-        window[i] = [float(loss), int(correct), count]
-        if not math.isfinite(window[i][0]):
-            step = run.progress.step - len(window) + i
-            rate = learning_rate(run.config, step, run.steps)
-            raise InputError(f"the loss is {window[i][0]} at step {step + 1}, learning rate {rate:.3g}: try a lower --lr; "
-                             f"what was best so far is kept in {run.config.out}")  # fmt: skip
-
-
-def log_window(run: Run) -> dict:
-    loss, correct, count = (sum(column) for column in zip(*run.progress.window, strict=True))
-    run.progress.window.clear()
-    record = {"step": run.progress.step, "train_loss": loss / count, "train_accuracy": correct / count}
-    run.progress.history.append(record)
-    return record
 
 
 def note_evaluation(run: Run) -> None:
     """Evaluates, keeps the adapter if it is the best so far, and brings metrics.jsonl up to date."""
     progress, out = run.progress, Path(run.config.out)
     scores = evaluate(run)
+    progress.history.append({"step": progress.step, **{f"validation_{name}": v for name, v in scores.items()}})
     better = progress.best is None or scores[run.metric] > progress.best
     if better:
         progress.best = scores[run.metric]
-        save_model(run, out / "best", scores)
-    progress.history.append({"step": progress.step, **{f"validation_{name}": v for name, v in scores.items()}})
+        save_model(run, out / "best")
     with written_whole(out / "metrics.jsonl") as path:
         path.write_text("".join(json.dumps(record) + "\n" for record in progress.history))
     shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
     epoch = progress.step / run.steps_per_epoch
-    run.say(f"epoch {epoch:.2f}  validation: {shown}" + ("  (best so far, saved)" if better else ""))
+    run.say(f"epoch {epoch:.2f}  validation {shown}" + ("  (best so far)" if better else ""))
 
 
-def save_model(run: Run, folder: Path, scores: dict[str, float]) -> None:
-    """The adapter, or with rank 0 the whole model."""
-    if run.config.rank:
-        save_adapter(run.model, folder, run.config.model)
+# What is left behind.
+
+
+def save_model(run: Run, folder: Path) -> None:
+    """The adapter, or with rank 0 the whole model, and a model card with the scores of the last evaluation."""
+    config = run.config
+    if config.rank:
+        save_adapter(run.model, folder, config.model)
+        how = f"LoRA (rank {config.rank}, alpha {config.alpha:g}, on {config.targets})"
     else:
         run.model.save_pretrained(folder)
+        how = "every weight trained"
+    last = [record for record in run.progress.history if "validation_loss" in record][-1]
+    card = [
+        "---",
+        f"base_model: {config.model.partition('@')[0]}",
+        *(["library_name: peft"] if config.rank else []),
+        "---",
+        f"`{config.model}`, fine-tuned on `{config.data}` with {how}, for {last['step']} of {run.steps} steps.\n",
+        "| | |\n| --- | --- |",
+        *(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in last.items() if name != "step"),
+    ]
     with written_whole(folder / "README.md") as path:
-        path.write_text(model_card(run.config, scores), encoding="utf-8")
+        path.write_text("\n".join(card) + "\n", encoding="utf-8")
 
 
-def model_card(config: Config, scores: dict[str, float]) -> str:
-    results = "\n".join(f"| {name} | {value:.4f} |" for name, value in scores.items())
-    return f"""---
-base_model: {config.model.partition("@")[0]}
-library_name: peft
----
-`{config.model}` fine-tuned on `{config.data}` with LoRA (rank {config.rank}, alpha {config.alpha:g}, on {config.targets}).
-
-| validation | |
-| --- | --- |
-{results}
-"""
-
-
-# Checkpoints: one safetensors file, with the rest as JSON in its header; replaced whole.
-
-
-def comparable(run: Run) -> dict:
-    """What must be the same for a checkpoint to be gone on from."""
+def identity(run: Run) -> dict:
+    """What must be the same for a run to go on from a checkpoint."""
     free = ("out", "resume", "overwrite", "offline_fallback", "save_every")
     return {k: v for k, v in asdict(run.config).items() if k not in free} | {"contents": run.fingerprint}
 
 
 def save_checkpoint(run: Run) -> None:
+    """One safetensors file, with the rest as JSON in its header, replaced whole."""
     tensors = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -388,7 +428,7 @@ def save_checkpoint(run: Run) -> None:
             tensors[f"parameter.{name}"] = parameter.detach()
             for kind, value in run.optimizer.state[parameter].items():  # step, exp_avg, exp_avg_sq
                 tensors[f"{kind}.{name}"] = value
-    header = {"config": json.dumps(comparable(run)), "progress": json.dumps(asdict(run.progress))}
+    header = {"identity": json.dumps(identity(run)), "progress": json.dumps(asdict(run.progress))}
     folder = Path(run.config.out) / "checkpoint"
     folder.mkdir(exist_ok=True)
     with written_whole(folder / "checkpoint.safetensors") as path:
@@ -400,11 +440,11 @@ def load_checkpoint(run: Run, path: Path) -> None:
     """Puts the run where the checkpoint left it. Raises InputError naming the option that differs."""
     with open_safetensors(path) as file:
         header = file.metadata()
-        then, now = json.loads(header["config"]), comparable(run)
-        for name in now:
-            if then.get(name) != now[name]:
-                what = f"{then.get(name)!r}, now {now[name]!r}" if name != "contents" else "other base weights or data"
-                raise InputError(f"{path}: the run was started with {name} {what}; --overwrite starts anew")
+        then, now = json.loads(header["identity"]), identity(run)
+        for name, value in now.items():
+            if then.get(name) != value:
+                what = f"{name} {then.get(name)!r}, not {value!r}" if name != "contents" else "other weights or data"
+                raise InputError(f"{path}: that run was started with {what}; --overwrite starts anew")
         run.progress = Progress(**json.loads(header["progress"]))
         for key in file.keys():
             kind, _, name = key.partition(".")
@@ -428,10 +468,9 @@ def plot_curves(history: list[dict], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
         for split, style in ("train", {"color": "0.6", "linewidth": 1}), ("validation", {"color": "C0", "marker": "o"}):
-            points = [(r["step"], r[f"{split}_{name}"]) for r in history if f"{split}_{name}" in r]
-            axis.plot(*zip(*points, strict=True), label=split, **style) if points else None
-        axis.set_xlabel("step")
-        axis.set_title(name)
+            records = [record for record in history if f"{split}_{name}" in record]
+            axis.plot([r["step"] for r in records], [r[f"{split}_{name}"] for r in records], label=split, **style)
+        axis.set(xlabel="step", title=name)
         axis.legend()
         axis.grid(alpha=0.3)
     with written_whole(path) as temporary:
@@ -439,129 +478,85 @@ def plot_curves(history: list[dict], path: Path) -> None:
     pyplot.close(figure)
 
 
-def set_up(config: Config, say) -> Run:
-    """Reads data and model, and puts together all that the loop needs."""
-    task = load_task(config.data, [c for c in config.text_columns.split(",") if c] or None, config.label_column)
-    tokenizer = load_tokenizer(config.model, config.max_length)
-    torch.manual_seed(config.seed)
-    model = build_model(config, task.label_names)
-    if config.max_length > model.config.max_position_embeddings:
-        raise InputError(
-            f"--max-length {config.max_length}: {config.model} has {model.config.max_position_embeddings} positions"
-        )
-    if tokenizer.get_vocab_size() > model.config.vocab_size:
-        raise InputError(f"{config.model}: the tokenizer knows more tokens than the model ({model.config.vocab_size})")
-    device = model.classifier.weight.device
-    train = encode(tokenizer, task.train.texts, task.train.labels)
-    validation = encode(tokenizer, task.validation.texts, task.validation.labels)
-    digest = hashlib.sha256()
-    for part in (find_file(config.model, "model.safetensors").read_bytes(), train.input_ids.numpy(), task.train.labels,
-                 validation.input_ids.numpy(), task.validation.labels):  # fmt: skip
-        digest.update(part)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},  # biases and LayerNorms
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    batches = plan_batches(train.lengths, config.batch_size * config.grad_accum, config.seed, 0)
-    say(f"model {config.model}\ndata  {config.data}: {len(train.lengths):,} sentences to train on, "
-        f"{len(validation.lengths):,} to validate; padding {padding_fraction(train.lengths, batches):.2%} of the tokens")  # fmt: skip
-    say(parameter_table(model))
-    return Run(
-        config,
-        model,
-        optimizer,
-        train.to(device),
-        validation.to(device),
-        task.metric,
-        digest.hexdigest(),
-        Progress(),
-        say,
-    )
-
-
-@contextmanager
-def claimed(out: Path):
-    """Keeps a second run out of `out` while this one is at work there."""
-    import fcntl
-
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: another run is at work there; wait for it, or give another --out") from None
-        yield
-
-
-@contextmanager
-def caught_signals():
-    """Yields a list that SIGINT and SIGTERM are put into, instead of ending the process at once."""
-    stop: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    yield stop
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-FILES = ["best", "final", "checkpoint", "training_curves.png", "training_log.txt", "metrics.jsonl", "config.toml"]
+# The program.
 
 
 def refuse_to_overwrite(config: Config) -> None:
     out = Path(config.out)
-    if config.overwrite:
-        return
-    if (out / "final").exists():
+    if (out / "final").exists() and not config.overwrite:
         raise InputError(f"{out} holds a finished run: --overwrite replaces it, another --out keeps it")
-    if (out / "checkpoint").exists() and not config.resume:
+    if (out / "checkpoint").exists() and not (config.overwrite or config.resume):
         raise InputError(f"{out} holds an unfinished run: --resume goes on with it, --overwrite starts anew")
 
 
-def train(config: Config) -> Progress:
+def claim(out: Path):
+    """Keeps a second run out of `out` for as long as the returned file stays open."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = open(out / ".lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{out}: another run is at work there; wait for it, or give another --out") from None
+    return lock
+
+
+def catch_signals() -> list[int]:
+    """The list into which the first SIGINT or SIGTERM goes; a second one ends the process at once."""
+    stop: list[int] = []
+
+    def note(number: int, _) -> None:
+        stop.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return stop
+
+
+def train(config: Config) -> None:
     """Trains, evaluates and writes everything, as the head of this file says."""
     refuse_to_overwrite(config)
     notice, out = "", Path(config.out)
     if config.offline_fallback and (config.model, config.data) == (OFFICIAL_MODEL, OFFICIAL_DATA):
         config.model, config.data, notice = official_or_offline()
-    lines = []
-
-    def say(text: str) -> None:
-        tqdm.write(text)
-        lines.append(text)
-        if claimed_out:
-            with open(out / "training_log.txt", "a", encoding="utf-8") as log:
-                log.write("".join(line + "\n" for line in lines))
-            lines.clear()
-
-    claimed_out = False
-    if notice:
-        say(notice)
-    run = set_up(config, say)
-    with claimed(out), caught_signals() as stop:
-        refuse_to_overwrite(config)
-        checkpoint = out / "checkpoint" / "checkpoint.safetensors"
-        if config.resume and checkpoint.exists():
-            load_checkpoint(run, checkpoint)
-            say(f"resuming {out} at step {run.progress.step} of {run.steps}")
-        else:
-            for name in FILES:
-                shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
-        claimed_out = True
-        with written_whole(out / "config.toml") as path:
-            path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in asdict(config).items()), encoding="utf-8")
+    run = set_up(config)
+    lock = claim(out)
+    refuse_to_overwrite(config)  # a run that ended in the meantime
+    checkpoint = out / "checkpoint" / "checkpoint.safetensors"
+    resuming = config.resume and checkpoint.exists() and not config.overwrite
+    if resuming:
+        load_checkpoint(run, checkpoint)
+    else:
+        for name in ("final", "best", "checkpoint"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in ("training_curves.png", "training_log.txt", "metrics.jsonl", "config.toml"):
+            (out / name).unlink(missing_ok=True)
+    with written_whole(out / "config.toml") as path:
+        lines = (f"{name} = {json.dumps(value)}\n" for name, value in asdict(config).items() if name != "overwrite")
+        path.write_text("".join(lines), encoding="utf-8")
+    run.say("\n".join([notice, summary(run)]).strip())
+    if resuming:
+        run.say(f"resuming at step {run.progress.step} of {run.steps}")
+    stop = catch_signals()
+    try:
         fit(run, stop)
-        if run.progress.step < run.steps:
-            command = shlex.join(
-                [sys.executable, *[a for a in sys.argv if a not in ("--resume", "--overwrite")], "--resume"]
-            )
-            say(f"stopped at step {run.progress.step} of {run.steps}, saved; go on with: {command}")
-            sys.exit(128 + stop[0])
-        plot_curves(run.progress.history, out / "training_curves.png")
-        last = {k.removeprefix("validation_"): v for k, v in run.progress.history[-1].items() if k != "step"}
-        save_model(run, out / "final", last)
-        say(f'best {run.metric} {run.progress.best:.4f}: {out / "best"}; try: python sample.py "great film"')
-    return run.progress
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        half = max(1, config.batch_size // 2)
+        raise InputError(
+            f"out of memory at step {run.progress.step + 1}: try --batch-size {half} --grad-accum "
+            f"{config.grad_accum * 2}, which trains the same, or a --max-length below {config.max_length}"
+        ) from None
+    if run.progress.step < run.steps:
+        command = [a for a in sys.argv if a not in ("--resume", "--overwrite")]
+        again = shlex.join([sys.executable, *command, "--resume"])
+        run.say(f"stopped at step {run.progress.step} of {run.steps}; to go on: {again}")
+        sys.exit(128 + stop[0])
+    plot_curves(run.progress.history, out / "training_curves.png")
+    save_model(run, out / "final")
+    run.say(f"best validation {run.metric} {run.progress.best:.4f}, kept in {out / 'best'}")
+    lock.close()
 
 
 def main() -> None:
