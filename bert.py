@@ -434,6 +434,8 @@ def written_whole(path: str | Path):
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        os.umask(umask := os.umask(0))  # safetensors makes its files readable for the owner alone
+        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ import argparse
 import difflib
 import math
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -300,12 +301,23 @@ def open_adapter(adapter: str, base: str | None = None) -> BertForSequenceClassi
     rslora = bool(config.get("use_rslora"))
     apply_lora_to_model(model, config["target_modules"], config["r"], config["lora_alpha"], dropout, rslora)
     load_lora_state_dict(model, state)
+    model.lora_config["base_model_name_or_path"] = base
     return model.eval()
+
+
+def copy_tokenizer(base: str, folder: str | Path) -> None:
+    """Puts the base's tokenizer files into `folder`, so that the model there is whole."""
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+        if (source := find_file(base, name, required=False)) is not None:
+            with written_whole(Path(folder) / name) as path:
+                shutil.copyfile(source, path)
 
 
 def merge(arguments: argparse.Namespace) -> None:
     model = merge_lora_weights(open_adapter(arguments.adapter, arguments.model))
     model.to(getattr(torch, arguments.dtype)).save_pretrained(arguments.folder)
+    copy_tokenizer(model.lora_config["base_model_name_or_path"], arguments.folder)
+    print(f"{arguments.folder}: {arguments.adapter} merged into {model.lora_config['base_model_name_or_path']}")
 
 
 def main() -> None:

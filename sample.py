@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bert import BertForSequenceClassification, InputError, OneLineParser, run_main
+from bert import BertForSequenceClassification, InputError, OneLineParser, find_file, run_main
 from data import encode, load_tokenizer, make_batch
-from lora import open_adapter, read_adapter_config
+from lora import open_adapter
 
 DEMO = [
     "a gripping, beautifully acted film that stays with you",
@@ -107,17 +107,17 @@ def main() -> None:
         texts = read_lines(arguments.file or "-")
     elif texts or not sys.stdin.isatty():
         texts = checked(texts, "text") if texts else read_lines("-")
-    if arguments.model and not arguments.adapter:
-        base = arguments.model
+    adapter = arguments.adapter or ("" if arguments.model else "out/best")
+    if adapter == "out/best" and not Path(adapter).exists():
+        raise InputError("out/best: no adapter yet; train one with `make train`, or name one with --adapter")
+    if adapter and find_file(adapter, "adapter_config.json", required=False) is not None:
+        model = open_adapter(adapter, arguments.model)
+        base = model.lora_config["base_model_name_or_path"]
+    else:  # a whole model, as --rank 0, merging and transformers leave it
+        base = adapter or arguments.model
         model = BertForSequenceClassification.from_pretrained(base)
         if model.classifier_is_new:
             raise InputError(f"{base}: has no trained classifier; name an adapter for it with --adapter")
-    else:
-        adapter = arguments.adapter or "out/best"
-        if not arguments.adapter and not Path(adapter).exists():
-            raise InputError("out/best: no adapter yet; train one with `make train`, or name one with --adapter")
-        model = open_adapter(adapter, arguments.model)
-        base = arguments.model or read_adapter_config(adapter)["base_model_name_or_path"]
     tokenizer = load_tokenizer(base, arguments.max_length or model.config.max_position_embeddings)
     if texts:
         show(model, tokenizer, texts, arguments.json)

@@ -51,7 +51,7 @@ from data import (
     padding_fraction,
     plan_batches,
 )
-from lora import apply_lora_to_model, count_lora_parameters, mark_only_lora_as_trainable, save_adapter
+from lora import apply_lora_to_model, copy_tokenizer, count_lora_parameters, mark_only_lora_as_trainable, save_adapter
 
 AT_LEAST_0 = ("at least 0", lambda value: value >= 0)
 AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
@@ -397,6 +397,7 @@ def save_model(run: Run, folder: Path) -> None:
         how = f"LoRA (rank {config.rank}, alpha {config.alpha:g}, on {config.targets})"
     else:
         run.model.save_pretrained(folder)
+        copy_tokenizer(config.model, folder)
         how = "every weight trained"
     last = [record for record in run.progress.history if "validation_loss" in record][-1]
     card = [
