@@ -390,24 +390,38 @@ def find_file(name: str, filename: str, repo_type: str = "model", required: bool
         raise InputError(f"{name}: no such directory, and no name of a Hub repository")
     from huggingface_hub import errors, hf_hub_download  # late: a local run needs no client
 
-    try:
-        return Path(hf_hub_download(repository, filename, repo_type=repo_type, revision=revision or None))
-    except errors.GatedRepoError:
-        raise InputError(f"{name}: asks for a login: accept its terms on the Hub, then `hf auth login`") from None
-    except errors.RepositoryNotFoundError:
-        message = "neither a directory here nor a public Hub repository; if it is private, `hf auth login` first"
-        raise InputError(f"{name}: {message}") from None
-    except errors.RevisionNotFoundError:
-        raise InputError(f"{repository}: the Hub has no revision {revision}") from None
-    except errors.LocalEntryNotFoundError:
-        message = "no such directory, and the Hub cannot be reached (nor is it in the cache)"
-        raise InputError(f"{name}: {message}; check the network, or give a directory") from None
-    except errors.EntryNotFoundError:
-        if not required:
+    with hub_errors(name):
+        try:
+            return Path(hf_hub_download(repository, filename, repo_type=repo_type, revision=revision or None))
+        except errors.RemoteEntryNotFoundError:
+            if required:
+                raise InputError(f"{name}: the Hub's repository has no {filename}") from None
             return None
-        raise InputError(f"{name}: the Hub's repository has no {filename}") from None
-    except Exception as error:  # whatever the network does: it is one line, and no half file is used
-        raise InputError(f"{name}: {filename} could not be downloaded ({first_line(error)}); try again") from None
+
+
+@contextlib.contextmanager
+def hub_errors(name: str):
+    """Turns whatever the Hub or the network does inside the block into one line."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        explanations = {
+            errors.GatedRepoError: "asks for a login: accept its terms on the Hub, then run `hf auth login`",
+            errors.RepositoryNotFoundError: "neither a directory here nor a public Hub repository; "
+            "if it is a private one, run `hf auth login` first",
+            errors.RevisionNotFoundError: "the Hub's repository has no such revision",
+            errors.LocalEntryNotFoundError: "no such directory, and the Hub cannot be reached "
+            "(nor is it in the cache); check the network, or give a directory",
+            errors.LocalTokenNotFoundError: "nobody is logged in to the Hub: run `hf auth login` first",
+        }
+        text = next((text for kind, text in explanations.items() if isinstance(error, kind)), None)
+        raise InputError(
+            f"{name}: {text or f'the Hub did not answer as it should ({first_line(error)}); try again'}"
+        ) from None
 
 
 def read_json(path: str | Path) -> dict:

@@ -87,7 +87,7 @@ class Encoded:
 
 
 def read_table(paths: list[Path]):
-    """One Arrow table out of .parquet, .csv, .tsv or .jsonl files. In .tsv, as in GLUE's, quotes are plain characters."""
+    """One Arrow table out of .parquet, .csv, .tsv or .jsonl files. In .tsv quotes are plain text, as in GLUE's."""
     import pyarrow  # late: sample.py reads no tables, and Arrow takes a while to import
     from pyarrow import csv, json, parquet
 
@@ -97,7 +97,7 @@ def read_table(paths: list[Path]):
         if path.suffix == ".jsonl":
             return json.read_json(path)
         separator, quote = ("\t", False) if path.suffix == ".tsv" else (",", '"')
-        how = csv.ParseOptions(separator, quote_char=quote, newlines_in_values=bool(quote))
+        how = csv.ParseOptions(delimiter=separator, quote_char=quote, newlines_in_values=bool(quote))
         with csv.open_csv(path, parse_options=how) as file:  # every column stays text: "007" is no number
             types = dict.fromkeys(file.schema.names, pyarrow.string())
         return csv.read_csv(path, parse_options=how, convert_options=csv.ConvertOptions(column_types=types))

@@ -16,7 +16,8 @@ A frozen layer y = Wx + b gets a trained path beside it. Only A and B learn:
 
 print(model) shows each rewritten layer. On the command line:
 
-    python lora.py merge out/best merged/   # the adapter folded into its base: a plain checkpoint
+    python lora.py merge out/best merged/           # the adapter folded into its base: a plain checkpoint
+    python lora.py push out/best you/bert-lora      # to the Hugging Face Hub, with its model card
 """
 
 import argparse
@@ -38,6 +39,7 @@ from bert import (
     OneLineParser,
     dropout_mask,
     find_file,
+    hub_errors,
     listing,
     open_safetensors,
     read_json,
@@ -320,15 +322,36 @@ def merge(arguments: argparse.Namespace) -> None:
     print(f"{arguments.folder}: {arguments.adapter} merged into {model.lora_config['base_model_name_or_path']}")
 
 
+def push_to_hub(folder: str | Path, repository: str, private: bool = False) -> None:
+    """Uploads an adapter's files, its model card and the curves in the folder above, as one commit."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder}: holds no adapter to push")
+    names = ("adapter_config.json", "adapter_model.safetensors", "config.json", "README.md", "../training_curves.png")
+    files = [folder / name for name in names if (folder / name).is_file()]
+    with hub_errors(repository):
+        HfApi().create_repo(repository, private=private, exist_ok=True)
+        operations = [CommitOperationAdd(file.name, file) for file in files]
+        commit = HfApi().create_commit(repository, operations, commit_message="Upload a LoRA adapter")
+    print(f"pushed to {commit.repo_url}")
+
+
 def main() -> None:
     parser = OneLineParser(description="Work with a trained adapter.")
-    commands = parser.add_subparsers(required=True, metavar="merge")
+    commands = parser.add_subparsers(required=True, metavar="merge|push")
     command = commands.add_parser("merge", help="fold an adapter into its base, as a plain BERT checkpoint")
     command.add_argument("adapter", help="a directory such as out/best, or a Hub repository")
     command.add_argument("folder", help="where the checkpoint goes")
     command.add_argument("--model", help="the base model (default: the one that the adapter names)")
     command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     command.set_defaults(run=merge)
+    command = commands.add_parser("push", help="upload an adapter and its model card to the Hugging Face Hub")
+    command.add_argument("adapter", help="a directory such as out/best")
+    command.add_argument("repository", help="owner/name")
+    command.add_argument("--private", action="store_true", help="if the repository is new, make it private")
+    command.set_defaults(run=lambda arguments: push_to_hub(arguments.adapter, arguments.repository, arguments.private))
     arguments = parser.parse_args()
     arguments.run(arguments)
 

@@ -35,6 +35,7 @@ from bert import (
     OneLineParser,
     find_file,
     first_line,
+    hub_errors,
     open_safetensors,
     run_main,
     written_whole,
@@ -51,7 +52,14 @@ from data import (
     padding_fraction,
     plan_batches,
 )
-from lora import apply_lora_to_model, copy_tokenizer, count_lora_parameters, mark_only_lora_as_trainable, save_adapter
+from lora import (
+    apply_lora_to_model,
+    copy_tokenizer,
+    count_lora_parameters,
+    mark_only_lora_as_trainable,
+    push_to_hub,
+    save_adapter,
+)
 
 AT_LEAST_0 = ("at least 0", lambda value: value >= 0)
 AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
@@ -98,6 +106,9 @@ class Config:
     save_every: int = option(200, "steps between checkpoints, beside those at evaluations", AT_LEAST_1)
     resume: bool = option(False, "go on from the checkpoint in --out, if there is one")
     overwrite: bool = option(False, "replace a finished run in --out")
+    push_to_hub: bool = option(False, "upload the best adapter to the Hub afterwards, as --hub-model-id")
+    hub_model_id: str = option("", "where to push to: owner/name")
+    hub_private: bool = option(False, "if that repository is new, make it private")
 
     def __post_init__(self):
         for f in fields(self):
@@ -388,35 +399,77 @@ def note_evaluation(run: Run) -> None:
 
 # What is left behind.
 
+# Options that change nothing about what is trained.
+OUTWARD = (
+    "out",
+    "resume",
+    "overwrite",
+    "offline_fallback",
+    "save_every",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private",
+)
+
 
 def save_model(run: Run, folder: Path) -> None:
-    """The adapter, or with rank 0 the whole model, and a model card with the scores of the last evaluation."""
-    config = run.config
-    if config.rank:
-        save_adapter(run.model, folder, config.model)
-        how = f"LoRA (rank {config.rank}, alpha {config.alpha:g}, on {config.targets})"
+    """The adapter, or with rank 0 the whole model, and its model card."""
+    if run.config.rank:
+        save_adapter(run.model, folder, run.config.model)
     else:
         run.model.save_pretrained(folder)
-        copy_tokenizer(config.model, folder)
-        how = "every weight trained"
-    last = [record for record in run.progress.history if "validation_loss" in record][-1]
-    card = [
-        "---",
-        f"base_model: {config.model.partition('@')[0]}",
-        *(["library_name: peft"] if config.rank else []),
-        "---",
-        f"`{config.model}`, fine-tuned on `{config.data}` with {how}, for {last['step']} of {run.steps} steps.\n",
-        "| | |\n| --- | --- |",
-        *(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in last.items() if name != "step"),
-    ]
+        copy_tokenizer(run.config.model, folder)
     with written_whole(folder / "README.md") as path:
-        path.write_text("\n".join(card) + "\n", encoding="utf-8")
+        path.write_text(model_card(run), encoding="utf-8")
+
+
+def model_card(run: Run) -> str:
+    """A README.md as the Hub reads it, with the scores of the last evaluation."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    config = run.config
+    last = [record for record in run.progress.history if "validation_loss" in record][-1]
+    scores = {name.removeprefix("validation_"): value for name, value in last.items() if name != "step"}
+    base, data = config.model.partition("@")[0], "/".join(config.data.partition("@")[0].split("/")[:2])
+    task = Path(config.data.partition("@")[0]).name
+    result = {"task_type": "text-classification", "dataset_type": task, "dataset_name": task}
+    metadata = ModelCardData(
+        base_model=None if Path(base).is_dir() else base,
+        datasets=None if Path(config.data).exists() else [data],
+        library_name="peft" if config.rank else "transformers",
+        license="apache-2.0",
+        pipeline_tag="text-classification",
+        metrics=[name for name in scores if name != "loss"],
+        model_name=config.hub_model_id or f"{Path(base).name}-{task}",
+        eval_results=[EvalResult(**result, metric_type=n, metric_value=round(v, 4)) for n, v in scores.items()],
+    )
+    changed = [f for f in fields(config) if f.name not in OUTWARD and getattr(config, f.name) != f.default]
+    command = shlex.join(
+        ["python", "train.py", *(f"--{f.name.replace('_', '-')}={getattr(config, f.name)}" for f in changed)]
+    )
+    how = (
+        f"LoRA (rank {config.rank}, alpha {config.alpha:g}, on {config.targets})"
+        if config.rank
+        else "every weight trained"
+    )
+    table = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in scores.items())
+    return f"""---
+{metadata}
+---
+`{config.model}`, fine-tuned on `{config.data}` with {how}; {last["step"]} of {run.steps} steps.
+
+| validation | |
+| --- | --- |
+{table}
+
+    {command}
+    python sample.py --adapter {config.hub_model_id or "out/best"} "great film"
+"""
 
 
 def identity(run: Run) -> dict:
     """What must be the same for a run to go on from a checkpoint."""
-    free = ("out", "resume", "overwrite", "offline_fallback", "save_every")
-    return {k: v for k, v in asdict(run.config).items() if k not in free} | {"contents": run.fingerprint}
+    return {k: v for k, v in asdict(run.config).items() if k not in OUTWARD} | {"contents": run.fingerprint}
 
 
 def save_checkpoint(run: Run) -> None:
@@ -490,6 +543,16 @@ def refuse_to_overwrite(config: Config) -> None:
         raise InputError(f"{out} holds an unfinished run: --resume goes on with it, --overwrite starts anew")
 
 
+def check_login(config: Config) -> None:
+    """Raises InputError if --push-to-hub could not succeed: better now than after the training."""
+    from huggingface_hub import whoami
+
+    if not config.hub_model_id or not config.rank:
+        raise InputError("--push-to-hub pushes an adapter, and takes --hub-model-id owner/name")
+    with hub_errors(config.hub_model_id):
+        whoami()
+
+
 def claim(out: Path):
     """Keeps a second run out of `out` for as long as the returned file stays open."""
     out.mkdir(parents=True, exist_ok=True)
@@ -517,6 +580,8 @@ def catch_signals() -> list[int]:
 def train(config: Config) -> None:
     """Trains, evaluates and writes everything, as the head of this file says."""
     refuse_to_overwrite(config)
+    if config.push_to_hub:
+        check_login(config)
     notice, out = "", Path(config.out)
     if config.offline_fallback and (config.model, config.data) == (OFFICIAL_MODEL, OFFICIAL_DATA):
         config.model, config.data, notice = official_or_offline()
@@ -558,6 +623,8 @@ def train(config: Config) -> None:
     save_model(run, out / "final")
     run.say(f"best validation {run.metric} {run.progress.best:.4f}, kept in {out / 'best'}")
     lock.close()
+    if config.push_to_hub:
+        push_to_hub(out / "best", config.hub_model_id, config.hub_private)
 
 
 def main() -> None:
