@@ -21,6 +21,7 @@ print(model) shows each rewritten layer. On the command line:
 """
 
 import argparse
+import copy
 import difflib
 import math
 import re
@@ -279,32 +280,104 @@ def read_adapter_config(adapter: str) -> dict:
     return config
 
 
-def open_adapter(adapter: str, base: str | None = None) -> BertForSequenceClassification:
-    """The adapter of a directory or Hub repository on its base, or on another base of the same shapes."""
+def open_adapter(
+    adapter: str, base: str | BertForSequenceClassification | None = None
+) -> BertForSequenceClassification:
+    """The adapter of a directory or Hub repository on its base, on another base of the same shapes, or on a base that
+    is in memory already: then the model is one of its own, but its frozen tensors are that base's, and cost nothing."""
     config = read_adapter_config(adapter)
     path = find_file(adapter, "adapter_model.safetensors")
     with open_safetensors(path) as file:
         state = {key: read_tensor(file, path, key) for key in file.keys()}
     for name, tensor in state.items():  # before anything of the size that r claims is allocated
         if ".lora_A." in name and tensor.shape[:1] != (config["r"],):
-            raise InputError(
-                f"{path}: {name} has the shape {list(tensor.shape)}, but adapter_config.json says r = {config['r']}"
-            )
-    heads = [tensor for name, tensor in state.items() if name.endswith("weight") and ".classifier." in name]
+            raise InputError(f"{path}: {name} is {list(tensor.shape)}, but adapter_config.json says r = {config['r']}")
     if base is None:
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
         if not isinstance(base, str):
             raise InputError(f"{adapter}: adapter_config.json names no base model; give one with --model")
         base = f"{base}@{revision}" if revision else base
-    model = BertForSequenceClassification.from_pretrained(base, num_labels=len(heads[0]) if heads else None)
-    if (labels := find_file(adapter, "config.json", required=False)) is not None:
-        model.config.id2label = BertConfig.from_json(labels).id2label
-    dropout = config.get("lora_dropout") or 0.0
-    rslora = bool(config.get("use_rslora"))
+    if isinstance(base, str):
+        model, name = BertForSequenceClassification.from_pretrained(base), base
+    else:
+        model, name = copy.deepcopy(base, {id(p): p for p in base.parameters()}), None
+    labels = find_file(adapter, "config.json", required=False)
+    C = next((len(tensor) for name, tensor in state.items() if re.search(r"\.classifier\..*weight$", name)), 2)
+    names = BertConfig.from_json(labels).id2label if labels else {}
+    model.config.id2label = names if len(names) == C else {i: f"LABEL_{i}" for i in range(C)}
+    model.classifier = nn.Linear(model.config.hidden_size, C)
+    dropout, rslora = config.get("lora_dropout") or 0.0, bool(config.get("use_rslora"))
     apply_lora_to_model(model, config["target_modules"], config["r"], config["lora_alpha"], dropout, rslora)
     load_lora_state_dict(model, state)
-    model.lora_config["base_model_name_or_path"] = base
+    model.lora_config["base_model_name_or_path"] = name
     return model.eval()
+
+
+# Many adapters on one base.
+
+
+class RoutedLinear(nn.Module):
+    """A frozen nn.Linear and the LoRALayers of several adapters, each for its own rows of the batch."""
+
+    def __init__(self, linear: nn.Linear, loras: dict[str, LoRALayer], routes: list[tuple[str, slice]]):
+        super().__init__()
+        self.linear, self.loras, self.routes = linear, loras, routes
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)  # (B, S, out)
+        for name, rows in self.routes:
+            if name in self.loras:
+                y[rows] += self.loras[name](x[rows])
+        return y
+
+
+class AdapterBank:
+    """Any number of adapters by name on one base in memory, whatever their ranks, targets and classes.
+
+    bank = AdapterBank("google-bert/bert-base-uncased")
+    bank.load("sst2", "out/sst2")
+    bank.models["sst2"](input_ids)                        # switching is picking another model
+    bank.forward_rows(["sst2", "cola"], input_ids)        # another adapter for each row, one pass through the base
+    """
+
+    def __init__(self, base: str):
+        self.base = BertForSequenceClassification.from_pretrained(base)
+        self.models: dict[str, BertForSequenceClassification] = {}
+        self.routes: list[tuple[str, slice]] = []
+
+    def load(self, name: str, adapter: str) -> None:
+        self.models[name] = open_adapter(adapter, self.base)
+        self.weave()
+
+    def remove(self, name: str) -> None:
+        del self.models[name]
+        self.weave()
+
+    def weave(self) -> None:
+        """Makes `mixed`, the base with each adapted layer routed to the adapters that have it."""
+        self.mixed = copy.deepcopy(self.base.bert, {id(p): p for p in self.base.parameters()})
+        for name, linear in list(self.mixed.named_modules()):
+            layers = {key: dict(model.bert.named_modules()).get(f"{name}.lora") for key, model in self.models.items()}
+            loras = {key: lora for key, lora in layers.items() if lora is not None}
+            if loras:
+                parent, _, child = name.rpartition(".")
+                setattr(self.mixed.get_submodule(parent), child, RoutedLinear(linear, loras, self.routes))
+
+    @torch.inference_mode()
+    def forward_rows(
+        self, names: list[str], input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids=None
+    ) -> list[Tensor]:
+        """For each row i of a batch (B, S) the logits (C,) of the adapter `names[i]`, in one pass through the base."""
+        order = sorted(range(len(names)), key=names.__getitem__)  # an adapter's rows stand together
+        ordered = [names[i] for i in order]
+        self.routes[:] = [(n, slice(ordered.index(n), ordered.index(n) + ordered.count(n))) for n in set(ordered)]
+        inputs = [None if t is None else t[order] for t in (input_ids, attention_mask, token_type_ids)]
+        _, pooled = self.mixed(*inputs, cls_only=True)  # (B, D)
+        results: list = [None] * len(names)
+        for name, rows in self.routes:
+            for row, logits in zip(order[rows], self.models[name].classifier(pooled[rows]), strict=True):
+                results[row] = logits  # (C,)
+        return results
 
 
 def copy_tokenizer(base: str, folder: str | Path) -> None:

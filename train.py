@@ -57,6 +57,7 @@ from lora import (
     copy_tokenizer,
     count_lora_parameters,
     mark_only_lora_as_trainable,
+    open_adapter,
     push_to_hub,
     save_adapter,
 )
@@ -85,6 +86,7 @@ class Config:
     label_column: str = option("label", "the column of the label: numbers from 0, or names")
     offline_fallback: bool = option(False, "where the Hub is out of reach, train MiniLM on movie reviews instead")
     out: str = option("out", "where everything goes", also="output-dir")
+    init_adapter: str = option("", "go on training this adapter, a directory or a Hub repository: its rank and targets")
     epochs: int = option(3, "passes over the training data", AT_LEAST_1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", AT_LEAST_1)
     grad_accum: int = option(1, "batches per step: N of them train as one of N times the size", AT_LEAST_1)
@@ -217,9 +219,20 @@ def build_model(config: Config, label_names: list[str]) -> BertForSequenceClassi
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    model = BertForSequenceClassification.from_pretrained(config.model, num_labels=len(label_names))
+    if config.init_adapter:
+        model = open_adapter(config.init_adapter, config.model)
+        if model.config.num_labels != len(label_names):
+            raise InputError(
+                f"--init-adapter {config.init_adapter} knows {model.config.num_labels} classes, not the data's"
+            )
+        rank, alpha = model.lora_config["r"], model.lora_config["lora_alpha"]
+        config.rank, config.alpha, config.targets = rank, float(alpha), ",".join(model.lora_config["target_modules"])
+        mark_only_lora_as_trainable(model)
+        model.classifier_is_new = False
+    else:
+        model = BertForSequenceClassification.from_pretrained(config.model, num_labels=len(label_names))
     model.config.id2label = dict(enumerate(label_names))
-    if config.rank:
+    if config.rank and not config.init_adapter:
         targets = config.targets if config.targets == "all-linear" else config.targets.split(",")
         apply_lora_to_model(model, targets, config.rank, config.alpha, config.dropout)
         mark_only_lora_as_trainable(model)
