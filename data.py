@@ -303,9 +303,9 @@ def make_batch(
 # What `make train` works on, with the Hub or without it.
 
 
-def official_or_offline(seconds: float = 8.0) -> tuple[str, str, str]:
-    """`(model, data, notice)`: the official pair with an empty notice; where the Hub cannot be reached within
-    `seconds` and its cache does not hold the files, the offline pair and the notice that says so."""
+def official_or_offline(seconds: float = 8.0) -> tuple[dict, str]:
+    """Options of train.py and a notice: both empty where the official pair can be had from the Hub or its cache;
+    where the Hub does not answer within `seconds`, those of the offline pair, and the lines that say so."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     (model, model_at), data_at = OFFICIAL_MODEL.split("@"), OFFICIAL_DATA.split("@")[1]
@@ -313,7 +313,7 @@ def official_or_offline(seconds: float = 8.0) -> tuple[str, str, str]:
     for split in ("train", "validation"):
         needed.append(("nyu-mll/glue", f"sst2/{split}-00000-of-00001.parquet", "dataset", data_at))
     if all(isinstance(try_to_load_from_cache(*f[:2], repo_type=f[2], revision=f[3]), str) for f in needed):
-        return OFFICIAL_MODEL, OFFICIAL_DATA, ""
+        return {}, ""
     answers = []
 
     def ask() -> None:
@@ -326,9 +326,10 @@ def official_or_offline(seconds: float = 8.0) -> tuple[str, str, str]:
     asking.start()
     asking.join(seconds)
     if answers and not isinstance(answers[0], Exception):
-        return OFFICIAL_MODEL, OFFICIAL_DATA, ""
+        return {}, ""
     reason = first_line(answers[0]) if answers else f"no answer within {seconds:.0f} s"
-    return *offline_pair(), OFFLINE_NOTICE.format(reason=reason)
+    model, data = offline_pair()
+    return {"model": model, "data": data, "lr": 1e-3}, OFFLINE_NOTICE.format(reason=reason)
 
 
 OFFLINE_NOTICE = """\

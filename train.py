@@ -123,8 +123,8 @@ class Config:
                 raise InputError(f"--{f.name.replace('_', '-')} {value} is not {allowed[0]}")
 
 
-def parse_config(arguments: list[str]) -> Config:
-    """The Config that a command line and its --config file ask for. Underscores work as dashes do."""
+def parse_options(arguments: list[str]) -> dict:
+    """The options that a command line and its --config file give. Underscores work as dashes do."""
     parser = OneLineParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--config", metavar="FILE", help="a TOML file of these options; a flag given beside it wins")
     for f in fields(Config):
@@ -144,7 +144,11 @@ def parse_config(arguments: list[str]) -> Config:
     for name in keys.keys() - set(known):
         close = difflib.get_close_matches(name, known, 1)
         raise InputError(f"{path}: unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    return Config(**keys | flags)
+    return keys | flags
+
+
+def parse_config(arguments: list[str]) -> Config:
+    return Config(**parse_options(arguments))
 
 
 @dataclass
@@ -244,14 +248,18 @@ def build_model(config: Config, label_names: list[str]) -> BertForSequenceClassi
         for module in model.modules():  # frozen: no float32 original is needed, and no cast in each step
             if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
                 module.to(torch.bfloat16)
-    if config.compile == "yes" or (config.compile == "auto" and device == "cuda"):
-        for layer in model.bert.encoder.layer:  # they share their code: it is compiled once, for every length
-            layer.compile(fullgraph=True, dynamic=True)
+    if use_compile(config, device):
+        for layer in model.bert.encoder.layer[:-1]:  # the last one, for [CLS] alone, is another computation
+            layer.compile(fullgraph=True, dynamic=True)  # they share their code: compiled once, for every length
     return model
 
 
 def use_bfloat16(config: Config, device: str) -> bool:
     return config.dtype == "bfloat16" or (config.dtype == "auto" and device == "cuda")
+
+
+def use_compile(config: Config, device: str) -> bool:
+    return config.compile == "yes" or (config.compile == "auto" and device == "cuda")
 
 
 def summary(run: Run) -> str:
@@ -291,9 +299,11 @@ def forward(run: Run, data: Encoded, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """Logits (B, C) in float32, and labels (B,)."""
     device = data.input_ids.device.type
     # On CUDA few lengths mean few kernels; elsewhere padding only costs.
-    *inputs, labels = make_batch(data, rows, run.model.config.pad_token_id, multiple=8 if device == "cuda" else 1)
+    ids, mask, types, labels = make_batch(data, rows, run.model.config.pad_token_id, 8 if device == "cuda" else 1)
+    if mask is None and use_compile(run.config, device):
+        mask = torch.ones_like(ids)  # with and without a mask would be two compilations
     with torch.autocast(device, torch.bfloat16, enabled=use_bfloat16(run.config, device)):
-        return run.model(*inputs).float(), labels
+        return run.model(ids, mask, types).float(), labels
 
 
 def train_step(run: Run, rows: np.ndarray) -> list:
@@ -590,14 +600,12 @@ def catch_signals() -> list[int]:
     return stop
 
 
-def train(config: Config) -> None:
+def train(config: Config, notice: str = "") -> None:
     """Trains, evaluates and writes everything, as the head of this file says."""
     refuse_to_overwrite(config)
     if config.push_to_hub:
         check_login(config)
-    notice, out = "", Path(config.out)
-    if config.offline_fallback and (config.model, config.data) == (OFFICIAL_MODEL, OFFICIAL_DATA):
-        config.model, config.data, notice = official_or_offline()
+    out = Path(config.out)
     run = set_up(config)
     lock = claim(out)
     refuse_to_overwrite(config)  # a run that ended in the meantime
@@ -641,7 +649,13 @@ def train(config: Config) -> None:
 
 
 def main() -> None:
-    train(parse_config(sys.argv[1:]))
+    options, notice = parse_options(sys.argv[1:]), ""
+    config = Config(**options)
+    if config.offline_fallback and not options.keys() & {"model", "data"}:
+        refuse_to_overwrite(config)  # before anything is downloaded
+        defaults, notice = official_or_offline()
+        config = Config(**defaults | options)
+    train(config, notice)
 
 
 if __name__ == "__main__":
