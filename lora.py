@@ -280,6 +280,15 @@ def read_adapter_config(adapter: str) -> dict:
     return config
 
 
+def adapter_base(adapter: str) -> str:
+    """The base model that an adapter names: a directory, or `owner/name[@revision]`."""
+    config = read_adapter_config(adapter)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base:
+        raise InputError(f"{adapter}: adapter_config.json names no base model; give one with --model")
+    return f"{base}@{revision}" if revision else base
+
+
 def open_adapter(
     adapter: str, base: str | BertForSequenceClassification | None = None
 ) -> BertForSequenceClassification:
@@ -292,11 +301,7 @@ def open_adapter(
     for name, tensor in state.items():  # before anything of the size that r claims is allocated
         if ".lora_A." in name and tensor.shape[:1] != (config["r"],):
             raise InputError(f"{path}: {name} is {list(tensor.shape)}, but adapter_config.json says r = {config['r']}")
-    if base is None:
-        base, revision = config.get("base_model_name_or_path"), config.get("revision")
-        if not isinstance(base, str):
-            raise InputError(f"{adapter}: adapter_config.json names no base model; give one with --model")
-        base = f"{base}@{revision}" if revision else base
+    base = base or adapter_base(adapter)
     if isinstance(base, str):
         model, name = BertForSequenceClassification.from_pretrained(base), base
     else:
@@ -345,9 +350,10 @@ class AdapterBank:
         self.models: dict[str, BertForSequenceClassification] = {}
         self.routes: list[tuple[str, slice]] = []
 
-    def load(self, name: str, adapter: str) -> None:
+    def load(self, name: str, adapter: str) -> BertForSequenceClassification:
         self.models[name] = open_adapter(adapter, self.base)
         self.weave()
+        return self.models[name]
 
     def remove(self, name: str) -> None:
         del self.models[name]

@@ -16,7 +16,7 @@ import torch
 
 from bert import BertForSequenceClassification, InputError, OneLineParser, find_file, run_main
 from data import encode, load_tokenizer, make_batch
-from lora import open_adapter
+from lora import AdapterBank, adapter_base
 
 DEMO = [
     "a gripping, beautifully acted film that stays with you",
@@ -38,22 +38,67 @@ def classify(model: BertForSequenceClassification, tokenizer, texts: list[str], 
     return result
 
 
-def show(model: BertForSequenceClassification, tokenizer, texts: list[str], as_json: bool) -> None:
-    """Prints a line for each text: label, confidence and the text, or as JSON with all probabilities."""
-    names = model.config.id2label
-    for text, probabilities in zip(texts, classify(model, tokenizer, texts), strict=True):
-        best = int(probabilities.argmax())
-        if as_json:
-            scores = {names[i]: round(float(p), 6) for i, p in enumerate(probabilities)}
-            print(json.dumps({"text": text, "label": names[best], "scores": scores}, ensure_ascii=False))
+class Answers:
+    """The models to ask, by the names they were given, and how to print what they say."""
+
+    def __init__(self, names: list[str], base: str | None, max_length: int | None, as_json: bool):
+        self.base, self.max_length, self.as_json = base, max_length, as_json
+        self.banks: dict[str, AdapterBank] = {}  # a base is in memory once, however many adapters stand on it
+        self.models = {name: self.open(name) for name in names}
+
+    def open(self, name: str):
+        """The model and the tokenizer of an adapter, or of a whole model as --rank 0 and transformers leave it."""
+        if find_file(name, "adapter_config.json", required=False) is not None:
+            base = self.base or adapter_base(name)
+            if base not in self.banks:
+                self.banks[base] = AdapterBank(base)
+            model = self.banks[base].load(name, name)
         else:
-            print(f"{names[best]:<10} {probabilities[best]:6.1%}  {text}")
+            base, model = name, BertForSequenceClassification.from_pretrained(name)
+            if model.classifier_is_new:
+                raise InputError(f"{name}: has no trained classifier; name an adapter for it with --adapter")
+        return model, load_tokenizer(base, self.max_length or model.config.max_position_embeddings)
+
+    def show(self, texts: list[str]) -> None:
+        """Prints a line for each text and model: label, confidence, text; or JSON with every probability."""
+        answers = {name: classify(*self.models[name], texts) for name in self.models}
+        for row, text in enumerate(texts):
+            for name, (model, _) in self.models.items():
+                probabilities, labels = answers[name][row], model.config.id2label
+                best = int(probabilities.argmax())
+                several = len(self.models) > 1
+                if self.as_json:
+                    scores = {labels[i]: round(float(p), 6) for i, p in enumerate(probabilities)}
+                    line = {"adapter": name} if several else {}
+                    line |= {"text": text, "label": labels[best], "confidence": scores[labels[best]], "scores": scores}
+                    print(json.dumps(line, ensure_ascii=False))
+                else:
+                    print(f"{labels[best]:<10} {probabilities[best]:6.1%}  " + f"{name}: " * several + text)
+
+    def prompt(self) -> None:
+        print("Type a text; /adapter NAME switches; Ctrl-D leaves.", file=sys.stderr)
+        while True:
+            try:
+                text = input("> ").strip()
+                if text.startswith("/adapter "):
+                    name = text.removeprefix("/adapter ").strip()
+                    self.models = {name: self.open(name)}
+                elif text:
+                    self.show(checked([text], "text"))
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr)
+            except EOFError:
+                print(file=sys.stderr)
+                return
 
 
 def checked(texts: list[str], where: str) -> list[str]:
+    """The texts, or InputError for one that is empty or no Unicode."""
     for number, text in enumerate(texts, 1):
         if not text.strip():
             raise InputError(f"{where} {number} is empty; give a text to classify")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"{where} {number} is not UTF-8 text")
     if not texts:
         raise InputError(f"{where} 1 is missing; give a text to classify")
     return texts
@@ -66,63 +111,37 @@ def read_lines(name: str) -> list[str]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
     return checked(lines, f"{'standard input' if name == '-' else name}: line")
 
 
-def prompt(model: BertForSequenceClassification, tokenizer, as_json: bool) -> None:
-    print("Type a text, or nothing to leave.", file=sys.stderr)
-    while True:
-        try:
-            text = input("> ").strip()
-        except EOFError:
-            print(file=sys.stderr)
-            return
-        if not text:
-            return
-        show(model, tokenizer, [text], as_json)
-
-
-def parse_arguments():
+def main() -> None:
     parser = OneLineParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "texts", nargs="*", metavar="TEXT", help='texts to classify; "-" reads them from standard input'
-    )
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help='a text to classify; "-" reads standard input')
     parser.add_argument("--file", help="a UTF-8 file with a text a line")
-    parser.add_argument("--adapter", help="a directory or a Hub repository (default: out/best)")
-    parser.add_argument("--model", help="the base model, if not the one that the adapter names; "
-                        "without --adapter, a fine-tuned model to use as it is")  # fmt: skip
     parser.add_argument(
-        "--max-length", type=int, help="tokens that a text is cut to (default: all that the model takes)"
+        "--adapter", action="append", help="a directory or a Hub id (default: out/best); may be repeated"
+    )
+    parser.add_argument("--model", help="another base than the adapter names; alone: a fine-tuned model as it is")
+    parser.add_argument(
+        "--max-length", type=int, help="tokens that a text is cut to (default: all the model's positions)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON lines, with the probability of every class")
     parser.add_argument("--demo", action="store_true", help="classify a few examples")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = parse_arguments()
+    arguments = parser.parse_args()
     texts = DEMO if arguments.demo else arguments.texts
     if arguments.file or texts == ["-"]:
         texts = read_lines(arguments.file or "-")
     elif texts or not sys.stdin.isatty():
         texts = checked(texts, "text") if texts else read_lines("-")
-    adapter = arguments.adapter or ("" if arguments.model else "out/best")
-    if adapter == "out/best" and not Path(adapter).exists():
+    names = arguments.adapter or ([arguments.model] if arguments.model else ["out/best"])
+    if names == ["out/best"] and not Path("out/best").exists():
         raise InputError("out/best: no adapter yet; train one with `make train`, or name one with --adapter")
-    if adapter and find_file(adapter, "adapter_config.json", required=False) is not None:
-        model = open_adapter(adapter, arguments.model)
-        base = model.lora_config["base_model_name_or_path"]
-    else:  # a whole model, as --rank 0, merging and transformers leave it
-        base = adapter or arguments.model
-        model = BertForSequenceClassification.from_pretrained(base)
-        if model.classifier_is_new:
-            raise InputError(f"{base}: has no trained classifier; name an adapter for it with --adapter")
-    tokenizer = load_tokenizer(base, arguments.max_length or model.config.max_position_embeddings)
+    answers = Answers(names, arguments.model, arguments.max_length, arguments.json)
     if texts:
-        show(model, tokenizer, texts, arguments.json)
+        answers.show(texts)
     else:
-        prompt(model, tokenizer, arguments.json)
+        answers.prompt()
 
 
 if __name__ == "__main__":
