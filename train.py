@@ -207,7 +207,8 @@ def set_up(config: Config) -> Run:
     if tokenizer.get_vocab_size() > model.config.vocab_size:
         raise InputError(f"{config.model}: the tokenizer knows more tokens than the model ({model.config.vocab_size})")
     train, validation = (encode(tokenizer, s.texts, s.labels) for s in (task.train, task.validation))
-    digest = hashlib.sha256(find_file(config.model, "model.safetensors").read_bytes())
+    with open(find_file(config.model, "model.safetensors"), "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
     for tensor in (train.input_ids, train.labels, validation.input_ids, validation.labels):
         digest.update(tensor.numpy())
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -227,10 +228,11 @@ def build_model(config: Config, label_names: list[str]) -> BertForSequenceClassi
         model = open_adapter(config.init_adapter, config.model)
         if model.config.num_labels != len(label_names):
             raise InputError(
-                f"--init-adapter {config.init_adapter} knows {model.config.num_labels} classes, not the data's"
+                f"{config.init_adapter}: has {model.config.num_labels} classes, the data {len(label_names)}"
             )
-        rank, alpha = model.lora_config["r"], model.lora_config["lora_alpha"]
-        config.rank, config.alpha, config.targets = rank, float(alpha), ",".join(model.lora_config["target_modules"])
+        targets = model.lora_config["target_modules"]
+        config.targets = targets if isinstance(targets, str) else ",".join(targets)
+        config.rank, config.alpha = model.lora_config["r"], float(model.lora_config["lora_alpha"])
         mark_only_lora_as_trainable(model)
         model.classifier_is_new = False
     else:
