@@ -173,7 +173,8 @@ def apply_lora_to_model(
         parent, _, child = name.rpartition(".")
         linear = model.get_submodule(name)
         lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha, dropout, use_rslora)
-        setattr(model.get_submodule(parent), child, LinearWithLoRA(linear, lora.to(linear.weight.device)))
+        rewritten = LinearWithLoRA(linear, lora.to(linear.weight.device)).train(linear.training)
+        setattr(model.get_submodule(parent), child, rewritten)
     model.lora_config = {  # under the names of adapter_config.json
         "target_modules": target_modules if isinstance(target_modules, str) else list(target_modules),
         "r": rank,

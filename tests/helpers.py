@@ -1,0 +1,144 @@
+"""The models, inputs and measures of test_bert.py and test_lora.py."""
+
+import contextlib
+import json
+import logging
+import re
+import warnings
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bert import BertConfig, BertForSequenceClassification, BertModel
+from lora import LoRALayer, apply_lora_to_model, get_lora_state_dict, mark_only_lora_as_trainable
+
+TINY = {  # a BERT that takes milliseconds
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+}
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """The largest absolute difference of two tensors of one shape; NaN where either holds NaN."""
+    assert a.shape == b.shape
+    return (a - b).abs().max().item()
+
+
+@torch.no_grad()
+def draw(module: nn.Module, seed: int = 0, std: float = 0.1) -> None:
+    """Draws every parameter anew, so that none, not even a bias, is 0 or 1 and drops out of a comparison."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        center = 1.0 if name.endswith("LayerNorm.weight") else 0.0
+        parameter.normal_(center, std, generator=generator)
+
+
+def saved_base(folder: Path, seed: int = 0, **settings) -> Path:
+    """A random BertForSequenceClassification of the shapes TINY | settings, written by transformers."""
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**TINY | settings))
+    draw(model, seed)
+    model.save_pretrained(folder)
+    return folder
+
+
+def official_names(state: dict) -> dict:
+    """The tensors of a BertModel under the names of bert-base-uncased's own file, with the heads of pre-training."""
+    rename = lambda name: re.sub(
+        "LayerNorm.weight$", "LayerNorm.gamma", re.sub("LayerNorm.bias$", "LayerNorm.beta", name)
+    )
+    D, vocab_size = len(state["pooler.dense.bias"]), len(state["embeddings.word_embeddings.weight"])
+    heads = {
+        "cls.predictions.bias": torch.randn(vocab_size),
+        "cls.predictions.transform.dense.weight": torch.randn(D, D),
+        "cls.predictions.transform.dense.bias": torch.randn(D),
+        "cls.predictions.transform.LayerNorm.gamma": torch.randn(D),
+        "cls.predictions.transform.LayerNorm.beta": torch.randn(D),
+        "cls.seq_relationship.weight": torch.randn(2, D),
+        "cls.seq_relationship.bias": torch.randn(2),
+    }
+    return {f"bert.{rename(name)}": tensor for name, tensor in state.items()} | heads
+
+
+def official_base(folder: Path) -> Path:
+    """A random bert-base, written as the official one is."""
+    folder.mkdir()
+    config = BertConfig()
+    with torch.device("meta"):
+        model = BertModel(config)
+    model.to_empty(device="cpu")
+    draw(model, std=0.03)
+    config.to_json(folder / "config.json", architectures=["BertForMaskedLM"], position_embedding_type="absolute")
+    save_file(official_names(model.state_dict()), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def open_theirs(base: str | Path, **settings) -> transformers.PreTrainedModel:
+    return transformers.AutoModelForSequenceClassification.from_pretrained(base, **settings).eval()
+
+
+def adapted(base: str | Path, targets: list[str] | str, **settings) -> BertForSequenceClassification:
+    """A base with random A and B, in eval mode."""
+    model = BertForSequenceClassification.from_pretrained(base)
+    apply_lora_to_model(model, targets, **{"dropout": 0.0} | settings)
+    mark_only_lora_as_trainable(model)
+    for module in model.modules():
+        if isinstance(module, LoRALayer):
+            draw(module, std=0.05)
+    return model.eval()
+
+
+def in_peft(model: BertForSequenceClassification, base: str | Path) -> peft.PeftModel:
+    """The same in peft: on the same base, with A, B and the classifier copied over."""
+    settings = peft.LoraConfig(task_type="SEQ_CLS", **model.lora_config)
+    theirs = peft.get_peft_model(open_theirs(base, num_labels=model.config.num_labels), settings)
+    report = peft.set_peft_model_state_dict(theirs, get_lora_state_dict(model))
+    assert not report.unexpected_keys
+    assert not [name for name in report.missing_keys if "lora" in name or "modules_to_save" in name]
+    return theirs.eval()
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """The gradient of every trained parameter, under the name that PEFT saves it by."""
+    named = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {re.sub(r"base_model\.model\.|\.modules_to_save|\.default|\.lora(?=\.)", "", n): g for n, g in named.items()}
+
+
+def inputs(vocab_size: int, lengths: list[int], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random token ids (B, S) and the attention mask (B, S) of sentences of these lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(1, vocab_size, (len(lengths), max(lengths)), generator=generator)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return input_ids * mask, mask
+
+
+def edit_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@contextlib.contextmanager
+def silence():
+    """Fails if the block warns, through `warnings` or in the log of transformers, peft or the Hub's client.
+
+    Deprecations do not count: they are between peft and transformers.
+    """
+    said = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    loggers = [logging.getLogger(name) for name in ("transformers", "peft", "huggingface_hub")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for logger in loggers:
+        logger.removeHandler(handler)
+    said += [str(w.message) for w in caught if not issubclass(w.category, (FutureWarning, DeprecationWarning))]
+    assert not said, said

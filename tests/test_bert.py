@@ -1,0 +1,308 @@
+"""bert.py against transformers: the same numbers from the same files, and a clear refusal of all other files."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from helpers import TINY, difference, draw, edit_json, inputs, official_base, official_names, saved_base, silence
+from safetensors.torch import load_file, save_file
+
+from bert import BertConfig, BertForSequenceClassification, BertModel, Dropout, InputError, dropout_mask, find_file
+from data import OFFICIAL_MODEL, official_or_offline
+
+SHAPES = {
+    "tiny": {},
+    "one wide head": {"num_attention_heads": 1, "num_hidden_layers": 1, "layer_norm_eps": 1e-3, "num_labels": 1},
+    "narrow heads": {"num_attention_heads": 16, "num_hidden_layers": 4, "intermediate_size": 100, "num_labels": 5}
+    | {"type_vocab_size": 3, "max_position_embeddings": 513, "layer_norm_eps": 1e-5, "pad_token_id": 7},
+}
+
+
+@pytest.fixture(scope="module", params=["minilm", "bert-base", *SHAPES])
+def pair(request, minilm, tmp_path_factory):
+    """Our classifier and transformers', each opened from the same directory; a new head is given to both."""
+    folder = tmp_path_factory.mktemp("pair") / "model"
+    if request.param == "minilm":
+        folder = Path(minilm)
+    elif request.param == "bert-base":
+        official_base(folder)
+    else:
+        saved_base(folder, **SHAPES[request.param])
+    ours = BertForSequenceClassification.from_pretrained(folder)
+    theirs = transformers.BertForSequenceClassification.from_pretrained(folder).eval()
+    if ours.classifier_is_new:
+        draw(ours.classifier)
+        theirs.classifier.load_state_dict(ours.classifier.state_dict())
+    if request.param == "bert-base":
+        shutil.rmtree(folder)
+    return ours, theirs
+
+
+CASES = {  # the lengths of the sentences, and whether they have token types
+    "one token": ([1], False),
+    "no padding": ([9, 9], False),
+    "padding": ([12, 7, 3, 1], False),
+    "token types": ([9, 4], True),
+    "all positions": (None, True),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.inference_mode()
+def test_equals_transformers(pair, case):
+    ours, theirs = pair
+    config, (lengths, with_types) = ours.config, CASES[case]
+    input_ids, mask = inputs(config.vocab_size, lengths or [config.max_position_embeddings])
+    types = torch.arange(input_ids.shape[1]).expand_as(input_ids) % config.type_vocab_size if with_types else None
+    given = {"attention_mask": None if mask.all() else mask, "token_type_ids": types}
+    hidden, pooled = ours.bert(input_ids, **given)
+    expected = theirs.bert(input_ids, **given)
+    real = mask.bool()  # what stands at padding is nobody's concern
+    assert difference(hidden[real], expected.last_hidden_state[real]) < 1e-5
+    assert difference(pooled, expected.pooler_output) < 1e-5
+    assert difference(ours(input_ids, **given), theirs(input_ids, **given).logits) < 1e-5
+
+
+@torch.inference_mode()
+def test_cls_only_is_the_first_row(pair):
+    model = pair[0].bert
+    input_ids, mask = inputs(model.config.vocab_size, [12, 7, 3, 1])
+    hidden, pooled = model(input_ids, mask)
+    row, pooled_row = model(input_ids, mask, cls_only=True)
+    assert difference(row, hidden[:, :1]) < 1e-5
+    assert difference(pooled_row, pooled) < 1e-5
+
+
+@torch.inference_mode()
+def test_padding_changes_nothing(pair):
+    model = pair[0]
+    input_ids, mask = inputs(model.config.vocab_size, [12, 5])
+    assert difference(model(input_ids, mask)[1:], model(input_ids[1:, :5])) < 1e-5
+
+
+def test_more_tokens_than_positions_are_refused(base):
+    with pytest.raises(InputError, match="41 tokens are more than the 40 positions"):
+        BertModel.from_pretrained(base)(torch.ones(1, 41, dtype=torch.long))
+
+
+def test_parameter_counts():
+    with torch.device("meta"):
+        model = BertForSequenceClassification(BertConfig())
+    assert sum(p.numel() for p in model.bert.parameters()) == 109_482_240
+    assert sum(p.numel() for p in model.parameters()) == 109_483_778
+
+
+def test_official_weights():
+    """The hidden states that transformers documents for bert-base-uncased's weights."""
+    folder = os.environ.get("BERT_BASE_UNCASED")
+    if not folder:
+        if official_or_offline(5.0)[-1]:
+            pytest.skip("needs the Hub, or BERT_BASE_UNCASED=DIR with config.json and model.safetensors")
+        find_file(OFFICIAL_MODEL, "config.json")
+        folder = find_file(OFFICIAL_MODEL, "model.safetensors").parent
+    ours, theirs = BertModel.from_pretrained(folder), transformers.BertModel.from_pretrained(folder).eval()
+    input_ids = torch.tensor([[0, 345, 232, 328, 740, 140, 1695, 69, 6078, 1588, 2]])
+    mask = torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
+    with torch.inference_mode():
+        hidden, pooled = ours(input_ids, mask)
+        expected = theirs(input_ids, mask)
+    known = torch.tensor([[[0.4249, 0.1008, 0.7531], [0.3771, 0.1188, 0.7467], [0.4152, 0.1098, 0.7108]]])
+    assert difference(hidden[:, 1:4, 1:4], known) < 1e-4
+    assert difference(hidden[:, 1:], expected.last_hidden_state[:, 1:]) < 1e-5
+    assert difference(pooled, expected.pooler_output) < 1e-5
+    assert sum(p.numel() for p in ours.parameters()) == 109_482_240
+
+
+# Files.
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    """The directory of a tiny random classifier."""
+    return saved_base(tmp_path / "base")
+
+
+def rewrite(folder: Path, change) -> None:
+    """Puts change(tensors) in the place of the tensors in a directory's file."""
+    path = folder / "model.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path)
+
+
+def bare(state: dict) -> dict:
+    return {name.removeprefix("bert."): tensor for name, tensor in state.items() if name.startswith("bert.")}
+
+
+POSITION_IDS = {"embeddings.position_ids": torch.arange(40)[None]}
+NAMINGS = {
+    "official": lambda state: official_names(bare(state)),
+    "prefix": lambda state: {name: tensor for name, tensor in state.items() if name.startswith("bert.")},
+    "no prefix": bare,
+    "position_ids": lambda state: bare(state) | POSITION_IDS,
+    "bert.position_ids": lambda state: state | {f"bert.{k}": v for k, v in POSITION_IDS.items()},
+    "another head": lambda state: bare(state) | {"cls.seq_relationship.weight": torch.ones(2, 32)},
+}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_every_naming_loads(base, naming):
+    expected = bare(load_file(base / "model.safetensors"))
+    rewrite(base, NAMINGS[naming])
+    for model in BertModel.from_pretrained(base), BertForSequenceClassification.from_pretrained(base).bert:
+        assert model.state_dict().keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_are_computed_in_float32(base, dtype):
+    rewrite(base, lambda state: {name: tensor.to(dtype) for name, tensor in state.items()})
+    ours = BertForSequenceClassification.from_pretrained(base)
+    theirs = transformers.BertForSequenceClassification.from_pretrained(base, dtype=torch.float32).eval()
+    assert {parameter.dtype for parameter in ours.parameters()} == {torch.float32}
+    input_ids, mask = inputs(60, [9, 4])
+    assert difference(ours(input_ids, mask), theirs(input_ids, mask).logits) < 1e-5
+
+
+def test_only_the_classifier_may_be_new(base):
+    assert not BertForSequenceClassification.from_pretrained(base).classifier_is_new
+    rewrite(base, bare)
+    torch.manual_seed(0)
+    model = BertForSequenceClassification.from_pretrained(base, num_labels=3)
+    assert model.classifier_is_new
+    assert model.classifier.weight.shape == (3, 32)
+    assert 0.01 < model.classifier.weight.std().item() < 0.03
+    assert not model.classifier.bias.any()
+    torch.manual_seed(0)
+    again = BertForSequenceClassification.from_pretrained(base, num_labels=3)
+    assert torch.equal(model.classifier.weight, again.classifier.weight)
+
+
+QUERY = "bert.encoder.layer.1.attention.self.query.weight"
+DAMAGE = {  # what is wrong: the change to the file, and what the message says
+    "missing": (lambda s: {k: v for k, v in s.items() if k != QUERY}, rf"lacks {QUERY}"),
+    "half a head": (lambda s: {k: v for k, v in s.items() if k != "classifier.bias"}, r"lacks classifier\.bias"),
+    "surplus": (
+        lambda s: s | {"bert.encoder.layer.2.odd": torch.ones(2)},
+        r"surplus tensor bert\.encoder\.layer\.2\.odd",
+    ),
+    "shape": (lambda s: s | {QUERY: torch.ones(32, 31)}, rf"{QUERY} has the shape \[32, 31\], expected \[32, 32\]"),
+    "head's shape": (lambda s: s | {"classifier.bias": torch.ones(3)}, r"classifier\.bias has the shape \[3\]"),
+    "NaN": (lambda s: s | {QUERY: s[QUERY].index_fill(0, torch.tensor(3), torch.nan)}, rf"{QUERY} holds NaN"),
+    "infinity": (lambda s: s | {QUERY: s[QUERY] / 0}, rf"{QUERY} holds NaN or infinity"),
+    "integers": (lambda s: s | {QUERY: s[QUERY].long()}, rf"{QUERY} is torch\.int64"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_tensors_are_named(base, damage):
+    change, message = DAMAGE[damage]
+    rewrite(base, change)
+    with pytest.raises(InputError, match=message):
+        BertForSequenceClassification.from_pretrained(base)
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, 20_000])
+def test_truncated_file_is_refused(base, size):
+    path = base / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        BertModel.from_pretrained(base)
+
+
+def test_pickle_is_refused_with_a_hint(base):
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle.*convert it to safetensors"):
+        BertModel.from_pretrained(base)
+
+
+UNSUPPORTED = {
+    "hidden_act": "relu",
+    "position_embedding_type": "relative_key",
+    "is_decoder": True,
+    "model_type": "t5",
+    "problem_type": "regression",
+    "num_attention_heads": 5,
+    "id2label": {"1": "yes"},
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_config_is_named(base, name):
+    edit_json(base / "config.json", **{name: UNSUPPORTED[name]})
+    with pytest.raises(InputError, match=rf"config\.json: .*{name}"):
+        BertModel.from_pretrained(base)
+
+
+@pytest.mark.parametrize("opener", ["BertForSequenceClassification", "AutoModelForSequenceClassification"])
+def test_transformers_opens_what_we_save(base, tmp_path, opener):
+    ours = BertForSequenceClassification.from_pretrained(base)
+    ours.config.id2label = {0: "böse", 1: "gut"}
+    ours.save_pretrained(tmp_path / "saved")
+    with silence():
+        theirs = getattr(transformers, opener).from_pretrained(tmp_path / "saved").eval()
+    assert (theirs.config.id2label, theirs.config.label2id) == ({0: "böse", 1: "gut"}, {"böse": 0, "gut": 1})
+    again = BertForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert again.config == ours.config
+    input_ids, mask = inputs(60, [9, 4])
+    for model in again, theirs:
+        output = model(input_ids, mask)
+        assert difference(ours(input_ids, mask), getattr(output, "logits", output)) < 1e-5
+
+
+def test_transformers_opens_a_saved_encoder(base, tmp_path):
+    ours = BertModel.from_pretrained(base)
+    ours.save_pretrained(tmp_path / "saved")
+    with silence():
+        theirs = transformers.AutoModel.from_pretrained(tmp_path / "saved").eval()
+    assert isinstance(theirs, transformers.BertModel)
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["architectures"] == ["BertModel"]
+    assert difference(ours(inputs(60, [9])[0])[0], theirs(inputs(60, [9])[0]).last_hidden_state) < 1e-5
+    with pytest.raises(AssertionError, match="classifier"), silence():  # a new head: here transformers does warn
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+
+
+# Dropout.
+
+
+@pytest.mark.parametrize("p", [0.1, 0.05])
+def test_dropout_mask(p):
+    torch.manual_seed(0)
+    mask = dropout_mask(torch.empty(1000, 1000), p)
+    kept = mask != 0
+    assert mask[kept].unique().tolist() == pytest.approx([1 / (1 - p)], rel=1e-4)
+    error = (p * (1 - p) / 1e6) ** 0.5
+    assert (~kept).float().mean().item() == pytest.approx(p, abs=4 * error)
+    assert mask.mean().item() == pytest.approx(1, abs=4 * error / (1 - p))
+    quarters = (~kept).view(-1, 4).float().mean(0)  # four numbers come out of one draw
+    assert quarters.tolist() == pytest.approx([p] * 4, abs=4 * 2 * error)
+    pairs = (~kept[:, 1:] & ~kept[:, :-1]).float().mean().item()  # neighbours are independent
+    assert pairs == pytest.approx(p * p, abs=6 * error * p)
+    torch.manual_seed(0)
+    assert torch.equal(mask, dropout_mask(torch.empty(1000, 1000), p))
+    assert not torch.equal(mask, dropout_mask(torch.empty(1000, 1000), p))
+
+
+def test_dropout_in_training_and_in_eval():
+    x, dropout = torch.randn(7, 9), Dropout(0.4)
+    torch.manual_seed(0)
+    dropped = dropout(x)
+    torch.manual_seed(0)
+    assert torch.equal(dropped, x * dropout_mask(x, 0.4))
+    assert (dropped == 0).any()
+    assert torch.equal(dropout.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+
+
+def test_model_drops_only_in_training(base):
+    model, (input_ids, mask) = BertForSequenceClassification.from_pretrained(base), inputs(TINY["vocab_size"], [9, 4])
+    first = model(input_ids, mask)
+    assert torch.equal(first, model(input_ids, mask))
+    model.train()
+    torch.manual_seed(0)
+    dropped = model(input_ids, mask)
+    assert not torch.equal(first, dropped)
+    torch.manual_seed(0)
+    assert torch.equal(dropped, model(input_ids, mask))

@@ -1,0 +1,363 @@
+"""lora.py against peft: the same numbers, gradients, losses and files."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from helpers import adapted, difference, draw, edit_json, gradients, in_peft, inputs, open_theirs, saved_base, silence
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import lora
+import train
+from bert import BertConfig, BertForSequenceClassification, InputError
+from data import make_batch, plan_batches
+from lora import FrozenPlusLowRank, LinearWithLoRA, LoRALayer, apply_lora_to_model, open_adapter
+
+QUERY_VALUE = ["query", "value"]
+REGEX = r"bert\.encoder\.layer\.[01]\.(attention\.self\.(query|key)|intermediate\.dense)"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """The directory of a tiny random classifier with three classes."""
+    return saved_base(tmp_path_factory.mktemp("base") / "base", num_labels=3)
+
+
+# The layer.
+
+
+@pytest.mark.parametrize("lengths", [[14, 14, 14], [14, 9, 2]], ids=["no padding", "padding"])
+@pytest.mark.parametrize("targets", [QUERY_VALUE, "all-linear"], ids=str)
+def test_logits_and_gradients_equal_peft(minilm, targets, lengths):
+    ours = adapted(minilm, targets)
+    theirs = in_peft(ours, minilm)
+    input_ids, mask = inputs(30522, lengths)
+    labels = torch.tensor([0, 1, 1])
+    logits = ours(input_ids, None if mask.all() else mask)
+    output = theirs(input_ids, mask, labels=labels)
+    assert difference(logits, output.logits) < 1e-5
+    F.cross_entropy(logits, labels).backward()
+    output.loss.backward()
+    mine, expected = gradients(ours), gradients(theirs)
+    assert mine.keys() == expected.keys()
+    assert len(mine) == 2 + 2 * (12 if targets == QUERY_VALUE else 37)
+    assert all(gradient.abs().max() > 1e-5 for gradient in mine.values())
+    assert max(difference(mine[name], expected[name]) for name in mine) < 1e-5
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_linear_with_lora_is_the_sum_of_its_parts(use_rslora):
+    linear = nn.Linear(20, 30)
+    path = LoRALayer(20, 30, rank=4, alpha=12, dropout=0.0, use_rslora=use_rslora)
+    assert path.scaling == (6 if use_rslora else 3)
+    assert not path.lora_B.weight.any()
+    draw(path)
+    both, found = LinearWithLoRA(linear, path).double(), []
+    assert not linear.weight.requires_grad
+    assert not linear.bias.requires_grad
+    for forward in both, lambda x: linear(x) + path(x):
+        torch.manual_seed(0)
+        x = torch.randn(2, 5, 20, dtype=torch.float64, requires_grad=True)
+        y = forward(x)
+        grads = torch.autograd.grad(y, [x, path.lora_A.weight, path.lora_B.weight], torch.randn_like(y))
+        found.append([y, *grads])
+    assert all(difference(a, b) < 1e-12 for a, b in zip(*found, strict=True))
+    assert difference(x @ path.delta().T, path(x)) < 1e-12
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_hand_written_gradients(with_mask):
+    torch.manual_seed(0)
+    x, W, b, A, B = (torch.randn(*shape, dtype=torch.float64) for shape in [(3, 4), (5, 4), (5,), (2, 4), (5, 2)])
+    mask = torch.tensor([[0, 2, 2, 2]]).expand(3, 4).double() if with_mask else None
+    y = FrozenPlusLowRank.apply(x, W, b, A, B, 1.7, mask)
+    assert difference(y, x @ W.T + b + 1.7 * (x if mask is None else x * mask) @ A.T @ B.T) < 1e-12
+    trained = [tensor.requires_grad_() for tensor in (x, A, B)]
+    path = lambda x, A, B: FrozenPlusLowRank.apply(x, W, b, A, B, 1.7, mask)
+    assert torch.autograd.gradcheck(path, trained)
+
+
+def test_adapter_dropout_is_on_the_path_alone(monkeypatch):
+    both = LinearWithLoRA(nn.Linear(6, 6), LoRALayer(6, 6, rank=2, alpha=2, dropout=0.5))
+    draw(both)
+    x = torch.randn(4, 6)
+    mask = torch.randint(0, 2, (4, 6)) * 2.0
+    monkeypatch.setattr(lora, "dropout_mask", lambda x, p: mask)
+    assert difference(both(x), both.linear(x) + both.lora.eval()(x * mask)) < 1e-5
+    assert difference(both.eval()(x), both.linear(x) + both.lora(x)) < 1e-5
+
+
+# Merging.
+
+
+@pytest.mark.parametrize("targets", [QUERY_VALUE, "all-linear"], ids=str)
+@torch.inference_mode()
+def test_merging(minilm, targets):
+    model = adapted(minilm, targets)
+    theirs = in_peft(model, minilm)
+    plain = BertForSequenceClassification.from_pretrained(minilm)
+    input_ids, mask = inputs(30522, [14, 9, 2])
+    before = model(input_ids, mask)
+    layers = [module for module in model.modules() if isinstance(module, LinearWithLoRA)]
+    originals = [layer.linear.weight.clone() for layer in layers]
+    for layer in layers:
+        layer.merge_weights()
+        layer.merge_weights()  # twice is once
+    assert not any(torch.equal(layer.linear.weight, W) for layer, W in zip(layers, originals, strict=True))
+    assert difference(model(input_ids, mask), before) < 1e-5
+    for layer in layers:
+        layer.unmerge_weights()
+    assert all(torch.equal(layer.linear.weight, W) for layer, W in zip(layers, originals, strict=True))
+    assert torch.equal(model(input_ids, mask), before)
+    lora.merge_lora_weights(model)
+    assert difference(model(input_ids, mask), before) < 1e-5
+    assert difference(model(input_ids, mask), theirs.merge_and_unload()(input_ids, mask).logits) < 1e-5
+    assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+    assert list(model.state_dict()) == list(plain.state_dict())
+
+
+def test_rewriting_keeps_the_mode(base):
+    model = BertForSequenceClassification.from_pretrained(base)
+    for mode in (True, False):
+        apply_lora_to_model(model.train(mode), ["key"] if mode else ["query"])
+        assert {module.training for module in model.modules()} == {mode}
+
+
+def test_eval_and_train_never_merge(base):
+    model = adapted(base, QUERY_VALUE)
+    layer = model.bert.encoder.layer[0].attention.self.query
+    W = layer.linear.weight.clone()
+    for mode in (True, False, True):
+        model.train(mode)
+        assert layer.unmerged_weight is None
+        assert torch.equal(layer.linear.weight, W)
+
+
+# Training.
+
+
+def test_fifty_steps_equal_peft(minilm, reviews, tmp_path):
+    base = shutil.copytree(minilm, tmp_path / "base")
+    edit_json(base / "config.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = train.Config(str(base), reviews, epochs=1, batch_size=16, lr=2e-3, dropout=0.0, device="cpu")
+    run = train.set_up(config)
+    short = np.flatnonzero(run.train.lengths <= 16)[: 50 * 16]
+    some = {field: getattr(run.train, field)[short] for field in ("starts", "lengths", "labels")}
+    run.train = replace(run.train, **some)
+    assert run.steps == 50
+    theirs = in_peft(run.model, base).train()
+    trained = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim == 2], [p for p in trained if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=2e-3)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(0.06 * 50), 50)
+    run.model.train()
+    losses = []
+    for batch in plan_batches(run.train.lengths, 16, config.seed, epoch=0):
+        loss_sum, _, count = train.train_step(run, batch)
+        run.progress.step += 1
+        input_ids, mask, _, labels = make_batch(run.train, batch, pad_id=0)
+        loss = theirs(input_ids, mask, labels=labels).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append((loss_sum.item() / count, loss.item()))
+    ours, expected = torch.tensor(losses).T
+    assert difference(ours, expected) < 1e-4
+    assert ours[-10:].mean() < ours[:10].mean() - 0.1  # something was learnt
+
+
+# Which layers.
+
+
+COUNTS = [(QUERY_VALUE, 294_912), (["query", "key", "value", "dense"], 1_339_392)]
+
+
+@pytest.mark.parametrize(("targets", "count"), COUNTS)
+def test_parameter_counts(targets, count):
+    with torch.device("meta"):
+        model = BertForSequenceClassification(BertConfig())
+        total = sum(p.numel() for p in model.parameters())
+        apply_lora_to_model(model, targets, rank=8)
+    assert lora.count_lora_parameters(model) == count
+    assert total == 109_483_778
+    if targets == QUERY_VALUE:
+        assert round(100 * count / total, 4) == 0.2694
+    lora.mark_only_lora_as_trainable(model)
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(trained.values()) == count + 1538
+    assert {name for name in trained if ".lora." not in name} == {"classifier.weight", "classifier.bias"}
+
+
+TARGETS = [
+    ["query"],
+    ["output.dense", "query"],
+    ["self.key", "pooler.dense"],
+    ["bert.encoder.layer.1.output.dense"],
+    REGEX,
+    r".*\.1\..*dense",
+    r"bert\.pooler\.dense",
+    r".*(dense|classifier)",  # the classifier is trained in full, and so never adapted
+    "all-linear",
+]
+
+
+@pytest.mark.parametrize("targets", TARGETS, ids=str)
+def test_targets_match_as_in_peft(base, targets):
+    ours = adapted(base, targets)
+    theirs = in_peft(ours, base)
+    names = [name for name, module in ours.named_modules() if isinstance(module, LinearWithLoRA)]
+    assert sorted(names) == sorted(theirs.targeted_module_names)
+
+
+NO_MATCH = {  # a target, and a name that the message proposes
+    "valeu": "value",
+    "uery": "query",
+    "attention.self": "attention.self.key",
+    "LayerNorm": "dense",
+    "encoder.layer.2.output.dense": "encoder.layer.1.output.dense",
+}
+
+
+@pytest.mark.parametrize("target", NO_MATCH)
+def test_targets_without_a_match_are_refused(base, target):
+    model = BertForSequenceClassification.from_pretrained(base)
+    for targets in ["query", target], target:  # as an entry of a list, and as a regular expression
+        with pytest.raises(InputError, match=f"'{target}' matches no linear layer .*{NO_MATCH[target]}"):
+            apply_lora_to_model(model, targets)
+    assert not any(isinstance(module, LinearWithLoRA) for module in model.modules())
+
+
+# Files.
+
+OF_PEFT = [
+    {"target_modules": QUERY_VALUE, "r": 8, "lora_alpha": 16},
+    {"target_modules": REGEX, "r": 3, "lora_alpha": 5, "lora_dropout": 0.1},
+    {"target_modules": "all-linear", "r": 4, "lora_alpha": 2, "use_rslora": True},
+    {"target_modules": ["dense"], "r": 1, "lora_alpha": 1, "modules_to_save": ["classifier"]},
+]
+
+
+@pytest.mark.parametrize("settings", OF_PEFT, ids=str)
+def test_opens_an_adapter_of_peft(base, tmp_path, settings):
+    config = peft.LoraConfig(task_type="SEQ_CLS", init_lora_weights=False, **settings)
+    model = peft.get_peft_model(open_theirs(base), config)
+    draw(model.base_model.model.classifier.modules_to_save)
+    model.save_pretrained(tmp_path)
+    input_ids, mask = inputs(60, [9, 4])
+    expected = model.eval()(input_ids, mask).logits
+    assert difference(expected, open_theirs(base)(input_ids, mask).logits) > 0.01
+    assert difference(open_adapter(str(tmp_path))(input_ids, mask), expected) < 1e-5
+    path = tmp_path / "adapter_model.safetensors"  # the names of older files
+    spell_out = lambda name: name.replace("classifier", "classifier.modules_to_save.default")
+    save_file({spell_out(name): tensor for name, tensor in load_file(path).items()}, path)
+    assert difference(open_adapter(str(tmp_path))(input_ids, mask), expected) < 1e-5
+
+
+OURS = [(QUERY_VALUE, 8, 16, False), (REGEX, 3, 5, False), ("all-linear", 4, 2, True)]
+
+
+@pytest.mark.parametrize(("targets", "rank", "alpha", "use_rslora"), OURS)
+def test_peft_opens_our_adapter(base, tmp_path, targets, rank, alpha, use_rslora):
+    ours = adapted(base, targets, rank=rank, alpha=alpha, use_rslora=use_rslora, dropout=0.1)
+    draw(ours.classifier)
+    lora.save_adapter(ours, tmp_path, str(base))
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    plain = open_theirs(base)
+    input_ids, mask = inputs(60, [9, 4])
+    with silence():
+        theirs = peft.PeftModel.from_pretrained(plain, tmp_path).eval()
+    assert difference(theirs(input_ids, mask).logits, ours(input_ids, mask)) < 1e-5
+    again = open_adapter(str(tmp_path))
+    assert torch.equal(again(input_ids, mask), ours(input_ids, mask))
+    assert again.config.id2label == ours.config.id2label
+
+
+@pytest.fixture
+def adapter(base, tmp_path) -> Path:
+    """The directory of an adapter that peft saved."""
+    settings = peft.LoraConfig(task_type="SEQ_CLS", target_modules=QUERY_VALUE)
+    peft.get_peft_model(open_theirs(base), settings).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+UNSUPPORTED = {"use_dora": True, "bias": "all", "rank_pattern": {"query": 4}, "layers_to_transform": [0],
+               "peft_type": "LOHA", "init_lora_weights": "pissa", "task_type": "TOKEN_CLS", "odd": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", UNSUPPORTED)
+def test_unsupported_fields_are_named(adapter, field):
+    edit_json(adapter / "adapter_config.json", **{field: UNSUPPORTED[field]})
+    with pytest.raises(InputError, match=rf"adapter_config\.json: {field} = "):
+        open_adapter(str(adapter))
+
+
+def test_unknown_field_that_is_null_is_accepted(adapter):
+    edit_json(adapter / "adapter_config.json", odd=None)
+    open_adapter(str(adapter))
+
+
+OTHER_BASES = {
+    "wider": ({"hidden_size": 48}, r"has the shape \[.*\], but this base model takes \[.*\]"),
+    "deeper": ({"num_hidden_layers": 3}, r"lacks .*layer\.2"),
+    "flatter": ({"num_hidden_layers": 1}, r"surplus .*layer\.1"),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_BASES)
+def test_adapter_of_another_base_is_refused(adapter, tmp_path, other):
+    shapes, message = OTHER_BASES[other]
+    folder = saved_base(tmp_path / "other", num_labels=3, **shapes)
+    with pytest.raises(InputError, match=message):
+        open_adapter(str(adapter), str(folder))
+
+
+def test_contradicting_rank_is_refused(adapter):
+    edit_json(adapter / "adapter_config.json", r=4)
+    with pytest.raises(InputError, match=r"lora_A.* \[8, 32\].* r = 4"):
+        open_adapter(str(adapter))
+
+
+# Compilation.
+
+
+@pytest.fixture
+def counters(monkeypatch):
+    """Lets Module.compile trace as ever, but generate no code, which is quick; and counts what it traces."""
+    compile = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile(self, backend="eager", **how))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield torch._dynamo.utils.counters
+    torch._dynamo.reset()
+
+
+def test_layers_compile_once_for_every_length(counters, tmp_path):
+    base = saved_base(tmp_path / "base", num_hidden_layers=4)
+    configs = [train.Config(str(base), device="cpu", compile=choice) for choice in ("no", "yes")]
+    plain, compiled = (train.build_model(config, ["negative", "positive"]).eval() for config in configs)
+    compiled.load_state_dict(plain.state_dict())
+    batches = [inputs(60, lengths) for lengths in ([6, 6], [9, 8, 4], [17, 17], [30, 2, 2, 30])]
+    for batch in batches:
+        logits, expected = compiled(*batch), plain(*batch)
+        assert difference(logits, expected) < 1e-5
+        logits.logsumexp(1).mean().backward()
+        expected.logsumexp(1).mean().backward()
+    found, expected = gradients(compiled), gradients(plain)
+    assert max(difference(found[name], expected[name]) for name in expected) < 1e-5
+    assert counters["stats"]["unique_graphs"] == 2  # the first layer, whose input has no gradient, and the others
+    for batch in batches:
+        compiled.train()(*batch).sum().backward()  # with dropout
+    assert counters["stats"]["unique_graphs"] == 4
+    assert not counters["graph_break"]
