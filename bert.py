@@ -388,15 +388,20 @@ def find_file(name: str, filename: str, repo_type: str = "model", required: bool
     repository, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repository):
         raise InputError(f"{name}: no such directory, and no name of a Hub repository")
-    from huggingface_hub import errors, hf_hub_download  # late: a local run needs no client
+    from huggingface_hub import _CACHED_NO_EXIST, errors, hf_hub_download, logging, try_to_load_from_cache
 
+    logging.set_verbosity_error()  # the one line says it all
+    which = {"repo_type": repo_type, "revision": revision or None}
     with hub_errors(name):
         try:
-            return Path(hf_hub_download(repository, filename, repo_type=repo_type, revision=revision or None))
+            return Path(hf_hub_download(repository, filename, **which))
         except errors.RemoteEntryNotFoundError:
             if required:
                 raise InputError(f"{name}: the Hub's repository has no {filename}") from None
-            return None
+        except errors.LocalEntryNotFoundError:  # the Hub is out of reach, but may have said that there is no such file
+            if required or try_to_load_from_cache(repository, filename, **which) is not _CACHED_NO_EXIST:
+                raise
+    return None
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import zipfile
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +133,8 @@ def read_split(paths: list[Path], text_columns: list[str], label_column: str, la
 def number_labels(labels: list, label_names: list[str], where: Path) -> tuple[np.ndarray, list[str]]:
     """Labels as numbers from 0, and the names of the classes: `label_names`, or where that is empty, what is found."""
     if all(isinstance(label, str) for label in labels):
-        if all(re.fullmatch(r"-?\d{1,9}", label) for label in labels):  # numbers, in a file that knows only text
-            labels = [int(label) for label in labels]
+        if all(re.fullmatch(r"[-+.\d]{1,20}", label) for label in labels):  # numbers, in a file that knows only text
+            labels = [int(label) if label.isdecimal() else label for label in labels]
         else:
             label_names = label_names or sorted(set(labels))
             numbers = {name: number for number, name in enumerate(label_names)}
@@ -165,7 +166,7 @@ def load_task(data: str, text_columns: list[str] = (), label_column: str = "labe
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise InputError(f"{data}: the name must end in {', '.join(SUFFIXES)}")
-        return hold_out(read([path], label_names), metric)
+        return hold_out(read([path], label_names), metric, data)
     splits = []
     for split in ("train", "validation"):
         if path.is_dir():
@@ -176,18 +177,16 @@ def load_task(data: str, text_columns: list[str] = (), label_column: str = "labe
         else:
             owner, repository, *folder = name.split("/")
             source = data.replace(name, f"{owner}/{repository}", 1)  # the revision stays
-            tried = [
-                find_file(source, "/".join([*folder, f"{s}-00000-of-00001.parquet"]), "dataset", required=False)
-                for s in (split, f"{split}_matched")
-            ]
-            files = [file for file in tried if file][:1]
+            names = ("/".join([*folder, f"{s}-00000-of-00001.parquet"]) for s in (split, f"{split}_matched"))
+            tried = (find_file(source, name, "dataset", required=False) for name in names)
+            files = list(islice(filter(None, tried), 1))  # the second is not asked for where there is the first
         if not files:
             raise InputError(f"{data}: no {split} file there, such as {split}-00000-of-00001.parquet or {split}.csv")
         splits.append(read(files, splits[0].label_names if splits else label_names))
     return Task(*splits, splits[0].label_names, metric)
 
 
-def hold_out(split: Split, metric: str) -> Task:
+def hold_out(split: Split, metric: str, where: str) -> Task:
     """A tenth of the distinct texts becomes the validation split; no text stands on both sides."""
     keys = list(zip(*(column.to_pylist() for column in split.texts), strict=True))
     distinct = list(dict.fromkeys(keys))
@@ -195,7 +194,7 @@ def hold_out(split: Split, metric: str) -> Task:
     held = {distinct[i] for i in chosen}
     side = np.array([key in held for key in keys])
     if side.all():
-        raise InputError("a file to train on needs two different texts at least")
+        raise InputError(f"{where}: needs two different texts at least, one of them to validate on")
     train, validation = (
         Split([column.filter(mask) for column in split.texts], split.labels[mask], split.label_names)
         for mask in (~side, side)
@@ -297,7 +296,7 @@ def make_batch(
     mask = position < torch.from_numpy(lengths).to(device)[:, None]  # (B, S)
     at = at.where(mask, 0)
     input_ids = data.input_ids[at].where(mask, pad_id)  # (B, S)
-    return input_ids, mask, None if types is None else types[at].long() * mask, labels
+    return input_ids, mask, None if types is None else types[at].long(), labels
 
 
 # What `make train` works on, with the Hub or without it.
@@ -325,9 +324,10 @@ def official_or_offline(seconds: float = 8.0) -> tuple[dict, str]:
     asking = threading.Thread(target=ask, daemon=True)  # a name server that never answers knows no time limit
     asking.start()
     asking.join(seconds)
-    if answers and not isinstance(answers[0], Exception):
+    if answers and getattr(answers[0], "commit_hash", None):  # a captive portal answers too, but not as the Hub does
         return {}, ""
-    reason = first_line(answers[0]) if answers else f"no answer within {seconds:.0f} s"
+    failed = answers and isinstance(answers[0], Exception)
+    reason = first_line(answers[0]) if failed else f"no answer of the Hub's within {seconds:.0f} s"
     model, data = offline_pair()
     return {"model": model, "data": data, "lr": 1e-3}, OFFLINE_NOTICE.format(reason=reason)
 

@@ -239,7 +239,7 @@ HARMLESS = {
     "bias": ["none"],
     "init_lora_weights": [True, False, "gaussian", "orthogonal", "eva"],
     "megatron_core": ["megatron.core"],
-    "modules_to_save": [["classifier"], ["classifier", "score"], ["score", "classifier"]],
+    "modules_to_save": [["classifier", "score"], ["classifier"]],
     "peft_type": ["LORA"],
     "qalora_group_size": [16],
     "task_type": ["SEQ_CLS"],
@@ -268,6 +268,8 @@ def read_adapter_config(adapter: str) -> dict:
     """The adapter_config.json of a directory or Hub repository. InputError names any field that asks for more."""
     path = find_file(adapter, "adapter_config.json")
     config = read_json(path)
+    if isinstance(config.get("modules_to_save"), list):  # PEFT repeats itself there
+        config["modules_to_save"] = sorted({str(module) for module in config["modules_to_save"]})
     for field, value in config.items():
         harmless = field in KNOWN | IRRELEVANT or value in HARMLESS.get(field, []) or not value
         if not harmless:

@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON lines, with the probability of every class")
     parser.add_argument("--demo", action="store_true", help="classify a few examples")
     arguments = parser.parse_args()
+    if arguments.max_length is not None and arguments.max_length < 3:
+        raise InputError(f"--max-length {arguments.max_length} is not at least 3")
     texts = DEMO if arguments.demo else arguments.texts
     if arguments.file or texts == ["-"]:
         texts = read_lines(arguments.file or "-")

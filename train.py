@@ -342,7 +342,7 @@ def fit(run: Run, stop: list[int]) -> None:
         done += len(plan[index])
         bar.update(len(plan[index]))
         evaluating = index + 1 == run.steps_per_epoch or (config.eval_every and progress.step % config.eval_every == 0)
-        saving = evaluating or progress.step % config.save_every == 0 or stop
+        saving = evaluating or progress.step % config.save_every == 0 or bool(stop)
         logging = progress.step % config.log_every == 0
         if logging or saving or run.train.input_ids.device.type == "cpu":
             read_window(run)

@@ -1,6 +1,9 @@
 """What the tests share: a real BERT and real reviews out of the package index, real GLUE tables where there are any."""
 
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait leave their core to the other processes
+
 import subprocess
 import sys
 from pathlib import Path

@@ -51,9 +51,8 @@ def saved_base(folder: Path, seed: int = 0, **settings) -> Path:
 
 def official_names(state: dict) -> dict:
     """The tensors of a BertModel under the names of bert-base-uncased's own file, with the heads of pre-training."""
-    rename = lambda name: re.sub(
-        "LayerNorm.weight$", "LayerNorm.gamma", re.sub("LayerNorm.bias$", "LayerNorm.beta", name)
-    )
+    state = {re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name): tensor for name, tensor in state.items()}
+    state = {re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name): tensor for name, tensor in state.items()}
     D, vocab_size = len(state["pooler.dense.bias"]), len(state["embeddings.word_embeddings.weight"])
     heads = {
         "cls.predictions.bias": torch.randn(vocab_size),
@@ -64,7 +63,7 @@ def official_names(state: dict) -> dict:
         "cls.seq_relationship.weight": torch.randn(2, D),
         "cls.seq_relationship.bias": torch.randn(2),
     }
-    return {f"bert.{rename(name)}": tensor for name, tensor in state.items()} | heads
+    return {f"bert.{name}": tensor for name, tensor in state.items()} | heads
 
 
 def official_base(folder: Path) -> Path:
@@ -89,9 +88,8 @@ def adapted(base: str | Path, targets: list[str] | str, **settings) -> BertForSe
     model = BertForSequenceClassification.from_pretrained(base)
     apply_lora_to_model(model, targets, **{"dropout": 0.0} | settings)
     mark_only_lora_as_trainable(model)
-    for module in model.modules():
-        if isinstance(module, LoRALayer):
-            draw(module, std=0.05)
+    for seed, layer in enumerate(module for module in model.modules() if isinstance(module, LoRALayer)):
+        draw(layer, seed, std=0.05)
     return model.eval()
 
 

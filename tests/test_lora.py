@@ -22,6 +22,7 @@ from bert import BertConfig, BertForSequenceClassification, InputError
 from data import make_batch, plan_batches
 from lora import FrozenPlusLowRank, LinearWithLoRA, LoRALayer, apply_lora_to_model, open_adapter
 
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft's own affair
 QUERY_VALUE = ["query", "value"]
 REGEX = r"bert\.encoder\.layer\.[01]\.(attention\.self\.(query|key)|intermediate\.dense)"
 

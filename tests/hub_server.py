@@ -1,0 +1,102 @@
+"""A small Hugging Face Hub on 127.0.0.1: folders under repository names, the Hub's headers and errors, faults to order.
+
+    with Hub() as hub:
+        hub.add("me/model", folder)                # or "datasets/me/data"; once more adds a newer commit
+        hub.faults["model.safetensors"] = "cut"    # for the files of that name, "*" for all, until it is deleted
+
+Faults: an HTTP status; "silent" (connects and never answers); "drip" (a byte at a time, for ever); "cut" (breaks off
+in the middle, again and again); "cut once"; "short" (half the file, though the headers promised all of it); "portal"
+(another page).
+"""
+
+import hashlib
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+CODES = {401: "RepoNotFound", 403: "GatedRepo"}
+
+
+class Hub:
+    def __init__(self):
+        self.repositories: dict[str, dict[str, Path]] = {}  # {"me/model": {commit: folder}}
+        self.faults: dict[str, int | str] = {}
+        self.served: list[tuple[str, int]] = []  # the paths asked for, and the status of the answer
+        self.closing = threading.Event()
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """From here on connections are refused."""
+        if not self.closing.is_set():
+            self.closing.set()
+            self.server.shutdown()
+            self.server.server_close()
+
+    def add(self, repository: str, folder: str | Path, commit: str = "0" * 40) -> None:
+        self.repositories.setdefault(repository, {})[commit] = Path(folder)
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub
+
+    def answer(self, status: int, body: bytes = b"", length: int | None = None, **headers: str) -> None:
+        self.hub.served.append((self.path, status))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        asked = re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", self.path)
+        if not asked:  # the client asks for things beside the files, and can do without
+            return self.answer(404)
+        repository, revision, name = asked.groups()
+        fault = self.hub.faults.get(Path(name).name, self.hub.faults.get("*"))
+        if fault in ("silent", "drip"):
+            while not self.hub.closing.wait(0.1):
+                self.wfile.write(b"H" * (fault == "drip"))
+            return None
+        if fault == "portal":
+            return self.answer(200, b"<html>Please accept our terms of use</html>")
+        if isinstance(fault, int):
+            return self.answer(fault, X_Error_Code=CODES.get(fault, ""), X_Error_Message=f"fault {fault}")
+        commits = self.hub.repositories.get(repository)
+        if commits is None:
+            return self.answer(401, X_Error_Code="RepoNotFound")
+        commit = list(commits)[-1] if revision == "main" else revision
+        if commit not in commits:
+            return self.answer(404, X_Error_Code="RevisionNotFound")
+        file = commits[commit] / name
+        if not file.is_file():
+            return self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+        content = file.read_bytes()
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X_Repo_Commit": commit}
+        if fault == "short" and self.command == "GET":
+            return self.answer(200, content[: len(content) // 2], **headers)
+        end, start, status = len(content), 0, 200
+        if ranged := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start, status = int(ranged[1]), 206
+            headers["Content_Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if fault in ("cut", "cut once"):
+            end = len(content) // 2
+            if fault == "cut once" and self.command == "GET":
+                self.hub.faults.clear()
+        return self.answer(status, content[start:end], length=len(content) - start, **headers)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_) -> None:
+        pass

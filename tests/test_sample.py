@@ -1,0 +1,220 @@
+"""Classifying text: every way to give it, the probabilities of transformers with peft, and one line for a mistake."""
+
+import contextlib
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from conftest import ROOT
+from helpers import saved_base
+
+import sample
+import train
+from bert import run_main
+from data import load_task, load_tokenizer
+from lora import open_adapter
+
+TEXTS = [
+    "a gripping, beautifully acted film",
+    "dull",
+    "the [MASK] of a user, 中文 👩‍👩‍👧 \u202eעולם\x07\u200b",
+    "so-so, though it takes its time, and then some more of it",
+]
+
+
+@pytest.fixture(scope="session")
+def adapter(minilm, reviews, tmp_path_factory) -> str:
+    """The adapter of a small real run."""
+    folder = tmp_path_factory.mktemp("run")
+    task = load_task(reviews)
+    rows = zip(task.train.texts[0][:96].to_pylist(), task.train.labels[:96], strict=True)
+    lines = [json.dumps({"text": text, "label": task.label_names[label]}) + "\n" for text, label in rows]
+    (folder / "reviews.jsonl").write_text("".join(lines), encoding="utf-8")
+    options = ["--model", minilm, "--data", f"{folder}/reviews.jsonl", "--out", f"{folder}/out", "--lr", "5e-3"]
+    train.train(train.parse_config([*options, "--max-length", "16", "--epochs", "1", "--batch-size", "8"]))
+    return f"{folder}/out/best"
+
+
+@pytest.fixture(scope="session")
+def whole(minilm, tmp_path_factory) -> str:
+    """A whole fine-tuned model of other shapes than MiniLM's."""
+    folder = saved_base(tmp_path_factory.mktemp("whole"), vocab_size=30522, max_position_embeddings=512)
+    shutil.copy(f"{minilm}/tokenizer.json", folder)
+    return str(folder)
+
+
+@pytest.fixture
+def says(monkeypatch, capsys):
+    """What sample.py prints with these arguments and this standard input."""
+
+    def says(*arguments, stdin: bytes = b"") -> str:
+        monkeypatch.setattr(sys, "argv", ["sample.py", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        run_main(sample.main)
+        return capsys.readouterr().out
+
+    return says
+
+
+@pytest.fixture
+def fails(says, capsys):
+    """The one line on stderr with which sample.py refuses these arguments."""
+
+    def fails(*arguments, **stdin) -> str:
+        with pytest.raises(SystemExit) as exit:
+            says(*arguments, **stdin)
+        shown = capsys.readouterr()
+        assert (exit.value.code, shown.out) == (2, "")
+        assert shown.err.startswith("error: ") and shown.err.count("\n") == 1, shown.err
+        return shown.err
+
+    return fails
+
+
+@torch.inference_mode()
+def expected(model, folder: str, texts: list[str]) -> np.ndarray:
+    """The probabilities of a model of transformers or peft, a text at a time."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    rows = [tokenizer(text, truncation=True, max_length=512, return_tensors="pt") for text in texts]
+    return torch.cat([model.eval()(**row).logits.softmax(-1) for row in rows]).numpy()
+
+
+def records(lines: str) -> list[dict]:
+    return [json.loads(line) for line in lines.splitlines()]
+
+
+def test_probabilities_are_those_of_transformers_with_peft(adapter, minilm, reviews):
+    texts = TEXTS + load_task(reviews).validation.texts[0][:40].to_pylist()
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2)
+    theirs = expected(peft.PeftModel.from_pretrained(base, adapter), minilm, texts)
+    model, tokenizer = open_adapter(adapter), load_tokenizer(minilm, 512)
+    for batch_size in 7, 32:
+        ours = sample.classify(model, tokenizer, texts, batch_size)
+        assert np.abs(ours - theirs).max() < 1e-5
+    assert np.ptp(theirs[:, 0]) > 0.01  # they do depend on the text
+
+
+@pytest.mark.parametrize("option", ["--model", "--adapter"])
+def test_a_whole_model_is_used_as_it_is(says, whole, option):
+    model, texts = transformers.AutoModelForSequenceClassification.from_pretrained(whole), [*TEXTS, "no " * 2000]
+    scores = [list(r["scores"].values()) for r in records(says(option, whole, "--json", *texts))]
+    assert np.abs(np.array(scores) - expected(model, whole, texts)).max() < 1e-5
+
+
+def test_every_way_to_give_texts_says_the_same(says, whole, tmp_path):
+    one = [says("--model", whole, text) for text in TEXTS]
+    for line, text in zip(one, TEXTS, strict=True):
+        assert re.fullmatch(rf"LABEL_[01] +\d+\.\d%  {re.escape(text)}\n", line)
+    lines = "".join(f"{text}\n" for text in TEXTS).encode()
+    (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n"))
+    assert says("--model", whole, *TEXTS) == "".join(one)
+    assert says("--model", whole, "--file", str(tmp_path / "texts.txt")) == "".join(one)
+    assert says("--model", whole, "-", stdin=lines) == "".join(one)
+    assert says("--model", whole, stdin=lines.removesuffix(b"\n")) == "".join(one)
+
+
+def test_json_holds_the_probability_of_every_class(says, adapter):
+    shown = records(says("--adapter", adapter, "--json", *TEXTS))
+    assert [record["text"] for record in shown] == TEXTS
+    for record in shown:
+        assert list(record["scores"]) == ["negative", "positive"]
+        assert record["scores"][record["label"]] == max(record["scores"].values()) == record["confidence"]
+        assert sum(record["scores"].values()) == pytest.approx(1, abs=2e-6)
+
+
+def test_demo(says, adapter, monkeypatch, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "best").symlink_to(adapter)
+    monkeypatch.chdir(tmp_path)
+    assert len(says("--demo").splitlines()) == 4
+
+
+def test_another_base_of_the_same_shapes(says, adapter, minilm, tmp_path):
+    moved = shutil.copytree(minilm, tmp_path / "moved")
+    assert says("--adapter", adapter, "--model", str(moved), *TEXTS) == says("--adapter", adapter, *TEXTS)
+
+
+def test_an_adapter_that_peft_saved(says, adapter, minilm, tmp_path):
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2)
+    peft.PeftModel.from_pretrained(base, adapter).save_pretrained(tmp_path)
+    ours, theirs = (records(says("--adapter", path, "--json", *TEXTS)) for path in (adapter, str(tmp_path)))
+    assert [list(r["scores"].values()) for r in ours] == [list(r["scores"].values()) for r in theirs]
+
+
+def test_the_prompt_survives_odd_texts(whole):
+    screen, terminal = pty.openpty()
+    command = [sys.executable, "sample.py", "--model", whole]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal)
+    timer = threading.Timer(60, process.kill)
+    timer.start()
+    os.close(terminal)
+    os.write(screen, "great film\n\n \t\n[MASK] 中文 👩‍👩‍👧 \u202e\n\u200b\n".encode() + b"caf\xe9\ndull film\n\x04")
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other side is closed
+        while chunk := os.read(screen, 4096):
+            shown += chunk
+    timer.cancel()
+    shown = shown.decode(errors="replace")
+    assert process.wait(30) == 0 and "Traceback" not in shown
+    for text in "great film", "[MASK] 中文 👩‍👩‍👧", "dull film":
+        assert any("%" in line and text in line for line in shown.splitlines()), shown
+
+
+def test_no_adapter_yet_is_one_line_of_a_real_process(run, tmp_path):
+    done = run(ROOT / "sample.py", "great film", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: out/best: no adapter yet; train one with `make train`, or name one with --adapter\n"
+
+
+@pytest.mark.parametrize("content, problem", [
+    (b"good\ncaf\xe9\n", "not UTF-8 text (byte 8)"),
+    (b"good\n\nbad\n", "line 2 is empty"),
+    (b"good\n \t\n", "line 2 is empty"),
+    (b"", "line 1 is missing"),
+])  # fmt: skip
+def test_a_bad_file_is_one_line(fails, adapter, tmp_path, content, problem):
+    (tmp_path / "texts.txt").write_bytes(content)
+    error = fails("--adapter", adapter, "--file", str(tmp_path / "texts.txt"))
+    assert "texts.txt" in error and problem in error
+    assert problem in fails("--adapter", adapter, "-", stdin=content)
+
+
+@pytest.mark.parametrize("arguments, problem", [
+    ([""], "text 1 is empty"),
+    (["good", " "], "text 2 is empty"),
+    (["caf\udce9"], "UTF-8"),
+    (["--file", "nowhere.txt"], "nowhere.txt: No such file"),
+    (["--max-length", "-1", "good"], "max-length"),
+    (["--max-length", "many", "good"], "invalid int value: 'many'"),
+    (["--jsn", "good"], "unrecognized arguments: --jsn"),
+])  # fmt: skip
+def test_bad_arguments_are_one_line(fails, adapter, arguments, problem):
+    assert problem in fails("--adapter", adapter, *arguments)
+
+
+def test_a_bad_model_or_adapter_is_one_line(fails, adapter, whole, minilm, tmp_path):
+    assert "no such directory" in fails("--adapter", str(tmp_path / "nowhere"), "good")
+    assert "the directory has no" in fails("--adapter", str(tmp_path), "good")
+    assert "adapter" in fails("--adapter", adapter, "--model", whole, "good")
+    assert "no trained classifier" in fails("--model", minilm, "good")
+    broken = shutil.copytree(adapter, tmp_path / "broken")
+    os.truncate(broken / "adapter_model.safetensors", 1000)
+    assert "not a whole safetensors file" in fails("--adapter", str(broken), "good")
+
+
+def test_classes_keep_their_names_and_their_number(says, minilm, tmp_path):
+    labels = {0: "bad", 1: "fair", 2: "good"}
+    saved_base(tmp_path, vocab_size=30522, id2label=labels, label2id={name: i for i, name in labels.items()})
+    shutil.copy(f"{minilm}/tokenizer.json", tmp_path)
+    assert list(records(says("--model", str(tmp_path), "--json", "so"))[0]["scores"]) == ["bad", "fair", "good"]
