@@ -18,7 +18,7 @@ train: $(ready)
 test: $(ready-dev)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m pytest -q $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 $(ARGS)
 
 merge: $(ready)
 	$(PYTHON) lora.py merge out/best merged $(ARGS)

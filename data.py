@@ -134,7 +134,7 @@ def number_labels(labels: list, label_names: list[str], where: Path) -> tuple[np
     """Labels as numbers from 0, and the names of the classes: `label_names`, or where that is empty, what is found."""
     if all(isinstance(label, str) for label in labels):
         if all(re.fullmatch(r"[-+.\d]{1,20}", label) for label in labels):  # numbers, in a file that knows only text
-            labels = [int(label) if label.isdecimal() else label for label in labels]
+            labels = [int(label) if re.fullmatch(r"-?\d+", label) else label for label in labels]
         else:
             label_names = label_names or sorted(set(labels))
             numbers = {name: number for number, name in enumerate(label_names)}
