@@ -151,7 +151,11 @@ def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]
     else:
         patterns = {target: rf"(.*\.)?{re.escape(target)}" for target in target_modules}
     for target, pattern in patterns.items():
-        if not any(re.fullmatch(pattern, name) for name in linears):
+        try:
+            found = any(re.fullmatch(pattern, name) for name in linears)
+        except re.error as error:
+            raise InputError(f"the target {target!r} is no regular expression: {error}") from None
+        if not found:
             ends = sorted({name.rpartition(".")[2] for name in linears})
             close = difflib.get_close_matches(target, ends + linears, cutoff=0.5) or ends
             raise InputError(f"the target {target!r} matches no linear layer of this model; closest: {listing(close)}")
@@ -314,10 +318,17 @@ def open_adapter(
     names = BertConfig.from_json(labels).id2label if labels else {}
     model.config.id2label = names if len(names) == C else {i: f"LABEL_{i}" for i in range(C)}
     model.classifier = nn.Linear(model.config.hidden_size, C)
+    # The tensors say which layers are meant: no regular expression out of a file is run, and PEFT lets some of a
+    # list's targets match nothing.
+    adapted = {re.sub(r"^base_model\.model\.|\.lora_A\..*", "", key) for key in state if ".lora_A." in key}
+    targets = config["target_modules"]
+    if not isinstance(targets, str):
+        targets = [target for target in targets if any(f".{layer}".endswith(f".{target}") for layer in adapted)]
+    exact = sorted(adapted) if isinstance(targets, str) else targets
     dropout, rslora = config.get("lora_dropout") or 0.0, bool(config.get("use_rslora"))
-    apply_lora_to_model(model, config["target_modules"], config["r"], config["lora_alpha"], dropout, rslora)
+    apply_lora_to_model(model, exact, config["r"], config["lora_alpha"], dropout, rslora)
     load_lora_state_dict(model, state)
-    model.lora_config["base_model_name_or_path"] = name
+    model.lora_config |= {"target_modules": targets, "base_model_name_or_path": name}
     return model.eval()
 
 
