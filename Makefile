@@ -1,5 +1,7 @@
 # make train   trains, after setting up .venv       make test    lint and tests
-# make merge   out/best as a plain checkpoint       make clean   removes .venv and offline/
+# make bench   speed against transformers + peft    make fuzz    10,000 broken files for every reader
+# make merge   out/best as a plain checkpoint       make faults  kills, full disks, races, for real
+# make clean   removes .venv and offline/
 #
 # make train ARGS="--epochs 1" passes options on; make train PYTHON=/path/to/python uses that
 # environment as it is and installs nothing.
@@ -20,6 +22,15 @@ test: $(ready-dev)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pytest -q -n 2 $(ARGS)
 
+bench: $(ready-dev)
+	$(PYTHON) benchmarks/compare_hf.py $(ARGS)
+
+fuzz: $(ready-dev)
+	$(PYTHON) tests/fuzz.py --cases 10000 $(ARGS)
+
+faults: $(ready-dev)
+	$(PYTHON) tests/faults.py $(ARGS)
+
 merge: $(ready)
 	$(PYTHON) lora.py merge out/best merged $(ARGS)
 
@@ -38,4 +49,4 @@ clean:
 	$(PYTHON) -m pip install -q -r requirements-dev.txt
 	@touch $@
 
-.PHONY: train test merge clean
+.PHONY: train test bench fuzz faults merge clean

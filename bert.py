@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -85,8 +85,10 @@ class BertConfig:
             except (AssertionError, AttributeError, ValueError):
                 raise InputError(f"{path}: id2label must name the classes 0, 1, 2, …") from None
         config = cls(**known)
-        if config.hidden_size % config.num_attention_heads or config.num_hidden_layers > 1000:
-            raise InputError(f"{path}: hidden_size must be a multiple of num_attention_heads, and layers at most 1000")
+        if config.hidden_size % config.num_attention_heads or config.num_hidden_layers > 200:
+            raise InputError(f"{path}: hidden_size must be a multiple of num_attention_heads, and layers at most 200")
+        if config.pad_token_id >= config.vocab_size:
+            raise InputError(f"{path}: pad_token_id {config.pad_token_id} is none of the {config.vocab_size} tokens")
         return config
 
     def to_json(self, path: str | Path, **more) -> None:
@@ -267,8 +269,7 @@ class PretrainedModel(nn.Module):
         """Writes config.json and model.safetensors, which transformers opens as its own."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.config.to_json(Path(folder) / "config.json", architectures=[type(self).__name__])
-        with written_whole(Path(folder) / "model.safetensors") as path:
-            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path, {"format": "pt"})
+        write_tensors(Path(folder) / "model.safetensors", self.state_dict(), {"format": "pt"})
 
 
 class BertModel(PretrainedModel):
@@ -361,7 +362,10 @@ def read_tensor(file, path: str | Path, key: str, shape: torch.Size | None = Non
     found = torch.Size(file.get_slice(key).get_shape())
     if shape is not None and found != shape:
         raise InputError(f"{path}: tensor {key} has the shape {list(found)}, expected {list(shape)}")
-    tensor = file.get_tensor(key)
+    try:
+        tensor = file.get_tensor(key)
+    except (SafetensorError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: tensor {key} cannot be read ({first_line(error)})") from None
     if not tensor.is_floating_point():
         raise InputError(f"{path}: tensor {key} is {tensor.dtype}, expected float32, float16 or bfloat16")
     tensor = tensor.float()
@@ -432,6 +436,7 @@ def hub_errors(name: str):
 def read_json(path: str | Path) -> dict:
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        json.dumps(raw, ensure_ascii=False).encode()  # half a surrogate pair can be written in JSON, but is no text
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({first_line(error)})") from None
     if not isinstance(raw, dict):
@@ -453,12 +458,16 @@ def written_whole(path: str | Path):
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.umask(umask := os.umask(0))  # safetensors makes its files readable for the owner alone
-        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, written whole."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
 
 def listing(names: list[str]) -> str:
@@ -494,5 +503,5 @@ def run_main(main) -> None:
         sys.exit(130)
     else:
         return
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", " ".join(message.splitlines()), file=sys.stderr)
     sys.exit(2)

@@ -27,7 +27,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bert import InputError, find_file, first_line, listing, read_json
+from bert import BertConfig, InputError, find_file, first_line, listing, read_json
 
 OFFICIAL_MODEL = "google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"
 OFFICIAL_DATA = "nyu-mll/glue/sst2@bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
@@ -104,7 +104,9 @@ def read_table(paths: list[Path]):
         return csv.read_csv(path, parse_options=how, convert_options=csv.ConvertOptions(column_types=types))
 
     try:
-        return pyarrow.concat_tables(read(path) for path in paths)
+        table = pyarrow.concat_tables(read(path) for path in paths)
+        table.validate(full=True)  # text that is no UTF-8, above all
+        return table
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{paths[0]}: cannot be read as {paths[0].suffix[1:]} ({first_line(error)})") from None
 
@@ -210,9 +212,14 @@ def load_tokenizer(name: str, max_length: int | None = None) -> Tokenizer:
 
     Texts are cut to `max_length` tokens, [CLS] and [SEP] included; nothing is padded.
     """
+    config = BertConfig.from_json(find_file(name, "config.json"))
     path = find_file(name, "tokenizer.json", required=False)
     try:
         if path is not None:
+            raw = read_json(path)
+            parts = [(raw.get(part) or {}).get("type") for part in ("model", "normalizer", "pre_tokenizer")]
+            if parts != ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
+                raise InputError(f"{path}: not a BERT tokenizer, but one of {parts}")
             tokenizer = Tokenizer.from_file(str(path))
         else:
             from tokenizers.implementations import BertWordPieceTokenizer
@@ -221,12 +228,15 @@ def load_tokenizer(name: str, max_length: int | None = None) -> Tokenizer:
             settings = find_file(name, "tokenizer_config.json", required=False)
             lowercase = read_json(settings).get("do_lower_case", True) if settings else True
             tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(str(path), lowercase=lowercase).to_str())
+        tokenizer.no_padding()  # files come with settings of their own
+        tokenizer.no_truncation()
+        probe = tokenizer.encode("a \N{EGYPTIAN HIEROGLYPH A001}").ids  # the second is unknown to it
     except InputError:
         raise
     except Exception as error:  # the tokenizers package raises bare Exceptions
         raise InputError(f"{path}: not a BERT tokenizer ({first_line(error)})") from None
-    tokenizer.no_padding()  # files come with settings of their own
-    tokenizer.no_truncation()
+    if (highest := max([*probe, *tokenizer.get_vocab().values()], default=0)) >= config.vocab_size:
+        raise InputError(f"{path}: has a token of number {highest}, but the model knows {config.vocab_size} tokens")
     if max_length:
         tokenizer.enable_truncation(max_length)
     return tokenizer

@@ -30,7 +30,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bert import (
@@ -47,6 +46,7 @@ from bert import (
     read_tensor,
     run_main,
     write_json,
+    write_tensors,
     written_whole,
 )
 
@@ -264,8 +264,7 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str) -> None:
     config |= {"base_model_name_or_path": name, "revision": revision or None, "inference_mode": True}
     model.config.to_json(folder / "config.json", architectures=[type(model).__name__])
     write_json(folder / "adapter_config.json", config)
-    with written_whole(folder / "adapter_model.safetensors") as path:
-        save_file(get_lora_state_dict(model), path, {"format": "pt"})
+    write_tensors(folder / "adapter_model.safetensors", get_lora_state_dict(model), {"format": "pt"})
 
 
 def read_adapter_config(adapter: str) -> dict:
@@ -282,9 +281,12 @@ def read_adapter_config(adapter: str) -> dict:
     named = isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets))
     if not targets or not named:
         raise InputError(f"{path}: target_modules must be a list of names, or a regular expression")
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < 1e6:
         raise InputError(f"{path}: r and lora_alpha must be positive numbers, not {rank!r:.20} and {alpha!r:.20}")
-    return config
+    dropout, rslora = config.get("lora_dropout") or 0.0, config.get("use_rslora") or False
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1 or type(rslora) is not bool:
+        raise InputError(f"{path}: lora_dropout {dropout!r:.20} or use_rslora {rslora!r:.20} is not of its kind")
+    return config | {"lora_dropout": dropout, "use_rslora": rslora}
 
 
 def adapter_base(adapter: str) -> str:
@@ -325,8 +327,8 @@ def open_adapter(
     if not isinstance(targets, str):
         targets = [target for target in targets if any(f".{layer}".endswith(f".{target}") for layer in adapted)]
     exact = sorted(adapted) if isinstance(targets, str) else targets
-    dropout, rslora = config.get("lora_dropout") or 0.0, bool(config.get("use_rslora"))
-    apply_lora_to_model(model, exact, config["r"], config["lora_alpha"], dropout, rslora)
+    settings = [config[key] for key in ("r", "lora_alpha", "lora_dropout", "use_rslora")]
+    apply_lora_to_model(model, exact, *settings)
     load_lora_state_dict(model, state)
     model.lora_config |= {"target_modules": targets, "base_model_name_or_path": name}
     return model.eval()

@@ -13,6 +13,8 @@ import fcntl
 import hashlib
 import json
 import math
+import os
+import re
 import shlex
 import shutil
 import signal
@@ -25,7 +27,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,6 +39,7 @@ from bert import (
     hub_errors,
     open_safetensors,
     run_main,
+    write_tensors,
     written_whole,
 )
 from data import (
@@ -204,8 +206,6 @@ def set_up(config: Config) -> Run:
     model = build_model(config, task.label_names)
     if config.max_length > (most := model.config.max_position_embeddings):
         raise InputError(f"--max-length {config.max_length} is more than the {most} positions of {config.model}")
-    if tokenizer.get_vocab_size() > model.config.vocab_size:
-        raise InputError(f"{config.model}: the tokenizer knows more tokens than the model ({model.config.vocab_size})")
     train, validation = (encode(tokenizer, s.texts, s.labels) for s in (task.train, task.validation))
     with open(find_file(config.model, "model.safetensors"), "rb") as file:
         digest = hashlib.file_digest(file, "sha256")
@@ -342,7 +342,7 @@ def fit(run: Run, stop: list[int]) -> None:
         done += len(plan[index])
         bar.update(len(plan[index]))
         evaluating = index + 1 == run.steps_per_epoch or (config.eval_every and progress.step % config.eval_every == 0)
-        saving = evaluating or progress.step % config.save_every == 0 or bool(stop)
+        saving = evaluating or progress.step % config.save_every == 0
         logging = progress.step % config.log_every == 0
         if logging or saving or run.train.input_ids.device.type == "cpu":
             read_window(run)
@@ -361,20 +361,26 @@ def fit(run: Run, stop: list[int]) -> None:
         if saving:
             save_checkpoint(run)
     bar.close()
+    if stop:
+        read_window(run)
+        save_checkpoint(run)
 
 
 def read_window(run: Run) -> None:
-    """Brings the last losses over from the device. Raises InputError for one that is not finite."""
+    """Brings the losses of the last steps over from the device, and looks whether they are finite."""
     window = run.progress.window
     for i, (loss, correct, count) in enumerate(window):
         window[i] = [float(loss), int(correct), count]
-        if not math.isfinite(window[i][0]):
-            step = run.progress.step - len(window) + i
-            rate, out = learning_rate(run.config, step, run.steps), run.config.out
-            raise InputError(
-                f"the loss is {window[i][0]} at step {step + 1}, at a learning rate of {rate:.2g}: "
-                f"try a lower --lr; the best adapter so far and the last checkpoint are kept in {out}"
-            )
+        refuse_nonfinite(run, window[i][0], run.progress.step - len(window) + i)
+
+
+def refuse_nonfinite(run: Run, loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        rate = learning_rate(run.config, step, run.steps)
+        raise InputError(
+            f"the loss is {loss} at step {step + 1}, at a learning rate of {rate:.2g}: try a lower --lr; "
+            f"the best adapter so far and the last checkpoint are kept in {run.config.out}"
+        )
 
 
 @torch.no_grad()
@@ -410,6 +416,7 @@ def note_evaluation(run: Run) -> None:
     """Evaluates, keeps the adapter if it is the best so far, and brings metrics.jsonl up to date."""
     progress, out = run.progress, Path(run.config.out)
     scores = evaluate(run)
+    refuse_nonfinite(run, scores["loss"], progress.step - 1)
     progress.history.append({"step": progress.step, **{f"validation_{name}": v for name, v in scores.items()}})
     better = progress.best is None or scores[run.metric] > progress.best
     if better:
@@ -510,31 +517,45 @@ def save_checkpoint(run: Run) -> None:
     header = {"identity": json.dumps(identity(run)), "progress": json.dumps(asdict(run.progress))}
     folder = Path(run.config.out) / "checkpoint"
     folder.mkdir(exist_ok=True)
-    with written_whole(folder / "checkpoint.safetensors") as path:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, header)
+    write_tensors(folder / "checkpoint.safetensors", tensors, header | {"sha256": digest(header, tensors)})
+
+
+def digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """What a checkpoint is checked by before anything in it is believed."""
+    sha256 = hashlib.sha256(f"{header['identity']}\n{header['progress']}".encode())
+    for name in sorted(tensors):
+        sha256.update(name.encode())
+        sha256.update(tensors[name].cpu().contiguous().numpy())
+    return sha256.hexdigest()
 
 
 @torch.no_grad()
 def load_checkpoint(run: Run, path: Path) -> None:
-    """Puts the run where the checkpoint left it. Raises InputError naming the option that differs."""
+    """Puts the run where the checkpoint left it. Raises InputError if it is damaged or another run's."""
     with open_safetensors(path) as file:
-        header = file.metadata()
-        then, now = json.loads(header["identity"]), identity(run)
-        for name, value in now.items():
-            if then.get(name) != value:
-                what = f"{name} {then.get(name)!r}, not {value!r}" if name != "contents" else "other weights or data"
-                raise InputError(f"{path}: that run was started with {what}; --overwrite starts anew")
-        run.progress = Progress(**json.loads(header["progress"]))
-        for key in file.keys():
-            kind, _, name = key.partition(".")
-            tensor = file.get_tensor(key)
-            if kind == "random":
-                (torch if name == "cpu" else torch.cuda).set_rng_state(tensor)
-            elif kind == "parameter":
-                run.model.get_parameter(name).copy_(tensor)
-            else:
-                parameter = run.model.get_parameter(name)
-                run.optimizer.state[parameter][kind] = tensor.to(parameter.device)
+        try:
+            header = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            intact = header["sha256"] == digest(header, tensors)
+        except Exception:  # whatever a damaged file leads to
+            intact = False
+    if not intact:
+        raise InputError(f"{path}: not a whole checkpoint; --overwrite starts anew")
+    then, now = json.loads(header["identity"]), identity(run)
+    for name, value in now.items():
+        if then.get(name) != value:
+            what = f"{name} {then.get(name)!r}, not {value!r}" if name != "contents" else "other weights or data"
+            raise InputError(f"{path}: that run was started with {what}; --overwrite starts anew")
+    run.progress = Progress(**json.loads(header["progress"]))
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition(".")
+        if kind == "random":
+            (torch if name == "cpu" else torch.cuda).set_rng_state(tensor)
+        elif kind == "parameter":
+            run.model.get_parameter(name).copy_(tensor)
+        else:
+            parameter = run.model.get_parameter(name)
+            run.optimizer.state[parameter][kind] = tensor.to(parameter.device)
 
 
 def plot_curves(history: list[dict], path: Path) -> None:
@@ -562,7 +583,7 @@ def plot_curves(history: list[dict], path: Path) -> None:
 
 def refuse_to_overwrite(config: Config) -> None:
     out = Path(config.out)
-    if (out / "final").exists() and not config.overwrite:
+    if (out / "final" / "README.md").exists() and not config.overwrite:  # the last file that a run writes
         raise InputError(f"{out} holds a finished run: --overwrite replaces it, another --out keeps it")
     if (out / "checkpoint").exists() and not (config.overwrite or config.resume):
         raise InputError(f"{out} holds an unfinished run: --resume goes on with it, --overwrite starts anew")
@@ -581,7 +602,7 @@ def check_login(config: Config) -> None:
 def claim(out: Path):
     """Keeps a second run out of `out` for as long as the returned file stays open."""
     out.mkdir(parents=True, exist_ok=True)
-    lock = open(out / ".lock", "w")  # noqa: SIM115
+    lock = os.fdopen(os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -616,7 +637,9 @@ def train(config: Config, notice: str = "") -> None:
     if resuming:
         load_checkpoint(run, checkpoint)
     else:
-        for name in ("final", "best", "checkpoint"):
+        # In this order a kill in between leaves a whole run, or one that starts anew.
+        (out / "final" / "README.md").unlink(missing_ok=True)
+        for name in ("checkpoint", "final", "best"):
             shutil.rmtree(out / name, ignore_errors=True)
         for name in ("training_curves.png", "training_log.txt", "metrics.jsonl", "config.toml"):
             (out / name).unlink(missing_ok=True)
@@ -629,8 +652,8 @@ def train(config: Config, notice: str = "") -> None:
     stop = catch_signals()
     try:
         fit(run, stop)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not re.search("out of memory|allocate memory", str(error)):  # CUDA and MPS say the one, the CPU the other
             raise
         half = max(1, config.batch_size // 2)
         raise InputError(

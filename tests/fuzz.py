@@ -1,0 +1,500 @@
+"""Feeds every reader damaged and hostile files: it takes them, or says one line that begins with "error:".
+
+    python tests/fuzz.py                          # crafted files, and 100 truncations and 1,000 flips for each reader
+    python tests/fuzz.py --cases 10000 --seed 0   # that many flips over all readers, drawn with that seed
+    python tests/fuzz.py --only vocab.txt         # one reader
+
+A reader works in a forked child, so that a crash or a hang is seen and counted. What fails is any other exception
+or exit, more than 10 seconds of work, memory beyond twice the file's size, or a file that is left half-written.
+"""
+
+import argparse
+import collections
+import contextlib
+import functools
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+from faults import (
+    FORWARD,
+    HOME,
+    OPTIONS,
+    SMALL,
+    at_call,
+    bert,
+    data,
+    die,
+    finish,
+    sample,
+    start,
+    torch,
+    train,
+    train_in,
+)
+from matplotlib.figure import Figure
+from pyarrow import csv, parquet
+from safetensors.torch import load, save
+from tokenizers.implementations import BertWordPieceTokenizer
+
+ROOT = Path(bert.__file__).parent
+SECONDS, ROOM, BATCH = 10, 128 * 2**20, 50  # ROOM: for the pools of PyTorch and Arrow, and what is imported late
+TEXTS = ["great film", "dull , and not good at all", "\x07\u200b"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz,.", "great", "film", "good", "##s"]
+
+
+# The readers: a file, and what is done with it, in a folder that holds copies of all good files.
+
+
+def classify(*options, texts=TEXTS) -> None:
+    sys.argv = ["sample.py", *options, *texts]
+    sample.main()
+
+
+def read_table(path: str) -> None:
+    task = data.load_task(path)
+    tokenizer = data.load_tokenizer("base", max_length=16)
+    encoded = data.encode(tokenizer, task.validation.texts, task.validation.labels)
+    for rows in data.plan_batches(encoded.lengths, 32, seed=0, epoch=0):
+        data.make_batch(encoded, rows, pad_id=0)
+
+
+def resume() -> None:
+    shutil.copytree(HOME / "out", "out", ignore=shutil.ignore_patterns("checkpoint*"), dirs_exist_ok=True)
+    shutil.rmtree("out/final", ignore_errors=True)
+    Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"")  # drawing takes longer than all the rest
+    sys.argv = ["train.py", *OPTIONS, "--out", "out", "--resume"]
+    train.main()
+
+
+def read_texts() -> None:
+    text = Path("text").read_bytes()
+    model = bert.BertForSequenceClassification.from_pretrained("base")
+    found = sample.classify(model, data.load_tokenizer("base", 64), [text.decode(errors="replace")])
+    assert np.isfinite(found).all()
+    if b"\0" not in text:
+        classify("--model", "base", "--", texts=[os.fsdecode(text)])
+    classify("--model", "base", "--json", "--file", "text", texts=[])
+
+
+READERS = {
+    "base/config.json": lambda: classify("--model", "base"),
+    "base/model.safetensors": lambda: classify("--model", "base"),
+    "base/tokenizer.json": lambda: classify("--model", "base"), "vocab/vocab.txt": lambda: classify("--model", "vocab"),
+    "vocab/tokenizer_config.json": lambda: classify("--model", "vocab"),
+    "adapter/adapter_config.json": lambda: classify("--adapter", "adapter"),
+    "adapter/adapter_model.safetensors": lambda: classify("--adapter", "adapter"),
+    "adapter/config.json": lambda: classify("--adapter", "adapter"), "out/checkpoint/checkpoint.safetensors": resume,
+    **{f"reviews.{kind}": functools.partial(read_table, f"reviews.{kind}")
+       for kind in ("parquet", "csv", "tsv", "jsonl")},
+    "config.toml": lambda: train.Config(**train.parse_options(["--config", "config.toml"])), "text": read_texts,
+}  # fmt: skip
+
+
+def write_good_files() -> None:
+    """One good file for every reader, but for what a run leaves."""
+    model = bert.BertForSequenceClassification(bert.BertConfig(len(WORDS), **SMALL, max_position_embeddings=64))
+    for folder in ("base", "vocab"):
+        model.save_pretrained(HOME / folder)
+    (HOME / "vocab" / "vocab.txt").write_text("\n".join(WORDS))
+    (HOME / "vocab" / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 64}')
+    BertWordPieceTokenizer(str(HOME / "vocab" / "vocab.txt")).save(str(HOME / "base" / "tokenizer.json"))
+    texts = parquet.read_table(next(Path(data.offline_pair()[1]).glob("train-*.parquet")))["sentence"][:100]
+    table = pyarrow.table({"sentence": texts, "label": [i % 2 for i in range(100)]})
+    parquet.write_table(table, HOME / "reviews.parquet")
+    csv.write_csv(table, HOME / "reviews.csv")
+    rows = "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(texts))
+    (HOME / "reviews.tsv").write_text("sentence\tlabel\n" + rows)
+    (HOME / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    (HOME / "config.toml").write_text('model = "base"\nlr = 5e-4\nepochs = 3\nresume = true\ntargets = "query"\n')
+    (HOME / "text").write_text("great film, good film")
+    sys.exit(0)
+
+
+def prepare() -> None:
+    result = finish(start(inside=write_good_files))
+    assert result == (0, ""), result
+    result = train_in(HOME / "out", inside=at_call(*FORWARD, 7, die))
+    assert result[0] == -signal.SIGKILL, result
+    shutil.copytree(HOME / "out" / "best", HOME / "adapter")
+
+
+# Crafted files: what, and the content. "=" before what must be taken, "?" before what may be; the rest is refused.
+
+
+def odd_json(good: bytes) -> dict[str, bytes]:
+    start, deep = good.rstrip()[:-1], b"[" * 10**4 + b"]" * 10**4
+    return {
+        "empty": b"", "null": b"null", "list": b"[]", "string": b'"x"', "NUL": b"\0" + good, "deep": deep,
+        "?BOM": b"\xef\xbb\xbf" + good, "UTF-16": good.decode().encode("utf-16"), "latin-1": start + b',"x":"\xe9"}',
+        "deep value": start + b',"x":' + deep + b"}", "?less deep": start + b',"x":' + b"[" * 900 + b"]" * 900 + b"}",
+        "5,000 digits": start + b',"x":' + b"9" * 5000 + b"}",
+        "?10 MB in a line": start + b',"x":"' + b"a" * 10**7 + b'"}', "?a key twice": start + b',"x":1,"x":2}',
+        "surrogate": start + b',"x":"\\ud800"}',
+    }  # fmt: skip
+
+
+def edits(good: bytes, changes: dict) -> dict[str, bytes]:
+    """A JSON file with one field changed, for each field and value; what a value in a 1-tuple makes may be taken."""
+    crafted = {}
+    for field, values in changes.items():
+        for value in values:
+            mark, plain = ("?", value[0]) if isinstance(value, tuple) else ("", value)
+            what = f"{mark}{field} = {str(plain)[:30]} {len(crafted)}"
+            crafted[what] = json.dumps(json.loads(good) | {field: plain}).encode()
+    return crafted
+
+
+NAN, INF = float("nan"), float("inf")
+WHOLE = [0, -1, 1.5, "x", True, [], {}, 10**30, 2**31 - 1]
+CONFIG = {
+    **dict.fromkeys(["vocab_size", "num_attention_heads", "intermediate_size", "type_vocab_size"], WHOLE),
+    "hidden_size": [*WHOLE, 2**30], "num_hidden_layers": [*WHOLE, 1000], "max_position_embeddings": [*WHOLE, 1, 2],
+    "pad_token_id": [-1, 1.5, "x", 10**9, 2**31 - 1], "layer_norm_eps": ["x", -1, INF, NAN, [], True],
+    "hidden_dropout_prob": ["x", 1, INF, NAN, []], "hidden_act": ["relu", 5, [], {}, "x" * 10**6],
+    "model_type": ["gpt2", 5, "a\nb"], "is_decoder": [True, "x"],
+    "id2label": [[], {}, 5, "ab", ["a", "b"], {"a": "b"}, {"1": "a", "2": "b"}, {"0": "a"}, {"0": "\ud800", "1": "b"},
+                 {str(i): str(i) for i in range(10**5)}, ({"0": "a", "00": "b", "1": "c"},), ({"0": 5, "1": ["y"]},),
+                 ({"0": "a\nb", "1": "\0"},), ({"0": "a" * 10**6, "1": None},)],
+}  # fmt: skip
+ADAPTER_CONFIG = {
+    "r": [0, -1, 10**6, 10**30, 2.5, "8", True, None, [8]],
+    "lora_alpha": [0, -1, "x", NAN, INF, True, [], None, 1e308, 10**400], "lora_dropout": [1.0, 2, "x", NAN, -1, ["x"]],
+    "use_rslora": ["yes", [1], 5], "peft_type": ["LOHA", 5],
+    "target_modules": ["", [], [1], {"a": 1}, ["x"], [""], 5, ["x" * 10**6], [f"a{i}" for i in range(10**5)],
+                       ["\ud800"], ["(" * 10**4], ["a\nb"], (["query", "query", "value"],), ("[",), ("(?P<a>x)(?P<a>y)",),
+                       (r"((\w+\.?)+)+!",), (".*" * 30 + "!",), ("(" * 10**4,), ("a{1,4294967295}",)],
+    "base_model_name_or_path": [5, None, "", "..", "/", "/dev/null", "a\0b", "a\nb", "x" * 5000, "a/b@c@d", "\ud800"],
+    "revision": [5, "../../x", "a\nb", ["x"], (None,)], "rank_pattern": [{"query": 4}], "modules_to_save": [["x"], "x"],
+    "\n": [5],
+}  # fmt: skip
+REPLACE = {"type": "Replace", "pattern": {"Regex": "(("}, "content": ""}
+FLAGS = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized", "special"], False)
+TOKENIZER = {
+    "model": [None, {}, {"type": "BPE", "vocab": {}, "merges": []}, {"type": "x"}, {"type": "Unigram", "vocab": []}],
+    "normalizer": [(None,), REPLACE, {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+                   (REPLACE | {"pattern": {"Regex": "((\\w+ ?)+)+!"}},)],
+    "pre_tokenizer": [(None,), ({"type": "Split", "pattern": {"Regex": ""}, "behavior": "Isolated", "invert": False},)],
+    "post_processor": [(None,), {"type": "BertProcessing", "sep": ["x", 10**6], "cls": ["y", 2**32 - 1]}],
+    "truncation": [({"max_length": 0, "stride": 9, "strategy": "LongestFirst", "direction": "Right"},)],
+    "padding": [({"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                  "pad_type_id": 0, "pad_token": "x"},)],
+    "added_tokens": [([{"id": 10**6, "content": "film"} | FLAGS],), ["x"]],
+}  # fmt: skip
+
+
+def odd_tokenizers(good: bytes) -> dict[str, bytes]:
+    model, crafted = json.loads(good)["model"], odd_json(good) | edits(good, TOKENIZER)
+    vocabularies = {}, model["vocab"] | {"great": 10**6}, {"great": -1}, {"a": 0}
+    fine = {"unk_token": "x"}, {"max_input_chars_per_word": 0}, {"continuing_subword_prefix": ""}
+    models = [*(model | {"vocab": vocabulary} for vocabulary in vocabularies), *((model | change,) for change in fine)]
+    return crafted | {f"{what} of ours": content for what, content in edits(good, {"model": models}).items()}
+
+
+def odd_vocabularies(good: bytes) -> dict[str, bytes]:
+    return {
+        "empty": b"", "NUL": b"\0", "latin-1": good + b"\n\xe9\n", "UTF-16": good.decode().encode("utf-16"),
+        "10 MB": b"a" * 10**7, "no [UNK]": good.replace(b"[UNK]", b"x"), "no [SEP]": good.replace(b"[SEP]", b"x"),
+        "?BOM": b"\xef\xbb\xbf" + good, "100,000 tokens": good.replace(b"great", b"x\n" * 10**5 + b"great"),
+        "=CRLF": good.replace(b"\n", b"\r\n"), "?twice": good + b"\ngreat",
+    }  # fmt: skip
+
+
+def taken_apart(content: bytes) -> tuple[dict, bytes]:
+    """The header and the body of a safetensors file."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
+
+
+def packed(head, body: bytes = b"") -> bytes:
+    """A safetensors file of a header, given as JSON or as raw bytes."""
+    head = head if isinstance(head, bytes) else json.dumps(head).encode()
+    return len(head).to_bytes(8, "little") + head + body
+
+
+def saved(tensors: dict, metadata: dict | None = None) -> bytes:
+    return save({name: tensor.clone() for name, tensor in tensors.items()}, metadata)
+
+
+def odd_safetensors(good: bytes) -> dict[str, bytes]:
+    (head, body), tensors = taken_apart(good), load(good)
+    name = next(key for key in head if key.endswith("weight") and head[key]["data_offsets"][0])
+    meta, tensor, end = head.get("__metadata__"), tensors[name], head[name]["data_offsets"][1]
+    changed = lambda **changes: packed(head | {name: head[name] | changes}, body)
+    replaced = lambda new: saved(tensors | {name: new}, meta)
+    shapes = [0, 2**64 - 1], [2**63, 2], [1] * 100, [], [-1], ["x"], 2**64
+    names = "../../x", "/etc/x", "a\nb", "a\0b", "\ud800", "", "x" * 10**6, f"{name}.default.x", f"{name}\n"
+    dtypes = "int8", "bool", "complex64", "?float8_e4m3fn", "?float64", "?float16", "?bfloat16", "int64"
+    sizes = (), (0,), (1, 2, 3), (10**6,), (tensor.shape[0] + 1, *tensor.shape[1:])
+    return {
+        "empty": b"", "a terabyte of header": (2**40).to_bytes(8, "little") + b"{}", "no tensors": packed({}),
+        "NULs": packed(b"\0" * 100), "deep": packed(b"[" * 10**4), "no JSON": packed(b"{" * 100),
+        "a terabyte of tensor": changed(shape=[2**38], data_offsets=[0, 2**40]),
+        "overlap": changed(data_offsets=[0, end - head[name]["data_offsets"][0]]),
+        "metadata of numbers": packed(head | {"__metadata__": {"format": 5}}, body),
+        "empty, and too wide": packed(
+            head | {"x": {"dtype": "F32", "shape": [0, 2**64 - 1], "data_offsets": [len(body)] * 2}}, body),
+        "a key twice": packed(json.dumps(head).encode()[:-1] + b',"' + name.encode() + b'":{}}', body),
+        "surplus": saved(tensors | {"bert.x": tensor}, meta),
+        "missing": saved({key: value for key, value in tensors.items() if key != name}, meta),
+        **{f"claims the shape {str(shape)[:30]}": changed(shape=shape) for shape in shapes},
+        **{f"named {new[:12]!r}": packed({new if k == name else k: v for k, v in head.items()}, body) for new in names},
+        **{dtype: replaced(tensor.to(getattr(torch, dtype.strip("?")))) for dtype in dtypes},
+        **{f"holds {value}": replaced(tensor.index_fill(0, torch.tensor(0), value)) for value in (NAN, INF, -INF)},
+        **{f"has the shape {shape}": replaced(torch.zeros(shape)) for shape in sizes},
+    }  # fmt: skip
+
+
+def odd_checkpoints(good: bytes) -> dict[str, bytes]:
+    (head, body), tensors = taken_apart(good), load(good)
+    meta = head.pop("__metadata__")
+    written = lambda **new: packed(head | {"__metadata__": meta | new}, body)
+    progress = next(key for key, value in meta.items() if "step" in json.loads(value))
+    surplus = "random.x", "parameter.x", "exp_avg.x", "x.bert", "x"
+    odd = [None, "x", -1, 10**9, 10**30, 2.5, [], [5], [[5]], ["x"], [{"step": "x"}], {}, {"a": 1}, NAN]
+    wholes = "", "[]", "5", "null", "[" * 10**4, "\ud800", '{"x": 1}'
+    state = next(name for name in tensors if name.startswith("random"))
+    states = torch.zeros(5), torch.zeros(5, dtype=torch.uint8), tensors[state].float(), tensors[state][:-8]
+    fields = {f"?{field} = {value}": json.dumps(json.loads(meta[progress]) | {field: value})
+              for field in json.loads(meta[progress]) for value in odd}  # fmt: skip
+    return odd_safetensors(good) | {
+        "no metadata": packed(head, body),
+        **{f"no {n}": packed(head | {"__metadata__": {k: meta[k] for k in meta if k != n}}, body) for n in meta},
+        **{f"{name} = {new[:20]}": written(**{name: new}) for name in meta for new in wholes},
+        **{what: written(**{progress: new}) for what, new in fields.items()},
+        **{f"random state {i}": saved(tensors | {state: new}, meta) for i, new in enumerate(states)},
+        **{f"without {name}": saved({k: v for k, v in tensors.items() if k != name}, meta) for name in tensors},
+        **{f"{name} empty": saved(tensors | {name: torch.zeros(0)}, meta) for name in tensors},
+        **{f"surplus {name}": saved(tensors | {name: torch.zeros(3)}, meta) for name in surplus},
+    }  # fmt: skip
+
+
+def odd_parquet(good: bytes) -> dict[str, bytes]:
+    texts, labels, array = [f"text {i}" for i in range(20)], [0, 1] * 10, pyarrow.array
+    broken = array([b"\xff"] * 20).view(pyarrow.string())
+    tables = {
+        "text int": (labels, labels), "text bytes": ([b"x"] * 20, labels), "text lists": ([["x"]] * 20, labels),
+        "text null": ([None] * 20, labels), "a null": ([*texts[1:], None], labels),
+        "an empty text": ([*texts[1:], ""], labels), "text not UTF-8": (broken, labels),
+        "text structs": ([{"a": "b"}] * 20, labels), "no rows": (texts[:0], labels[:0]),
+        "label floats": (texts, [0.5] * 20), "label NaN": (texts, [NAN] * 20),
+        "label whole floats": (texts, [1.0] * 20), "label null": (texts, [None] * 20),
+        "a label null": (texts, [*labels[1:], None]), "label date": (texts, array(labels, pyarrow.date32())),
+        "label lists": (texts, [[0]] * 20), "label decimal": (texts, array(labels).cast(pyarrow.decimal128(20))),
+        "label bool": (texts, [True, False] * 10), "label negative": (texts, [-1] * 20),
+        "label 2**64 - 1": (texts, array([2**64 - 1] * 20, pyarrow.uint64())),
+        "label structs": (texts, [{"a": 0}] * 20), "label gap": (texts, [0, 5] * 10),
+        "label not UTF-8": (texts, broken), "label bytes": (texts, [b"0"] * 20), "one text": (["x"] * 20, labels),
+        "?one class": (texts, [0] * 20), "=large strings": (array(texts, pyarrow.large_string()), labels),
+        "?view": (array(texts, pyarrow.string_view()), labels),
+        "?dictionary": (array(texts).dictionary_encode(), array(map(str, labels)).dictionary_encode()),
+        "=100,000 words": ([*texts[1:], "a " * 10**5], labels),
+        "?100,000 classes": ([f"t{i}" for i in range(10**5)], range(10**5)),
+    }  # fmt: skip
+    files = {
+        "empty": b"",
+        "PAR1": b"PAR1PAR1",
+        "a CSV": b"sentence,label\nx,0\n",
+        "footer": good[:-8] + b"\xff" * 4 + b"PAR1",
+    }
+    twice = pyarrow.Table.from_arrays([array(texts)] * 2 + [array(labels)], ["sentence", "sentence", "label"])
+    tables = {what: pyarrow.table({"sentence": text, "label": label}) for what, (text, label) in tables.items()}
+    for what, table in {**tables, "a column twice": twice}.items():
+        parquet.write_table(table, file := io.BytesIO())
+        files[what] = file.getvalue()
+    return files
+
+
+def odd_texts(good: bytes, kind: str) -> dict[str, bytes]:
+    """Tables that are text."""
+    separator = {"csv": ",", "tsv": "\t", "jsonl": None}[kind]
+    as_json = lambda text, label: json.dumps({"sentence": text, "label": label}) + "\n"
+    line = (lambda text, label: f"{text}{separator}{label}\n") if separator else as_json
+    head = line("sentence", "label") if separator else ""
+    table = lambda *rows: (head + "".join(line(*row) for row in rows)).encode("utf-8", "surrogatepass")
+    rows = [(f"text {i}", i % 2) for i in range(20)]
+    labels = 0.5, "1e5", -1, 10**12, 10**30, 2**63, "", "nan", " 0", "0x1", "٣", None, [0], {"a": 0}, True
+    texts = "", " ", "\ud800", '"', "'", "\r", "a\rb", "\u2028", "a\0b", "a,b,c", "a\tb", 5, None, ["x"]
+    return {
+        "empty": b"", "header": head.encode(), "newline": b"\n", "UTF-16": good.decode().encode("utf-16"),
+        "latin-1": good + b"\xe9\xe9\n", "NULs": b"\0" * 1000, "10 MB": b"a" * 10**7, "?BOM": b"\xef\xbb\xbf" + good,
+        "?a line of 10 MB": table(*rows, ("a" * 10**7, 0)),
+        "?100,000 classes": table(*((f"t{i}", f"c{i}") for i in range(10**5))),
+        "?1,000 columns": ",".join(map(str, range(1000))).encode() + b"\n",
+        "?deep": good + b'{"sentence":' + b"[" * 10**4 + b"]" * 10**4 + b',"label":0}\n',
+        "a column twice": good.replace(b"label", b"sentence"),
+        **{f"?a label {label!r}": table(*rows, ("x", label)) for label in labels},
+        **{f"?labels {label!r}": table(*((text, label) for text, _ in rows)) for label in labels},
+        **{f"?text {text!r}": table(*rows, (text, 0)) for text in texts},
+    }  # fmt: skip
+
+
+TOML = r"""lr = nan; lr = inf; lr = -1.0; lr = "x"; lr = 1979-05-27; epochs = 1.5; epochs = true; epochs = 0; out = 5
+resume = 1; seed = 1e3; seed = 9223372036854775808; seed = -1; [model]; model = []; model = {a = 1}; "a\nb" = 1
+epochs; device = "tpu"; dropout = 1.0; model = "\ud800"; lr = 1e999; a.b = 1; epochs = 3 4; epochs = 0x"""
+
+
+def odd_toml(good: bytes) -> dict[str, bytes]:
+    lines = [*re.split("; |\n", TOML), "epochs = 3\nepochs = 4", f"seed = {'9' * 5000}", f"seed = -{10**30}"]
+    return {
+        "latin-1": good + b"#\xe9", "UTF-16": good.decode().encode("utf-16"), "NUL": good + b"\0",
+        "?BOM": b"\xef\xbb\xbf" + good, "=empty": b"", "deep": b"a = " + b"[" * 10**4 + b"]" * 10**4,
+        "dotted": b"a." * 1000 + b"a = 1", "?10 MB": good + b"#" * 10**7, **{x[:30]: x.encode() for x in lines},
+    }  # fmt: skip
+
+
+def odd_lines(good: bytes) -> dict[str, bytes]:
+    fine = "\U0001f600" * 50, "word " * 10**5, "a" * 10**6, "[MASK]", "[SEP]", "[PAD] [CLS]", "\x07\x1b", "\u200b", "-x"
+    others = "?שלום مرحبا", "?\r", "?\ufeffx", "?a\0b", "?a\u2028b", "", "   ", "\u3000", "a\n\nb", "great \ud800 film"
+    texts = [*(f"={text}" for text in fine), *others]
+    crafted = {repr(text[:20])[1:-1] or "empty": text.lstrip("=?").encode("utf-8", "surrogatepass") for text in texts}
+    return crafted | {"not UTF-8": b"great \xff film"}
+
+
+CRAFTED = {
+    "base/config.json": lambda good: odd_json(good) | edits(good, CONFIG), "base/model.safetensors": odd_safetensors,
+    "base/tokenizer.json": odd_tokenizers, "vocab/vocab.txt": odd_vocabularies,
+    "vocab/tokenizer_config.json": lambda good: odd_json(good) | edits(good, {"do_lower_case": ["x", 5, [], {}]}),
+    "adapter/adapter_config.json": lambda good: odd_json(good) | edits(good, ADAPTER_CONFIG),
+    "adapter/adapter_model.safetensors": odd_safetensors,
+    "adapter/config.json": lambda good: edits(good, {name: [(value,) for value in CONFIG[name]] for name in CONFIG}),
+    "out/checkpoint/checkpoint.safetensors": odd_checkpoints, "reviews.parquet": odd_parquet,
+    **{f"reviews.{kind}": functools.partial(odd_texts, kind=kind) for kind in ("csv", "tsv", "jsonl")},
+    "config.toml": odd_toml, "text": odd_lines,
+}  # fmt: skip
+
+
+def damaged(name: str, flips: int, cuts: int, draw: random.Random):
+    """(what, content) of every case of a reader."""
+    good = (HOME / name).read_bytes()
+    yield "=good", good
+    yield from CRAFTED[name](good).items()
+    for i in range(cuts):
+        yield f"?cut at {i}/{cuts}", good[: len(good) * i // cuts]
+    for _ in range(flips):
+        flipped, ends = bytearray(good), min(len(good), 2048)
+        place = draw.choice((draw.randrange(len(good)), draw.randrange(ends), -1 - draw.randrange(ends)))
+        flipped[place] = draw.choice((flipped[place] ^ 1 << draw.randrange(8), draw.randrange(256)))
+        yield f"?byte {place} is {flipped[place]}", bytes(flipped)
+
+
+# Trials.
+
+
+def attempt(reader) -> str:
+    """What became of it: "taken", "refused", or what went wrong."""
+    out, said = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+            bert.run_main(reader)
+        return "taken"
+    except SystemExit as stop:
+        said.seek(0)
+        lines = said.read()
+        good = stop.code == 2 and re.fullmatch(r"error: [^\n\r]+\n", lines)
+        return "refused" if good else f"exit {stop.code} with {lines[:150]!r}"
+    except BaseException as error:
+        ours = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == ROOT]
+        where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {ours[-1].name}" if ours else "?"
+        return f"{type(error).__name__} in {where}: {bert.first_line(error)[:150]}"
+
+
+def work(name: str, batch: list, report) -> None:
+    """What a child does: tries each case, and reports (outcome, seconds, bytes that its peak of memory rose by)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where Rust's panics speak
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 4 * 2**30, resource.RLIM_INFINITY))
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    for _, content in batch:
+        Path(name).write_bytes(content)
+        begun, before = time.monotonic(), peak()
+        signal.alarm(6 * SECONDS)  # of waiting, on a machine that has more to do
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of work
+        outcome = attempt(READERS[name])
+        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        if (grown := peak() - before) > 2 * len(content) + ROOM:
+            outcome = f"grew by more than twice the file's size and {ROOM >> 20} MB, and was {outcome}"
+        if left := [path.name for path in Path().rglob("*tmp*")]:
+            outcome = f"left {left} behind, and was {outcome}"
+        print(json.dumps([outcome, time.monotonic() - begun, grown]), file=report, flush=True)
+
+
+def tried(name: str, batch: list):
+    """Tries cases in children; one that dies costs its case alone."""
+    while batch:
+        sys.stdout.flush()
+        read, write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            with contextlib.suppress(BaseException), open(write, "w") as report:
+                work(name, batch, report)
+            os._exit(0)
+        os.close(write)
+        with open(read) as report:
+            results = [json.loads(line) for line in report]
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if len(results) < len(batch):
+            results.append([f"died: {signal.Signals(-status).name if status < 0 else status}", SECONDS, 0])
+        for (what, _), (outcome, seconds, grown) in zip(batch, results, strict=False):
+            if (outcome == "refused" and what[0] == "=") or (outcome == "taken" and what[0] not in "=?"):
+                outcome += ", wrongly"
+            yield what, outcome, seconds, grown
+        batch = batch[len(results) :]
+
+
+def fuzz(name: str, flips: int, cuts: int, seed: int) -> list:
+    """Every case of one reader, in a folder of its own."""
+    folder = HOME / f"work-{name.replace('/', '-')}"
+    shutil.copytree(HOME, folder, ignore=shutil.ignore_patterns("work-*"))
+    os.chdir(folder)
+    cases, results = damaged(name, flips, cuts, random.Random(f"{seed} {name}")), []
+    while batch := list(itertools.islice(cases, BATCH)):
+        results += tried(name, batch)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cases", type=int, default=1000 * len(READERS), help="byte flips over all readers")
+    parser.add_argument("--cuts", type=int, default=100, help="truncations for each reader")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", metavar="WORD", help="the readers whose file has this in its name")
+    arguments = parser.parse_args()
+    prepare()
+    names, failed = [name for name in READERS if arguments.only in name], 0
+    print(f"{'reader':<38} | cases | taken | refused | failed | longest                       | grew by at most")
+    job = functools.partial(fuzz, flips=arguments.cases // len(READERS), cuts=arguments.cuts, seed=arguments.seed)
+    with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
+        for name, results in zip(names, pool.imap(job, names, chunksize=1), strict=True):
+            counts = collections.Counter(outcome for _, outcome, _, _ in results)
+            bad = len(results) - counts["taken"] - counts["refused"]
+            failed += bad
+            (longest, slow), grown = max((r[2], r[0]) for r in results), max(r[3] for r in results) / 2**20
+            print(f"{name:<38} | {len(results):>5} | {counts['taken']:>5} | {counts['refused']:>7} | {bad:>6} | "
+                  f"{longest:>5.1f} s, {slow[:20]:<20} | {grown:.0f} MB", flush=True)  # fmt: skip
+            for outcome, count in counts.most_common():
+                if outcome not in ("taken", "refused"):
+                    examples = [what for what, found, *_ in results if found == outcome]
+                    print(f"    {count} x {outcome}: {'; '.join(examples[:3])}".replace(str(HOME), "HOME"), flush=True)
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    finally:
+        shutil.rmtree(HOME, ignore_errors=True)
