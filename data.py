@@ -212,7 +212,8 @@ def load_tokenizer(name: str, max_length: int | None = None) -> Tokenizer:
 
     Texts are cut to `max_length` tokens, [CLS] and [SEP] included; nothing is padded.
     """
-    config = BertConfig.from_json(find_file(name, "config.json"))
+    config = find_file(name, "config.json", required=False)
+    V = BertConfig.from_json(config).vocab_size if config else 2**31
     path = find_file(name, "tokenizer.json", required=False)
     try:
         if path is not None:
@@ -235,8 +236,8 @@ def load_tokenizer(name: str, max_length: int | None = None) -> Tokenizer:
         raise
     except Exception as error:  # the tokenizers package raises bare Exceptions
         raise InputError(f"{path}: not a BERT tokenizer ({first_line(error)})") from None
-    if (highest := max([*probe, *tokenizer.get_vocab().values()], default=0)) >= config.vocab_size:
-        raise InputError(f"{path}: has a token of number {highest}, but the model knows {config.vocab_size} tokens")
+    if (highest := max([*probe, *tokenizer.get_vocab().values()], default=0)) >= V:
+        raise InputError(f"{path}: has a token of number {highest}, but the model knows {V} tokens")
     if max_length:
         tokenizer.enable_truncation(max_length)
     return tokenizer

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from helpers import edit_json
 from pyarrow import csv, parquet
 from transformers import AutoTokenizer
 
@@ -64,6 +65,7 @@ def folder(request, minilm, tmp_path):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
         with open(tmp_path / file, "a", encoding="utf-8") as vocabulary:
             vocabulary.write("Café\nThe\nÀ\n##É\n")
+        edit_json(tmp_path / "config.json", vocab_size=30526)
     return tmp_path
 
 
