@@ -263,7 +263,7 @@ def odd_checkpoints(good: bytes) -> dict[str, bytes]:
     (head, body), tensors = taken_apart(good), load(good)
     meta = head.pop("__metadata__")
     written = lambda **new: packed(head | {"__metadata__": meta | new}, body)
-    progress = next(key for key, value in meta.items() if "step" in json.loads(value))
+    progress = next(key for key, value in meta.items() if '"step"' in value)
     surplus = "random.x", "parameter.x", "exp_avg.x", "x.bert", "x"
     odd = [None, "x", -1, 10**9, 10**30, 2.5, [], [5], [[5]], ["x"], [{"step": "x"}], {}, {"a": 1}, NAN]
     wholes = "", "[]", "5", "null", "[" * 10**4, "\ud800", '{"x": 1}'
