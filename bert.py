@@ -455,6 +455,7 @@ def written_whole(path: str | Path):
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        temporary.unlink(missing_ok=True)  # were it a link, it would be written through
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())

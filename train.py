@@ -602,6 +602,9 @@ def check_login(config: Config) -> None:
 def claim(out: Path):
     """Keeps a second run out of `out` for as long as the returned file stays open."""
     out.mkdir(parents=True, exist_ok=True)
+    for name in ("best", "final", "checkpoint", "training_log.txt"):
+        if (out / name).is_symlink():
+            raise InputError(f"{out / name}: a symbolic link, which is not written through; remove it")
     lock = os.fdopen(os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -674,6 +677,7 @@ def train(config: Config, notice: str = "") -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # in PyTorch's loading code a KeyboardInterrupt can get lost
     options, notice = parse_options(sys.argv[1:]), ""
     config = Config(**options)
     if config.offline_fallback and not options.keys() & {"model", "data"}:

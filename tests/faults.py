@@ -331,7 +331,7 @@ def links(quick):
     """Symbolic links in --out that point out of it, to something or to nothing: what lies there stays as it is."""
     names = [*FILES, *FOLDERS, ".config.toml.tmp", "checkpoint/.checkpoint.safetensors.tmp"]
     for name, begin, there in itertools.product(names, (folder, half_done), (True, False)):
-        if quick and (name, begin, there) not in [("best", half_done, True), (".lock", folder, True)]:
+        if quick and (name, begin, there) not in [("best", folder, True), (".lock", folder, True)]:
             continue
         out, outside = begin(), folder()
         link, target = out / name, outside / ("target" if there else "elsewhere")
