@@ -81,9 +81,10 @@ class BertConfig:
         if "id2label" in known:
             try:
                 known["id2label"] = {int(i): str(label) for i, label in known["id2label"].items()}
-                assert sorted(known["id2label"]) == list(range(len(known["id2label"]))) != []
-            except (AssertionError, AttributeError, ValueError):
-                raise InputError(f"{path}: id2label must name the classes 0, 1, 2, …") from None
+            except (AttributeError, ValueError):
+                known["id2label"] = {}
+            if not known["id2label"] or sorted(known["id2label"]) != list(range(len(known["id2label"]))):
+                raise InputError(f"{path}: id2label must name the classes 0, 1, 2, …")
         config = cls(**known)
         if config.hidden_size % config.num_attention_heads or config.num_hidden_layers > 200:
             raise InputError(f"{path}: hidden_size must be a multiple of num_attention_heads, and layers at most 200")
@@ -254,8 +255,9 @@ class PretrainedModel(nn.Module):
             config.id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
         with torch.device("meta"), NoInit():  # nothing is drawn or allocated that the file then replaces
             model = cls(config)
-        weights = read_weights(find_file(name, "model.safetensors"), model.state_dict())
-        missing = [key for key in model.state_dict() if key not in weights]
+        expected = model.state_dict()
+        weights = read_weights(find_file(name, "model.safetensors"), expected)
+        missing = [key for key in expected if key not in weights]
         model.classifier_is_new = missing == ["classifier.weight", "classifier.bias"]
         if model.classifier_is_new:
             weights["classifier.weight"] = torch.randn(config.num_labels, config.hidden_size) * config.initializer_range
@@ -427,10 +429,9 @@ def hub_errors(name: str):
             "(nor is it in the cache); check the network, or give a directory",
             errors.LocalTokenNotFoundError: "nobody is logged in to the Hub: run `hf auth login` first",
         }
-        text = next((text for kind, text in explanations.items() if isinstance(error, kind)), None)
-        raise InputError(
-            f"{name}: {text or f'the Hub did not answer as it should ({first_line(error)}); try again'}"
-        ) from None
+        unforeseen = f"the Hub did not answer as it should ({first_line(error)}); try again"
+        text = next((text for kind, text in explanations.items() if isinstance(error, kind)), unforeseen)
+        raise InputError(f"{name}: {text}") from None
 
 
 def read_json(path: str | Path) -> dict:

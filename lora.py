@@ -23,6 +23,7 @@ print(model) shows each rewritten layer. On the command line:
 import argparse
 import copy
 import difflib
+import functools
 import math
 import re
 import shutil
@@ -174,11 +175,9 @@ def apply_lora_to_model(
     if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise InputError("LoRA takes a rank of at least 1, an alpha above 0, a dropout of at least 0 and below 1")
     for name in find_targets(model, target_modules):
-        parent, _, child = name.rpartition(".")
         linear = model.get_submodule(name)
         lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha, dropout, use_rslora)
-        rewritten = LinearWithLoRA(linear, lora.to(linear.weight.device)).train(linear.training)
-        setattr(model.get_submodule(parent), child, rewritten)
+        model.set_submodule(name, LinearWithLoRA(linear, lora.to(linear.weight.device)).train(linear.training))
     model.lora_config = {  # under the names of adapter_config.json
         "target_modules": target_modules if isinstance(target_modules, str) else list(target_modules),
         "r": rank,
@@ -207,7 +206,7 @@ def count_lora_parameters(model: nn.Module) -> int:
 def get_lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """A, B and the classifier under PEFT's names: base_model.model.….query.lora_A.weight (R, in)."""
     state = {name.replace(".lora.", "."): tensor for name, tensor in model.state_dict().items() if is_trained(name)}
-    return {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return {f"base_model.model.{name}": tensor.detach().cpu() for name, tensor in state.items()}
 
 
 @torch.no_grad()
@@ -231,8 +230,7 @@ def merge_lora_weights(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(module, LinearWithLoRA):
             module.merge_weights()
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.linear)
+            model.set_submodule(name, module.linear)
     return model
 
 
@@ -298,11 +296,16 @@ def adapter_base(adapter: str) -> str:
     return f"{base}@{revision}" if revision else base
 
 
-def open_adapter(
-    adapter: str, base: str | BertForSequenceClassification | None = None
-) -> BertForSequenceClassification:
-    """The adapter of a directory or Hub repository on its base, on another base of the same shapes, or on a base that
-    is in memory already: then the model is one of its own, but its frozen tensors are that base's, and cost nothing."""
+def shared_copy(model: nn.Module) -> nn.Module:
+    """Modules of their own around the very tensors of `model`."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def open_adapter(adapter: str, base: str | nn.Module | None = None) -> BertForSequenceClassification:
+    """The adapter of a directory or Hub repository on its base, or on another one that is named or already in memory.
+
+    On a base in memory the result is a model of its own, but its frozen tensors are the base's, and cost nothing.
+    """
     config = read_adapter_config(adapter)
     path = find_file(adapter, "adapter_model.safetensors")
     with open_safetensors(path) as file:
@@ -314,12 +317,12 @@ def open_adapter(
     if isinstance(base, str):
         model, name = BertForSequenceClassification.from_pretrained(base), base
     else:
-        model, name = copy.deepcopy(base, {id(p): p for p in base.parameters()}), None
+        model, name = shared_copy(base), None
     labels = find_file(adapter, "config.json", required=False)
     C = next((len(tensor) for name, tensor in state.items() if re.search(r"\.classifier\..*weight$", name)), 2)
     names = BertConfig.from_json(labels).id2label if labels else {}
     model.config.id2label = names if len(names) == C else {i: f"LABEL_{i}" for i in range(C)}
-    model.classifier = nn.Linear(model.config.hidden_size, C)
+    model.classifier, model.classifier_is_new = nn.Linear(model.config.hidden_size, C), False
     # The tensors say which layers are meant: no regular expression out of a file is run, and PEFT lets some of a
     # list's targets match nothing.
     adapted = {re.sub(r"^base_model\.model\.|\.lora_A\..*", "", key) for key in state if ".lora_A." in key}
@@ -355,10 +358,8 @@ class RoutedLinear(nn.Module):
 class AdapterBank:
     """Any number of adapters by name on one base in memory, whatever their ranks, targets and classes.
 
-    bank = AdapterBank("google-bert/bert-base-uncased")
-    bank.load("sst2", "out/sst2")
-    bank.models["sst2"](input_ids)                        # switching is picking another model
-    bank.forward_rows(["sst2", "cola"], input_ids)        # another adapter for each row, one pass through the base
+    `bank.load("sst2", "out/sst2")` adds one. Switching is picking another model: `bank.models["sst2"](input_ids)`;
+    `bank.forward_rows(["sst2", "cola"], input_ids)` takes another adapter for each row, in one pass through the base.
     """
 
     def __init__(self, base: str):
@@ -368,22 +369,23 @@ class AdapterBank:
 
     def load(self, name: str, adapter: str) -> BertForSequenceClassification:
         self.models[name] = open_adapter(adapter, self.base)
-        self.weave()
+        self.__dict__.pop("mixed", None)
         return self.models[name]
 
     def remove(self, name: str) -> None:
         del self.models[name]
-        self.weave()
+        self.__dict__.pop("mixed", None)
 
-    def weave(self) -> None:
-        """Makes `mixed`, the base with each adapted layer routed to the adapters that have it."""
-        self.mixed = copy.deepcopy(self.base.bert, {id(p): p for p in self.base.parameters()})
-        for name, linear in list(self.mixed.named_modules()):
-            layers = {key: dict(model.bert.named_modules()).get(f"{name}.lora") for key, model in self.models.items()}
-            loras = {key: lora for key, lora in layers.items() if lora is not None}
+    @functools.cached_property  # made for the first mixed batch after a change: one adapter at a time needs none
+    def mixed(self) -> nn.Module:
+        """The base with each adapted layer routed to the adapters that have it."""
+        mixed = shared_copy(self.base.bert)
+        adapted = {key: dict(model.bert.named_modules()) for key, model in self.models.items()}
+        for name, linear in list(mixed.named_modules()):
+            loras = {key: modules[f"{name}.lora"] for key, modules in adapted.items() if f"{name}.lora" in modules}
             if loras:
-                parent, _, child = name.rpartition(".")
-                setattr(self.mixed.get_submodule(parent), child, RoutedLinear(linear, loras, self.routes))
+                mixed.set_submodule(name, RoutedLinear(linear, loras, self.routes))
+        return mixed
 
     @torch.inference_mode()
     def forward_rows(

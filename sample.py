@@ -1,10 +1,12 @@
 """Classifies text with a trained adapter.
 
-python sample.py "great film"                     # with out/best, on the base model that it names
-python sample.py --file reviews.txt --json        # a text a line, in batches
-head reviews.txt | python sample.py -             # the same from standard input
-python sample.py                                  # asks for texts
-python sample.py --adapter DIR_OR_HUB_ID "great film"
+    python sample.py "great film"                     # with out/best, on the base model that it names
+    python sample.py --file reviews.txt --json        # a text a line, in batches
+    head reviews.txt | python sample.py -             # the same from standard input
+    python sample.py                                  # asks for texts
+    python sample.py --adapter out/best --adapter you/bert-lora-cola "great film"
+
+With several adapters every text is answered by each.
 """
 
 import json

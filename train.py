@@ -208,15 +208,15 @@ def set_up(config: Config) -> Run:
         raise InputError(f"--max-length {config.max_length} is more than the {most} positions of {config.model}")
     train, validation = (encode(tokenizer, s.texts, s.labels) for s in (task.train, task.validation))
     with open(find_file(config.model, "model.safetensors"), "rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
+        contents = hashlib.file_digest(file, "sha256")
     for tensor in (train.input_ids, train.labels, validation.input_ids, validation.labels):
-        digest.update(tensor.numpy())
+        contents.update(tensor.numpy())
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed, spared = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim == 1]  # biases, LayerNorms
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
     device = model.classifier.weight.device
-    return Run(config, model, optimizer, train.to(device), validation.to(device), task.metric, digest.hexdigest())
+    return Run(config, model, optimizer, train.to(device), validation.to(device), task.metric, contents.hexdigest())
 
 
 def build_model(config: Config, label_names: list[str]) -> BertForSequenceClassification:
@@ -233,14 +233,13 @@ def build_model(config: Config, label_names: list[str]) -> BertForSequenceClassi
         targets = model.lora_config["target_modules"]
         config.targets = targets if isinstance(targets, str) else ",".join(targets)
         config.rank, config.alpha = model.lora_config["r"], float(model.lora_config["lora_alpha"])
-        mark_only_lora_as_trainable(model)
-        model.classifier_is_new = False
     else:
         model = BertForSequenceClassification.from_pretrained(config.model, num_labels=len(label_names))
+        if config.rank:
+            targets = config.targets if config.targets == "all-linear" else config.targets.split(",")
+            apply_lora_to_model(model, targets, config.rank, config.alpha, config.dropout)
     model.config.id2label = dict(enumerate(label_names))
-    if config.rank and not config.init_adapter:
-        targets = config.targets if config.targets == "all-linear" else config.targets.split(",")
-        apply_lora_to_model(model, targets, config.rank, config.alpha, config.dropout)
+    if config.rank:
         mark_only_lora_as_trainable(model)
     try:
         model.to(device)
@@ -432,16 +431,7 @@ def note_evaluation(run: Run) -> None:
 # What is left behind.
 
 # Options that change nothing about what is trained.
-OUTWARD = (
-    "out",
-    "resume",
-    "overwrite",
-    "offline_fallback",
-    "save_every",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private",
-)
+OUTWARD = ["out", "resume", "overwrite", "offline_fallback", "save_every", "push_to_hub", "hub_model_id", "hub_private"]
 
 
 def save_model(run: Run, folder: Path) -> None:
@@ -475,15 +465,11 @@ def model_card(run: Run) -> str:
         model_name=config.hub_model_id or f"{Path(base).name}-{task}",
         eval_results=[EvalResult(**result, metric_type=n, metric_value=round(v, 4)) for n, v in scores.items()],
     )
-    changed = [f for f in fields(config) if f.name not in OUTWARD and getattr(config, f.name) != f.default]
-    command = shlex.join(
-        ["python", "train.py", *(f"--{f.name.replace('_', '-')}={getattr(config, f.name)}" for f in changed)]
-    )
-    how = (
-        f"LoRA (rank {config.rank}, alpha {config.alpha:g}, on {config.targets})"
-        if config.rank
-        else "every weight trained"
-    )
+    changed = [f.name for f in fields(config) if f.name not in OUTWARD and getattr(config, f.name) != f.default]
+    flags = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in changed]
+    command = shlex.join(["python", "train.py", *flags])
+    lora = f"LoRA (rank {config.rank}, alpha {config.alpha:g}, on {config.targets})"
+    how = lora if config.rank else "every weight trained"
     table = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in scores.items())
     return f"""---
 {metadata}

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait leave their core to the other processes
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,16 @@ def minilm() -> str:
 def reviews() -> str:
     """The directory of 10,070 real movie-review sentences in GLUE's layout."""
     return offline_pair()[1]
+
+
+@pytest.fixture(scope="session")
+def tiny(minilm, tmp_path_factory) -> Path:
+    """A random BERT of 40 positions that takes milliseconds, with a real tokenizer."""
+    from helpers import saved_base  # late: transformers takes seconds to import
+
+    folder = saved_base(tmp_path_factory.mktemp("tiny"), vocab_size=30522)
+    shutil.copy(f"{minilm}/tokenizer.json", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

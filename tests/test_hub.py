@@ -44,14 +44,6 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tiny(minilm, tmp_path_factory) -> Path:
-    """A random BERT that takes milliseconds, with a real tokenizer."""
-    folder = saved_base(tmp_path_factory.mktemp("tiny"), vocab_size=30522)
-    shutil.copy(f"{minilm}/tokenizer.json", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def sst2(reviews, tmp_path_factory) -> Path:
     """A data set of 64 and 8 reviews that passes for GLUE."""
     folder = tmp_path_factory.mktemp("glue")

@@ -23,7 +23,7 @@ import sklearn.metrics
 import torch
 import transformers
 from conftest import ROOT
-from helpers import edit_json, saved_base
+from helpers import edit_json
 from pyarrow import csv, parquet
 from safetensors.torch import load_file, save_file
 
@@ -42,14 +42,6 @@ def data(reviews, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "reviews.csv"
     csv.write_csv(parquet.read_table(f"{reviews}/train-00000-of-00001.parquet").slice(0, 64), path)
     return path
-
-
-@pytest.fixture(scope="module")
-def tiny(minilm, tmp_path_factory) -> Path:
-    """A random BERT of 40 positions that takes milliseconds, with a real tokenizer."""
-    folder = saved_base(tmp_path_factory.mktemp("tiny"), vocab_size=30522)
-    shutil.copy(f"{minilm}/tokenizer.json", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
