@@ -97,6 +97,8 @@ def read_table(paths: list[Path]):
     import pyarrow  # late: sample.py reads no tables, and Arrow takes a while to import
     from pyarrow import csv, json, parquet
 
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # Arrow's own keeps what it has freed; here tensors reuse it
+
     def read(path: Path):
         if path.suffix == ".parquet":
             return parquet.ParquetFile(path).read()

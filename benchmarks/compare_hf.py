@@ -1,7 +1,7 @@
 """How fast this project trains, beside transformers + peft on the same work.
 
     make bench                                                        # MiniLM on real sentences
-    make bench ARGS="--contenders ours,hf-grouped --targets all-linear --data ../shared/data/glue/sst2"
+    make bench ARGS="--contenders ours,hf-grouped --targets all-linear --data SST2_DIR"
     python benchmarks/compare_hf.py --device cuda --shape bert-base   # random weights of bert-base-uncased's shape
 
 Every contender is a process of its own, and only one works at a time: in each round each of them, in turn,
@@ -146,7 +146,7 @@ def needed_operations(config: BertConfig, adapted: list[str], R: int, lengths: n
 def report_limit(answers: dict[str, list[dict]], s: SimpleNamespace) -> str:
     """Which part of the machine's matrix products `ours` turns into needed ones."""
     config, lengths = BertConfig.from_json(f"{s.base}/config.json"), read_data(s).lengths
-    rounds = [lengths[batches] for batches in plan_rounds(lengths, s, shuffled=False)[1:]]  # each (steps, B)
+    rounds = [lengths[batches] for batches in plan_rounds(lengths, s)[1:]]  # each (steps, B)
     needed = [needed_operations(config, s.adapted, s.rank, round.ravel()) for round in rounds]
     done = [4 * s.batch_size * int(r.max(1).sum()) * sum(i * o for i, o in linear_shapes(config)) for r in rounds]
     ours = [n / a["seconds"] / 1e9 for n, a in zip(needed, answers["ours"], strict=True)]

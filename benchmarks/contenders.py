@@ -2,7 +2,8 @@
 
     hf-padded-128  transformers' model with peft's LoRA, every sentence padded to 128 tokens, as in tutorials
     hf-longest     the same, padded to the longest sentence of a shuffled batch
-    hf-grouped     the same, in the very batches of `ours`
+    hf-grouped     the same, grouped by length as transformers' Trainer does with group_by_length
+    hf-our-batches the same, in the very batches of `ours`
     hf-trainer     as hf-longest, in transformers' Trainer
     ours           train.py's own step
     ours-full      the same with --rank 0: every weight is trained
@@ -35,7 +36,7 @@ from data import Encoded, encode, load_task, load_tokenizer, make_batch, plan_ba
 from lora import LinearWithLoRA, load_lora_state_dict
 
 SHUFFLED = ["hf-padded-128", "hf-longest", "hf-trainer"]
-CONTENDERS = ["hf-padded-128", "hf-longest", "hf-grouped", "hf-trainer", "ours", "ours-full", "ours-free", "matmul"]
+CONTENDERS = [*SHUFFLED[:2], "hf-grouped", "hf-our-batches", "hf-trainer", "ours", "ours-full", "ours-free", "matmul"]
 SEED, MAX_LENGTH, ALPHA, LR, WEIGHT_DECAY, MAX_GRAD_NORM = 42, 128, 16.0, 5e-4, 0.01, 1.0
 
 
@@ -155,13 +156,21 @@ def read_data(s: SimpleNamespace) -> Encoded:
     return encode(load_tokenizer(s.base, MAX_LENGTH), split.texts, split.labels).to(s.device)
 
 
-def plan_rounds(lengths: np.ndarray, s: SimpleNamespace, shuffled: bool) -> list[np.ndarray]:
+def plan_rounds(lengths: np.ndarray, s: SimpleNamespace, name: str = "ours") -> list[np.ndarray]:
     """The batches of each round, (steps, B) rows; the first round is the warm-up, with the longest batch in it.
 
     A round takes every n-th of plan_batches' batches in the order of their lengths, starting elsewhere in each
-    round: so 20 steps hold all lengths in the data's proportions. Shuffled, the same sentences are dealt anew.
+    round: so 20 steps hold all lengths in the data's proportions. The shuffled contenders are dealt the same
+    sentences anew. transformers' sampler makes batches of its own, of which every n-th is taken alike.
     """
-    batches = [rows for rows in plan_batches(lengths, s.batch_size, SEED, epoch=0) if len(rows) == s.batch_size]
+    batches = plan_batches(lengths, s.batch_size, SEED, epoch=0)
+    if name == "hf-grouped":
+        from transformers.trainer_pt_utils import LengthGroupedSampler
+
+        drawn = torch.Generator().manual_seed(SEED)
+        order = np.array(list(LengthGroupedSampler(s.batch_size, lengths=lengths.tolist(), generator=drawn)))
+        batches = np.split(order, range(s.batch_size, len(order), s.batch_size))
+    batches = [rows for rows in batches if len(rows) == s.batch_size]
     if not batches:
         raise InputError(f"{s.data}: fewer sentences than --batch-size {s.batch_size}")
     batches.sort(key=lambda rows: lengths[rows].max())
@@ -171,7 +180,7 @@ def plan_rounds(lengths: np.ndarray, s: SimpleNamespace, shuffled: bool) -> list
         chosen = ((np.arange(steps) + start) * len(batches) / steps).astype(int)
         generator = np.random.default_rng([SEED, number])
         rows = np.stack([batches[i] for i in generator.permutation(chosen)])
-        plan.append(generator.permutation(rows.ravel()).reshape(rows.shape) if shuffled else rows)
+        plan.append(generator.permutation(rows.ravel()).reshape(rows.shape) if name in SHUFFLED else rows)
     return plan
 
 
@@ -201,7 +210,7 @@ def work(name: str, s: SimpleNamespace) -> None:
         torch.manual_seed(SEED)
         build = build_hf if name.startswith("hf") else build_ours if name.startswith("ours") else build_matmul
         contender = build(name, s)
-        plan = plan_rounds(contender.data.lengths, s, name in SHUFFLED)
+        plan = plan_rounds(contender.data.lengths, s, name)
         answer(**check(contender))
         if name == "hf-trainer":
             train_with_trainer(contender, plan, s, begin, end)

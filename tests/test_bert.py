@@ -11,7 +11,8 @@ import transformers
 from helpers import TINY, difference, draw, edit_json, inputs, official_base, official_names, saved_base, silence
 from safetensors.torch import load_file, save_file
 
-from bert import BertConfig, BertForSequenceClassification, BertModel, Dropout, InputError, dropout_mask, find_file
+import bert
+from bert import BertConfig, BertForSequenceClassification, BertModel, Dropout, InputError, draw_kept, find_file
 from data import OFFICIAL_MODEL, official_or_offline
 
 SHAPES = {
@@ -268,32 +269,50 @@ def test_transformers_opens_a_saved_encoder(base, tmp_path):
 
 
 @pytest.mark.parametrize("p", [0.1, 0.05])
-def test_dropout_mask(p):
+def test_draw_kept(p):
     torch.manual_seed(0)
-    mask = dropout_mask(torch.empty(1000, 1000), p)
-    kept = mask != 0
-    assert mask[kept].unique().tolist() == pytest.approx([1 / (1 - p)], rel=1e-4)
+    kept = draw_kept(torch.empty(1000, 1000), p)
+    assert kept.unique().tolist() == [0, 1]
+    dropped = (kept == 0).float()
     error = (p * (1 - p) / 1e6) ** 0.5
-    assert (~kept).float().mean().item() == pytest.approx(p, abs=4 * error)
-    assert mask.mean().item() == pytest.approx(1, abs=4 * error / (1 - p))
-    quarters = (~kept).view(-1, 4).float().mean(0)  # four numbers come out of one draw
+    assert dropped.mean().item() == pytest.approx(p, abs=4 * error)
+    quarters = dropped.view(-1, 4).mean(0)  # four numbers come out of one draw
     assert quarters.tolist() == pytest.approx([p] * 4, abs=4 * 2 * error)
-    pairs = (~kept[:, 1:] & ~kept[:, :-1]).float().mean().item()  # neighbours are independent
+    pairs = (dropped[:, 1:] * dropped[:, :-1]).mean().item()  # neighbours are independent
     assert pairs == pytest.approx(p * p, abs=6 * error * p)
     torch.manual_seed(0)
-    assert torch.equal(mask, dropout_mask(torch.empty(1000, 1000), p))
-    assert not torch.equal(mask, dropout_mask(torch.empty(1000, 1000), p))
+    assert torch.equal(kept, draw_kept(torch.empty(1000, 1000), p))
+    assert not torch.equal(kept, draw_kept(torch.empty(1000, 1000), p))
 
 
 def test_dropout_in_training_and_in_eval():
-    x, dropout = torch.randn(7, 9), Dropout(0.4)
+    x, dropout = torch.randn(7, 9, requires_grad=True), Dropout(0.4)
     torch.manual_seed(0)
     dropped = dropout(x)
+    dropped.backward(dy := torch.randn(7, 9))
     torch.manual_seed(0)
-    assert torch.equal(dropped, x * dropout_mask(x, 0.4))
-    assert (dropped == 0).any()
+    kept = draw_kept(x, 0.4)
+    assert not kept.all() and kept.any()
+    assert difference(dropped, x * kept / 0.6) < 1e-6
+    assert difference(x.grad, dy * kept / 0.6) < 1e-6
     assert torch.equal(dropout.eval()(x), x)
     assert torch.equal(Dropout(0.0)(x), x)
+
+
+@pytest.mark.parametrize("lengths", [[9, 9], [9, 4]], ids=["unpadded", "padded"])
+def test_attention_in_training_is_that_of_pytorch_with_dropout(base, monkeypatch, lengths):
+    """With everything kept, the steps by hand are PyTorch's kernel, in the logits and in the gradients."""
+    model, (input_ids, mask) = BertForSequenceClassification.from_pretrained(base), inputs(TINY["vocab_size"], lengths)
+    monkeypatch.setattr(bert, "draw_kept", lambda x, p: torch.ones_like(x, dtype=torch.int16))
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = 1e-12
+    results = []
+    for mode in (True, False):
+        logits = model.train(mode)(input_ids, mask)
+        results.append((logits, *torch.autograd.grad(logits.square().sum(), model.parameters())))
+    for by_hand, kernel in zip(*results, strict=True):
+        assert difference(by_hand, kernel) < 1e-5
 
 
 def test_model_drops_only_in_training(base):

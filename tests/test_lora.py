@@ -75,15 +75,15 @@ def test_linear_with_lora_is_the_sum_of_its_parts(use_rslora):
     assert difference(x @ path.delta().T, path(x)) < 1e-12
 
 
-@pytest.mark.parametrize("with_mask", [False, True])
-def test_hand_written_gradients(with_mask):
+@pytest.mark.parametrize("with_dropout", [False, True])
+def test_hand_written_gradients(with_dropout):
     torch.manual_seed(0)
     x, W, b, A, B = (torch.randn(*shape, dtype=torch.float64) for shape in [(3, 4), (5, 4), (5,), (2, 4), (5, 2)])
-    mask = torch.tensor([[0, 2, 2, 2]]).expand(3, 4).double() if with_mask else None
-    y = FrozenPlusLowRank.apply(x, W, b, A, B, 1.7, mask)
-    assert difference(y, x @ W.T + b + 1.7 * (x if mask is None else x * mask) @ A.T @ B.T) < 1e-12
+    kept = torch.tensor([[0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]]) if with_dropout else None
+    y = FrozenPlusLowRank.apply(x, W, b, A, B, 1.7, kept)
+    assert difference(y, x @ W.T + b + 1.7 * (x if kept is None else x * kept) @ A.T @ B.T) < 1e-12
     trained = [tensor.requires_grad_() for tensor in (x, A, B)]
-    path = lambda x, A, B: FrozenPlusLowRank.apply(x, W, b, A, B, 1.7, mask)
+    path = lambda x, A, B: FrozenPlusLowRank.apply(x, W, b, A, B, 1.7, kept)
     assert torch.autograd.gradcheck(path, trained)
 
 
@@ -91,9 +91,9 @@ def test_adapter_dropout_is_on_the_path_alone(monkeypatch):
     both = LinearWithLoRA(nn.Linear(6, 6), LoRALayer(6, 6, rank=2, alpha=2, dropout=0.5))
     draw(both)
     x = torch.randn(4, 6)
-    mask = torch.randint(0, 2, (4, 6)) * 2.0
-    monkeypatch.setattr(lora, "dropout_mask", lambda x, p: mask)
-    assert difference(both(x), both.linear(x) + both.lora.eval()(x * mask)) < 1e-5
+    kept = torch.randint(0, 2, (4, 6))
+    monkeypatch.setattr(lora, "draw_kept", lambda x, p: kept)
+    assert difference(both(x), both.linear(x) + both.lora.eval()(x * kept * 2)) < 1e-5
     assert difference(both.eval()(x), both.linear(x) + both.lora(x)) < 1e-5
 
 
