@@ -20,7 +20,7 @@ train: $(ready)
 test: $(ready-dev)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m pytest -q -n 2 $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 --dist loadgroup $(ARGS)
 
 bench: $(ready-dev)
 	$(PYTHON) benchmarks/compare_hf.py $(ARGS)
@@ -35,7 +35,7 @@ merge: $(ready)
 	$(PYTHON) lora.py merge out/best merged $(ARGS)
 
 clean:
-	rm -rf .venv offline
+	rm -rf .venv offline .older
 
 .venv/bin/python:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: python3 must be 3.11 or newer'; exit 2; }

@@ -262,13 +262,15 @@ class NoInit(TorchFunctionMode):
 class PretrainedModel(nn.Module):
     """Loading and saving, for the two models below."""
 
+    new_modules: tuple[str, ...] = ()  # the layers that the file lacks, and that had to be drawn
+
     @classmethod
     def from_pretrained(cls, name: str, num_labels: int | None = None, revision: str | None = None):
         """Opens a directory or a Hub repository (`owner/name` or `owner/name@revision`), in float32, in eval mode.
 
         Reads config.json and model.safetensors, with or without the prefix `bert.`, in float32,
-        float16 or bfloat16. `num_labels` overrides the config's. A classifier that the file lacks
-        is drawn from the global generator, and `classifier_is_new` says so; any other missing,
+        float16 or bfloat16. `num_labels` overrides the config's. A classifier or a pooler that the
+        file lacks is drawn from the global generator, and `new_modules` names it; any other missing,
         surplus or wrongly shaped tensor raises InputError with its name.
         """
         name = f"{name}@{revision}" if revision else name
@@ -280,12 +282,14 @@ class PretrainedModel(nn.Module):
         expected = model.state_dict()
         weights = read_weights(find_file(name, "model.safetensors"), expected)
         missing = [key for key in expected if key not in weights]
-        model.classifier_is_new = missing == ["classifier.weight", "classifier.bias"]
-        if model.classifier_is_new:
-            weights["classifier.weight"] = torch.randn(config.num_labels, config.hidden_size) * config.initializer_range
-            weights["classifier.bias"] = torch.zeros(config.num_labels)
-        elif missing:
-            raise InputError(f"{name}: model.safetensors lacks {listing(missing)}")
+        for module in ("pooler.dense", "bert.pooler.dense", "classifier"):
+            weight, bias = f"{module}.weight", f"{module}.bias"
+            if weight in missing and bias in missing:
+                model.new_modules += (module,)
+                weights[weight] = torch.randn(expected[weight].shape) * config.initializer_range
+                weights[bias] = torch.zeros(expected[bias].shape)
+        if lacking := [key for key in missing if key not in weights]:
+            raise InputError(f"{name}: model.safetensors lacks {listing(lacking)}")
         model.load_state_dict(weights, assign=True)
         return model.eval()
 

@@ -234,8 +234,11 @@ def load_tokenizer(name: str, max_length: int | None = None) -> Tokenizer:
 
             path = find_file(name, "vocab.txt")
             settings = find_file(name, "tokenizer_config.json", required=False)
-            lowercase = read_json(settings).get("do_lower_case", True) if settings else True
-            tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(str(path), lowercase=lowercase).to_str())
+            settings = read_json(settings) if settings else {}
+            lowercase, chinese = settings.get("do_lower_case", True), settings.get("tokenize_chinese_chars", True)
+            rules = {"lowercase": lowercase, "strip_accents": settings.get("strip_accents")}
+            wordpiece = BertWordPieceTokenizer(str(path), handle_chinese_chars=chinese, **rules)
+            tokenizer = Tokenizer.from_str(wordpiece.to_str())
         tokenizer.no_padding()  # files come with settings of their own
         tokenizer.no_truncation()
         probe = tokenizer.encode("a \N{EGYPTIAN HIEROGLYPH A001}").ids  # the second is unknown to it
@@ -254,9 +257,11 @@ def encode(tokenizer: Tokenizer, texts: list, labels: np.ndarray | None = None) 
     """Tokenizes a Split's texts: one sequence of N strings, or two for pairs."""
     N = len(texts[0])
     ids, types, lengths = [], [], np.empty(N, dtype=np.int64)
+    most = 1000 * tokenizer.truncation["max_length"] if tokenizer.truncation else None  # characters: more cost memory
     for start in range(0, N, 4096):  # in pieces, as the tokenizer's own objects take a kilobyte a sentence
         columns = [column[start : start + 4096] for column in texts]
         columns = [column if isinstance(column, list) else column.to_pylist() for column in columns]
+        columns = [[text[:most] for text in column] for column in columns]
         encodings = tokenizer.encode_batch_fast(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)))
         lengths[start : start + 4096] = [len(encoding) for encoding in encodings]
         ids.append(np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding in encodings]))

@@ -146,7 +146,8 @@ def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]
     regular expression on the whole name, but for "all-linear", every linear layer except the
     classifier. A target that matches nothing raises InputError with the closest names.
     """
-    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "classifier"]
+    whole = trained_whole(model)
+    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in whole]
     if target_modules == "all-linear":
         return linears
     if isinstance(target_modules, str):
@@ -176,10 +177,13 @@ def apply_lora_to_model(
     """Rewrites, in place, the layers that find_targets finds into LinearWithLoRA; returns the model."""
     if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise InputError("LoRA takes a rank of at least 1, an alpha above 0, a dropout of at least 0 and below 1")
-    for name in find_targets(model, target_modules):
+    names = find_targets(model, target_modules)
+    for name in names:
         linear = model.get_submodule(name)
         lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha, dropout, use_rslora)
         model.set_submodule(name, LinearWithLoRA(linear, lora.to(linear.weight.device)).train(linear.training))
+    if POOLER in trained_whole(model):
+        target_modules = names  # spelt out, as PEFT would adapt the pooler too
     model.lora_config = {  # under the names of adapter_config.json
         "target_modules": target_modules if isinstance(target_modules, str) else list(target_modules),
         "r": rank,
@@ -190,25 +194,38 @@ def apply_lora_to_model(
     return model
 
 
-def is_trained(name: str) -> bool:
-    """Whether the parameter of this name is trained and saved: A, B and the classifier."""
-    return ".lora." in name or name.startswith("classifier.")
+POOLER = "bert.pooler.dense"
+
+
+def trained_whole(model: nn.Module) -> set[str]:
+    """The layers that learn in full: the classifier, and whatever else the base's file lacked."""
+    return {"classifier", *getattr(model, "new_modules", ())}
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained and saved, by name: A, B and the layers that learn in full."""
+    whole = trained_whole(model)
+    return {n: p for n, p in model.named_parameters() if ".lora." in n or n.rpartition(".")[0] in whole}
 
 
 def mark_only_lora_as_trainable(model: nn.Module) -> None:
-    """Freezes everything but A, B and the classifier, which is new and so learns in full."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_trained(name))
+    """Freezes everything but A, B and the layers that are new and so learn in full, as the classifier does."""
+    model.requires_grad_(False)
+    for parameter in trained_parameters(model).values():
+        parameter.requires_grad_(True)
 
 
 def count_lora_parameters(model: nn.Module) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if ".lora." in name)
 
 
+def peft_name(name: str) -> str:
+    return f"base_model.model.{name.replace('.lora.', '.')}"
+
+
 def get_lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """A, B and the classifier under PEFT's names: base_model.model.….query.lora_A.weight (R, in)."""
-    state = {name.replace(".lora.", "."): tensor for name, tensor in model.state_dict().items() if is_trained(name)}
-    return {f"base_model.model.{name}": tensor.detach().cpu() for name, tensor in state.items()}
+    return {peft_name(name): tensor.detach().cpu() for name, tensor in trained_parameters(model).items()}
 
 
 @torch.no_grad()
@@ -216,7 +233,7 @@ def load_lora_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
     """The inverse of get_lora_state_dict. Raises InputError naming what is missing, surplus or of another shape."""
     # PEFT's running modules, and some of its older files, spell out the adapter's name.
     state = {re.sub(r"\.modules_to_save|\.default(?=\.)", "", name): tensor for name, tensor in state.items()}
-    wanted = {f"base_model.model.{n.replace('.lora.', '.')}": p for n, p in model.named_parameters() if is_trained(n)}
+    wanted = {peft_name(name): parameter for name, parameter in trained_parameters(model).items()}
     for problem, names in ("lacks", wanted.keys() - state.keys()), ("has the surplus", state.keys() - wanted.keys()):
         if names:
             raise InputError(f"the adapter {problem} {listing(sorted(names))}; is it one for this base model?")
@@ -243,7 +260,7 @@ HARMLESS = {
     "bias": ["none"],
     "init_lora_weights": [True, False, "gaussian", "orthogonal", "eva"],
     "megatron_core": ["megatron.core"],
-    "modules_to_save": [["classifier", "score"], ["classifier"]],
+    "modules_to_save": [["classifier", "score"], ["classifier"], ["classifier", "pooler", "score"]],
     "peft_type": ["LORA"],
     "qalora_group_size": [16],
     "task_type": ["SEQ_CLS"],
@@ -262,6 +279,8 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str) -> None:
     name, _, revision = (str(Path(base).absolute()), "", "") if Path(base).is_dir() else base.partition("@")
     config = {field: values[0] for field, values in HARMLESS.items()} | model.lora_config
     config |= {"base_model_name_or_path": name, "revision": revision or None, "inference_mode": True}
+    if POOLER in trained_whole(model):
+        config["modules_to_save"] = ["classifier", "pooler", "score"]
     model.config.to_json(folder / "config.json", architectures=[type(model).__name__])
     write_json(folder / "adapter_config.json", config)
     write_tensors(folder / "adapter_model.safetensors", get_lora_state_dict(model), {"format": "pt"})
@@ -324,7 +343,11 @@ def open_adapter(adapter: str, base: str | nn.Module | None = None) -> BertForSe
     C = next((len(tensor) for name, tensor in state.items() if re.search(r"\.classifier\..*weight$", name)), 2)
     names = BertConfig.from_json(labels).id2label if labels else {}
     model.config.id2label = names if len(names) == C else {i: f"LABEL_{i}" for i in range(C)}
-    model.classifier, model.classifier_is_new = nn.Linear(model.config.hidden_size, C), False
+    D = model.config.hidden_size
+    model.classifier = nn.Linear(D, C)
+    model.new_modules = tuple(module for module in model.new_modules if module == POOLER)
+    if any(".pooler." in name and ".lora_" not in name for name in state):  # trained, as the base's file had none
+        model.bert.pooler.dense, model.new_modules = nn.Linear(D, D), (POOLER,)
     # The tensors say which layers are meant: no regular expression out of a file is run, and PEFT lets some of a
     # list's targets match nothing.
     adapted = {re.sub(r"^base_model\.model\.|\.lora_A\..*", "", key) for key in state if ".lora_A." in key}
@@ -398,11 +421,13 @@ class AdapterBank:
         ordered = [names[i] for i in order]
         self.routes[:] = [(n, slice(ordered.index(n), ordered.index(n) + ordered.count(n))) for n in set(ordered)]
         inputs = [None if t is None else t[order] for t in (input_ids, attention_mask, token_type_ids)]
-        _, pooled = self.mixed(*inputs, cls_only=True)  # (B, D)
+        x, _ = self.mixed(*inputs, cls_only=True)  # (B, 1, D)
         results: list = [None] * len(names)
         for name, rows in self.routes:
-            for row, logits in zip(order[rows], self.models[name].classifier(pooled[rows]), strict=True):
-                results[row] = logits  # (C,)
+            model = self.models[name]
+            logits = model.classifier(model.bert.pooler(x[rows]))  # (B of this adapter, C)
+            for row, its in zip(order[rows], logits, strict=True):
+                results[row] = its
         return results
 
 

@@ -57,7 +57,7 @@ class Answers:
             model = self.banks[base].load(name, name)
         else:
             base, model = name, BertForSequenceClassification.from_pretrained(name)
-            if model.classifier_is_new:
+            if model.new_modules:
                 raise InputError(f"{name}: has no trained classifier; name an adapter for it with --adapter")
         return model, load_tokenizer(base, self.max_length or model.config.max_position_embeddings)
 

@@ -62,6 +62,7 @@ from lora import (
     open_adapter,
     push_to_hub,
     save_adapter,
+    trained_whole,
 )
 
 AT_LEAST_0 = ("at least 0", lambda value: value >= 0)
@@ -107,7 +108,7 @@ class Config:
     compile: str = option("auto", "torch.compile: on CUDA only, always or never", ["auto", "yes", "no"])
     eval_every: int = option(0, "steps between evaluations, beside those that end the epochs", AT_LEAST_0)
     log_every: int = option(20, "steps between lines of the log", AT_LEAST_1, also="logging-steps")
-    save_every: int = option(200, "steps between checkpoints, beside those at evaluations", AT_LEAST_1)
+    save_every: int = option(0, "steps between checkpoints; 0: as often as takes 1 % of the time", AT_LEAST_0)
     resume: bool = option(False, "go on from the checkpoint in --out, if there is one")
     overwrite: bool = option(False, "replace a finished run in --out")
     push_to_hub: bool = option(False, "upload the best adapter to the Hub afterwards, as --hub-model-id")
@@ -139,7 +140,10 @@ def parse_options(arguments: list[str]) -> dict:
     flags = {name: value for name, value in vars(parser.parse_args(dashed)).items() if value is not None}
     path = flags.pop("config", None)
     try:
-        keys = tomllib.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+        text = Path(path).read_text(encoding="utf-8") if path else ""
+        if len(text) > 2**16:  # tomllib would take minutes for some
+            raise ValueError("it is too long for one of options")
+        keys = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a TOML file ({first_line(error)})") from None
     known = [f.name for f in fields(Config)]
@@ -268,11 +272,13 @@ def summary(run: Run) -> str:
     model, lengths = run.model, run.train.lengths
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lora, classifier = count_lora_parameters(model), sum(p.numel() for p in model.classifier.parameters())
+    lora, whole = count_lora_parameters(model), {name: model.get_submodule(name) for name in trained_whole(model)}
+    whole = {name: sum(p.numel() for p in layer.parameters()) for name, layer in whole.items()}
+    drawn = [] if run.config.init_adapter else model.new_modules
     rows = [
-        ("BERT", total - lora - classifier, "frozen" if lora else "trained"),
+        ("BERT", total - lora - sum(whole.values()), "frozen" if lora else "trained"),
         ("LoRA", lora, f"trained: rank {run.config.rank} on {run.config.targets}"),
-        ("classifier", classifier, "trained, newly drawn" if model.classifier_is_new else "trained"),
+        *((name, n, "trained, newly drawn" if name in drawn else "trained") for name, n in sorted(whole.items())),
         ("total", total, f"{trained:,} trained, {trained / total:.2%}"),
     ]
     padding = padding_fraction(lengths, plan_batches(lengths, run.step_size, run.config.seed, epoch=0))
@@ -331,6 +337,7 @@ def fit(run: Run, stop: list[int]) -> None:
     total, before = config.epochs * len(run.train.lengths), progress.step * run.step_size
     bar = tqdm(total=total, initial=before, unit=" sentences", disable=not sys.stderr.isatty(), dynamic_ncols=True)
     since, done = time.perf_counter(), 0
+    saved, cost = since, 0.0
     run.model.train()
     while progress.step < run.steps and not stop:
         epoch, index = divmod(progress.step, run.steps_per_epoch)
@@ -341,7 +348,9 @@ def fit(run: Run, stop: list[int]) -> None:
         done += len(plan[index])
         bar.update(len(plan[index]))
         evaluating = index + 1 == run.steps_per_epoch or (config.eval_every and progress.step % config.eval_every == 0)
-        saving = evaluating or progress.step % config.save_every == 0
+        pause = time.perf_counter() - saved
+        due = progress.step % config.save_every == 0 if config.save_every else pause > max(20.0, 100 * cost)
+        saving = evaluating or due
         logging = progress.step % config.log_every == 0
         if logging or saving or run.train.input_ids.device.type == "cpu":
             read_window(run)
@@ -358,9 +367,11 @@ def fit(run: Run, stop: list[int]) -> None:
         if evaluating:
             note_evaluation(run)
         if saving:
+            begun = time.perf_counter()
             save_checkpoint(run)
+            cost, saved = time.perf_counter() - begun, time.perf_counter()
     bar.close()
-    if stop:
+    if stop and progress.step:
         read_window(run)
         save_checkpoint(run)
 
@@ -522,26 +533,38 @@ def load_checkpoint(run: Run, path: Path) -> None:
         try:
             header = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-            intact = header["sha256"] == digest(header, tensors)
-        except Exception:  # whatever a damaged file leads to
+            intact, then = header["sha256"] == digest(header, tensors), json.loads(header["identity"])
+            differing = [name for name, value in identity(run).items() if then.get(name) != value]
+            if intact and not differing:
+                intact = put_back(run, Progress(**json.loads(header["progress"])), tensors)
+        except Exception:  # whatever a damaged or forged file leads to
             intact = False
     if not intact:
         raise InputError(f"{path}: not a whole checkpoint; --overwrite starts anew")
-    then, now = json.loads(header["identity"]), identity(run)
-    for name, value in now.items():
-        if then.get(name) != value:
-            what = f"{name} {then.get(name)!r}, not {value!r}" if name != "contents" else "other weights or data"
-            raise InputError(f"{path}: that run was started with {what}; --overwrite starts anew")
-    run.progress = Progress(**json.loads(header["progress"]))
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition(".")
-        if kind == "random":
-            (torch if name == "cpu" else torch.cuda).set_rng_state(tensor)
-        elif kind == "parameter":
-            run.model.get_parameter(name).copy_(tensor)
-        else:
-            parameter = run.model.get_parameter(name)
-            run.optimizer.state[parameter][kind] = tensor.to(parameter.device)
+    for name in differing:
+        what = f"{name} {then.get(name)!r}, not {identity(run)[name]!r}"
+        what = "other weights or data" if name == "contents" else what
+        raise InputError(f"{path}: that run was started with {what}; --overwrite starts anew")
+
+
+def put_back(run: Run, progress: Progress, tensors: dict[str, Tensor]) -> bool:
+    """Takes over what save_checkpoint wrote; False, or an exception, if it is of other names, shapes or kinds."""
+    numbers = lambda values: all(type(value) in (int, float) for value in values)
+    fits = type(progress.step) is int and 0 < progress.step <= run.steps and type(progress.best) in (float, type(None))
+    fits = fits and all(len(entry) == 3 and numbers(entry) for entry in progress.window)
+    fits = fits and all(record["step"] <= progress.step and numbers(record.values()) for record in progress.history)
+    for name, parameter in run.model.named_parameters():
+        if parameter.requires_grad:
+            state = {kind: tensors.pop(f"{kind}.{name}") for kind in ("parameter", "exp_avg", "exp_avg_sq", "step")}
+            shapes = {kind: () if kind == "step" else parameter.shape for kind in state}
+            fits = fits and all(t.shape == shapes[kind] and t.dtype == torch.float32 for kind, t in state.items())
+            parameter.copy_(state.pop("parameter"))
+            run.optimizer.state[parameter] = {kind: tensor.to(parameter.device) for kind, tensor in state.items()}
+    torch.set_rng_state(tensors.pop("random.cpu"))
+    if "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors.pop("random.cuda"))
+    run.progress = progress
+    return fits and not tensors
 
 
 def plot_curves(history: list[dict], path: Path) -> None:

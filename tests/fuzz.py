@@ -271,7 +271,19 @@ def odd_checkpoints(good: bytes) -> dict[str, bytes]:
     states = torch.zeros(5), torch.zeros(5, dtype=torch.uint8), tensors[state].float(), tensors[state][:-8]
     fields = {f"?{field} = {value}": json.dumps(json.loads(meta[progress]) | {field: value})
               for field in json.loads(meta[progress]) for value in odd}  # fmt: skip
+    names = [*tensors, *surplus]
+
+    def forged(progress_text: str = meta[progress], **new) -> bytes:
+        """Another progress or other tensors, and a hash that is right for them."""
+        header = meta | {progress: progress_text}
+        return saved(tensors | new, header | {"sha256": train.digest(header, tensors | new)})
+
     return odd_safetensors(good) | {
+        **{f"?forged {what[1:]}": forged(new) for what, new in fields.items()},
+        **{f"forged {new[:20]}": forged(new) for new in wholes if new.isascii()},
+        **{f"forged {name} empty": forged(**{name: torch.zeros(0)}) for name in names},
+        **{f"forged {name} int": forged(**{name: tensors.get(name, states[0]).int()}) for name in names},
+        **{f"forged random state {i}": forged(**{state: new}) for i, new in enumerate(states)},
         "no metadata": packed(head, body),
         **{f"no {n}": packed(head | {"__metadata__": {k: meta[k] for k in meta if k != n}}, body) for n in meta},
         **{f"{name} = {new[:20]}": written(**{name: new}) for name in meta for new in wholes},
@@ -365,10 +377,11 @@ def odd_lines(good: bytes) -> dict[str, bytes]:
     return crafted | {"not UTF-8": b"great \xff film"}
 
 
+TOKENIZER_CONFIG = {key: ["x", 5, [], {}] for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
 CRAFTED = {
     "base/config.json": lambda good: odd_json(good) | edits(good, CONFIG), "base/model.safetensors": odd_safetensors,
     "base/tokenizer.json": odd_tokenizers, "vocab/vocab.txt": odd_vocabularies,
-    "vocab/tokenizer_config.json": lambda good: odd_json(good) | edits(good, {"do_lower_case": ["x", 5, [], {}]}),
+    "vocab/tokenizer_config.json": lambda good: odd_json(good) | edits(good, TOKENIZER_CONFIG),
     "adapter/adapter_config.json": lambda good: odd_json(good) | edits(good, ADAPTER_CONFIG),
     "adapter/adapter_model.safetensors": odd_safetensors,
     "adapter/config.json": lambda good: edits(good, {name: [(value,) for value in CONFIG[name]] for name in CONFIG}),

@@ -35,7 +35,7 @@ def pair(request, minilm, tmp_path_factory):
         saved_base(folder, **SHAPES[request.param])
     ours = BertForSequenceClassification.from_pretrained(folder)
     theirs = transformers.BertForSequenceClassification.from_pretrained(folder).eval()
-    if ours.classifier_is_new:
+    if ours.new_modules:
         draw(ours.classifier)
         theirs.classifier.load_state_dict(ours.classifier.state_dict())
     if request.param == "bert-base":
@@ -168,11 +168,11 @@ def test_half_precision_files_are_computed_in_float32(base, dtype):
 
 
 def test_only_the_classifier_may_be_new(base):
-    assert not BertForSequenceClassification.from_pretrained(base).classifier_is_new
+    assert not BertForSequenceClassification.from_pretrained(base).new_modules
     rewrite(base, bare)
     torch.manual_seed(0)
     model = BertForSequenceClassification.from_pretrained(base, num_labels=3)
-    assert model.classifier_is_new
+    assert model.new_modules == ("classifier",)
     assert model.classifier.weight.shape == (3, 32)
     assert 0.01 < model.classifier.weight.std().item() < 0.03
     assert not model.classifier.bias.any()
