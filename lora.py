@@ -376,7 +376,9 @@ class RoutedLinear(nn.Module):
         y = self.linear(x)  # (B, S, out)
         for name, rows in self.routes:
             if name in self.loras:
-                y[rows] += self.loras[name](x[rows])
+                lora = self.loras[name]
+                z = lora.lora_A(x[rows]).flatten(0, -2)  # (N, R) for the N tokens of these rows
+                y[rows].flatten(0, -2).addmm_(z, lora.lora_B.weight.t(), alpha=lora.scaling)  # a view of y
         return y
 
 

@@ -108,7 +108,7 @@ class Config:
     compile: str = option("auto", "torch.compile: on CUDA only, always or never", ["auto", "yes", "no"])
     eval_every: int = option(0, "steps between evaluations, beside those that end the epochs", AT_LEAST_0)
     log_every: int = option(20, "steps between lines of the log", AT_LEAST_1, also="logging-steps")
-    save_every: int = option(0, "steps between checkpoints; 0: as often as takes 1 % of the time", AT_LEAST_0)
+    save_every: int = option(0, "steps between checkpoints; 0: as often as a hundredth of the time allows", AT_LEAST_0)
     resume: bool = option(False, "go on from the checkpoint in --out, if there is one")
     overwrite: bool = option(False, "replace a finished run in --out")
     push_to_hub: bool = option(False, "upload the best adapter to the Hub afterwards, as --hub-model-id")
@@ -481,6 +481,8 @@ def model_card(run: Run) -> str:
     command = shlex.join(["python", "train.py", *flags])
     lora = f"LoRA (rank {config.rank}, alpha {config.alpha:g}, on {config.targets})"
     how = lora if config.rank else "every weight trained"
+    name = config.hub_model_id or f"{config.out}/best"
+    usage = (PEFT_USAGE if config.rank else PIPELINE_USAGE).format(name=name, base=base)
     table = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in scores.items())
     return f"""---
 {metadata}
@@ -492,8 +494,25 @@ def model_card(run: Run) -> str:
 {table}
 
     {command}
-    python sample.py --adapter {config.hub_model_id or "out/best"} "great film"
+    python sample.py --adapter {name} "great film"
+
+```python
+{usage}
+```
 """
+
+
+PEFT_USAGE = """\
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+config = AutoConfig.from_pretrained("{name}")  # the names of the classes
+base = AutoModelForSequenceClassification.from_pretrained("{base}", config=config)
+model = PeftModel.from_pretrained(base, "{name}")"""
+PIPELINE_USAGE = """\
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="{name}")"""
 
 
 def identity(run: Run) -> dict:
@@ -551,6 +570,7 @@ def put_back(run: Run, progress: Progress, tensors: dict[str, Tensor]) -> bool:
     """Takes over what save_checkpoint wrote; False, or an exception, if it is of other names, shapes or kinds."""
     numbers = lambda values: all(type(value) in (int, float) for value in values)
     fits = type(progress.step) is int and 0 < progress.step <= run.steps and type(progress.best) in (float, type(None))
+    fits = fits and type(progress.window) is type(progress.history) is list
     fits = fits and all(len(entry) == 3 and numbers(entry) for entry in progress.window)
     fits = fits and all(record["step"] <= progress.step and numbers(record.values()) for record in progress.history)
     for name, parameter in run.model.named_parameters():

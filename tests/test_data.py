@@ -82,6 +82,12 @@ def test_reviews_give_transformers_tokens(minilm, reviews, max_length):
     assert_same_tokens(minilm, texts[:500], texts[500:1000], max_length=max_length)
 
 
+def test_very_long_texts_give_transformers_tokens(minilm):
+    texts = ["very good, " * 50_000, "a" * 1_000_000, f"good {'x' * 1_000_000}", "so" + " " * 9000 + "good"]
+    assert_same_tokens(minilm, texts, max_length=16)
+    assert_same_tokens(minilm, texts, texts[::-1], max_length=16)
+
+
 def test_sst2_gives_transformers_tokens(minilm, glue):
     task = load_task(str(glue / "sst2"))
     assert_same_tokens(minilm, [text for (text,) in texts_of(task.validation) + texts_of(task.train)[:5000]])

@@ -275,7 +275,8 @@ def test_a_flag_wins_over_the_file(tmp_path):
 
 @pytest.mark.parametrize("content, problem", [("learnrate = 1", "unknown option 'learnrate'"),
     ("batchsize = 1", "did you mean 'batch_size'?"), ("epochs = 2.5", "epochs must be of type int"),
-    ("dropout = 1", "--dropout 1.0 is not"), ("a = b", "not a TOML file"), ("resume = 1", "of type bool")])  # fmt: skip
+    ("dropout = 1", "--dropout 1.0 is not"), ("a = b", "not a TOML file"), ("resume = 1", "of type bool"),
+    ("a." * 10**5 + "a = 1", "too long for one of options")])  # fmt: skip
 def test_a_bad_file_of_options_is_named(tmp_path, content, problem):
     (tmp_path / "a.toml").write_text(content)
     with pytest.raises(InputError, match=re.escape(problem)):

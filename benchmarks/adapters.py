@@ -1,0 +1,110 @@
+"""What many adapters on one base cost: switching from one to another, and a batch in which every row has its own.
+
+    python benchmarks/adapters.py            # MiniLM, 2, 4 and 8 adapters, 16 movie reviews in a batch
+
+Each figure is the median of interleaved rounds. "alone" runs the rows of each adapter by themselves, one batch for
+each; its logits and those of the mixed batch must agree.
+"""
+
+import json
+import tempfile
+import time
+from datetime import datetime
+from statistics import median
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from compare_hf import HERE, machine
+
+from bert import BertForSequenceClassification, InputError, OneLineParser, run_main
+from data import encode, load_task, load_tokenizer, make_batch, offline_pair
+from lora import AdapterBank, LoRALayer, apply_lora_to_model, save_adapter
+
+SETTINGS = [  # of the adapters, in turn
+    {"target_modules": ["query", "value"], "rank": 8},
+    {"target_modules": "all-linear", "rank": 4},
+    {"target_modules": ["key"], "rank": 16},
+]
+
+
+def open_bank(base: str, count: int, scratch: str) -> tuple[AdapterBank, list[float]]:
+    """A bank of adapters of several shapes and numbers of classes, and the seconds that loading each took."""
+    bank, seconds = AdapterBank(base), []
+    for number in range(count):
+        torch.manual_seed(number)
+        model = BertForSequenceClassification.from_pretrained(base, num_labels=2 + number % 3)
+        apply_lora_to_model(model, **SETTINGS[number % len(SETTINGS)])
+        for layer in model.modules():
+            if isinstance(layer, LoRALayer):
+                torch.nn.init.normal_(layer.lora_B.weight, std=0.05)
+        save_adapter(model, f"{scratch}/{number}", base)
+        start = time.perf_counter()
+        bank.load(str(number), f"{scratch}/{number}")
+        seconds.append(time.perf_counter() - start)
+    return bank, seconds
+
+
+@torch.inference_mode()
+def measure(bank: AdapterBank, count: int, batch: tuple, rounds: int) -> dict[str, list[float]]:
+    """Seconds for the batch mixed, alone, and through one adapter; and for a switch."""
+    names = [str(i % count) for i in range(len(batch[0]))]
+    own = {name: [i for i, other in enumerate(names) if other == name] for name in sorted(set(names))}
+    pick = lambda rows: [None if t is None else t[rows] for t in batch]
+    parts = {name: pick(rows) for name, rows in own.items()}
+
+    def alone() -> list:
+        results: list = [None] * len(names)
+        for name, rows in own.items():
+            for row, logits in zip(rows, bank.models[name](*parts[name]), strict=True):
+                results[row] = logits
+        return results
+
+    work = {
+        "mixed": lambda: bank.forward_rows(names, *batch),
+        "alone": alone,
+        "one adapter for all": lambda: bank.models["0"](*batch),
+        "switch": lambda: bank.models[names[1]],
+    }
+    seconds = {name: [] for name in work}
+    for number in range(rounds + 1):
+        results = {}
+        for name, function in work.items():
+            start = time.perf_counter()
+            results[name] = function()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+        for a, b in zip(results["mixed"], results["alone"], strict=True):
+            if (a - b).abs().max() > 1e-5:
+                raise InputError("the mixed batch and each adapter alone do not agree")
+    return seconds
+
+
+def main() -> None:
+    parser = OneLineParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", help="a directory or a Hub repository (default: MiniLM)")
+    for name, default in ("rows", 16), ("rounds", 20), ("threads", 2):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
+    s = SimpleNamespace(**vars(parser.parse_args()), device="cpu")
+    torch.set_num_threads(s.threads)
+    base, data = offline_pair()
+    base = s.model or base
+    encoded = encode(load_tokenizer(base, 128), [load_task(data).validation.texts[0].to_pylist()])
+    rows = np.argsort(encoded.lengths, kind="stable")[len(encoded.lengths) // 2 :][: s.rows]
+    batch, found = make_batch(encoded, rows, pad_id=0)[:3], {}
+    print("| adapters | mixed batch | each alone | mixed is faster by | one adapter for all | switch | load |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for count in 2, 4, 8:
+        with tempfile.TemporaryDirectory() as scratch:
+            bank, loading = open_bank(base, count, scratch)
+            seconds = found[count] = measure(bank, count, batch, s.rounds) | {"load": loading}
+        ms = {name: f"{median(values) * 1e3:.3g} ms" for name, values in seconds.items()}
+        ratio = median(a / b for a, b in zip(seconds["alone"], seconds["mixed"], strict=True))
+        cells = ms["mixed"], ms["alone"], f"{ratio:.2f} x", ms["one adapter for all"], ms["switch"], ms["load"]
+        print(f"| {count} | {' | '.join(cells)} |")
+    path = HERE / "results" / f"adapters-{datetime.now():%Y-%m-%d-%H%M}.json"
+    path.write_text(json.dumps({"machine": machine(s), "settings": vars(s), "seconds": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_main(main)

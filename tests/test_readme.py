@@ -1,0 +1,77 @@
+"""What the README tells people to type, typed."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from test_push import hub, table  # noqa: F401, fixtures
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+COMMANDS = [line for kind, block in BLOCKS if not kind for line in block.splitlines() if line.startswith("python ")]
+SNIPPETS = [block for kind, block in BLOCKS if kind == "python"]
+TRAINED = ["--epochs", "1", "--max-length", "12", "--batch-size", "16"]
+
+
+@pytest.fixture
+def home(minilm, table, tmp_path, hub):  # noqa: F811
+    """A folder that looks like the project's after `make train`, and a function that runs a program there."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("bert.py", "lora.py", "data.py", "train.py", "sample.py"):
+        (home / name).symlink_to(ROOT / name)
+    (home / "offline").symlink_to(ROOT / "offline")
+    shutil.copy(table, home / "reviews.csv")
+    (home / "reviews.txt").write_text("great film\ntwo hours I will not get back\n")
+
+    def run(*arguments: str) -> str:
+        environment = os.environ | hub.environment | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, *arguments], cwd=home, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (arguments, done.stderr)
+        return done.stdout
+
+    run("train.py", "--model", minilm, "--data", "reviews.csv", *TRAINED)
+    shutil.copytree(home / "out" / "best", home / "out-cola" / "best")
+    run("lora.py", "merge", "out/best", "merged/")
+    return home, run
+
+
+def test_the_commands(home, minilm):
+    """As written, but for the names that a reader is to replace."""
+    home, run = home
+    shutil.copytree(home / "out", home / "whole")
+    assert len(COMMANDS) == 10
+    for line in COMMANDS:
+        words = shlex.split(line.replace("DIR_OR_HUB_ID", minilm), comments=True)[1:]
+        if "--resume" in words:  # with "the same options"
+            shutil.rmtree(home / "out" / "final")
+            words += ["--model", minilm, "--data", "reviews.csv", *TRAINED]
+        said = run(*words)
+        if "great film" in words:
+            assert all(re.match(r"(positive|negative) +\d", answer) for answer in said.splitlines()), said
+    files = ("best/adapter_model.safetensors", "final/adapter_model.safetensors")
+    for folder in "again", "out":
+        assert all((home / folder / name).read_bytes() == (home / "whole" / name).read_bytes() for name in files)
+
+
+def test_the_snippets(home):
+    home, run = home
+    card = (home / "out" / "best" / "README.md").read_text(encoding="utf-8")
+    snippets = [*SNIPPETS, re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]]
+    assert len(snippets) == 3
+    shows = [
+        "print(classify('great film', top_k=None)[0])",
+        "print([len(row) for row in logits])",
+        "print(type(model))",
+    ]
+    said = [run("-c", snippet + show) for snippet, show in zip(snippets, shows, strict=True)]
+    label, confidence = run("sample.py", "great film").split()[:2]
+    theirs = float(re.search(r"0\.\d+", said[0])[0])
+    assert label in said[0] and f"{theirs:.1%}" == confidence
+    assert said[1] == "[2, 2]\n"
+    assert "PeftModelForSequenceClassification" in said[2]
