@@ -481,7 +481,7 @@ def model_card(run: Run) -> str:
     command = shlex.join(["python", "train.py", *flags])
     lora = f"LoRA (rank {config.rank}, alpha {config.alpha:g}, on {config.targets})"
     how = lora if config.rank else "every weight trained"
-    name = config.hub_model_id or f"{config.out}/best"
+    name = config.hub_model_id or "out/best"
     usage = (PEFT_USAGE if config.rank else PIPELINE_USAGE).format(name=name, base=base)
     table = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in scores.items())
     return f"""---
