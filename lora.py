@@ -255,12 +255,13 @@ def merge_lora_weights(model: nn.Module) -> nn.Module:
 
 # Adapters on disk, in PEFT's format.
 
+WITH_POOLER = ["classifier", "pooler", "score"]  # modules_to_save, where the base's file has no pooler
 # What other fields of adapter_config.json may say without changing what this file computes.
 HARMLESS = {
     "bias": ["none"],
     "init_lora_weights": [True, False, "gaussian", "orthogonal", "eva"],
     "megatron_core": ["megatron.core"],
-    "modules_to_save": [["classifier", "score"], ["classifier"], ["classifier", "pooler", "score"]],
+    "modules_to_save": [["classifier", "score"], ["classifier"], WITH_POOLER],
     "peft_type": ["LORA"],
     "qalora_group_size": [16],
     "task_type": ["SEQ_CLS"],
@@ -280,7 +281,7 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str) -> None:
     config = {field: values[0] for field, values in HARMLESS.items()} | model.lora_config
     config |= {"base_model_name_or_path": name, "revision": revision or None, "inference_mode": True}
     if POOLER in trained_whole(model):
-        config["modules_to_save"] = ["classifier", "pooler", "score"]
+        config["modules_to_save"] = WITH_POOLER
     model.config.to_json(folder / "config.json", architectures=[type(model).__name__])
     write_json(folder / "adapter_config.json", config)
     write_tensors(folder / "adapter_model.safetensors", get_lora_state_dict(model), {"format": "pt"})

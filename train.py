@@ -548,21 +548,22 @@ def digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
 @torch.no_grad()
 def load_checkpoint(run: Run, path: Path) -> None:
     """Puts the run where the checkpoint left it. Raises InputError if it is damaged or another run's."""
+    now = identity(run)
     with open_safetensors(path) as file:
         try:
             header = file.metadata()
             tensors = {key: file.get_tensor(key) for key in file.keys()}
             intact, then = header["sha256"] == digest(header, tensors), json.loads(header["identity"])
-            differing = [name for name, value in identity(run).items() if then.get(name) != value]
+            differing = next((name for name, value in now.items() if then.get(name) != value), None)
             if intact and not differing:
                 intact = put_back(run, Progress(**json.loads(header["progress"])), tensors)
         except Exception:  # whatever a damaged or forged file leads to
             intact = False
     if not intact:
         raise InputError(f"{path}: not a whole checkpoint; --overwrite starts anew")
-    for name in differing:
-        what = f"{name} {then.get(name)!r}, not {identity(run)[name]!r}"
-        what = "other weights or data" if name == "contents" else what
+    if differing:
+        what = f"{differing} {then.get(differing)!r}, not {now[differing]!r}"
+        what = "other weights or data" if differing == "contents" else what
         raise InputError(f"{path}: that run was started with {what}; --overwrite starts anew")
 
 

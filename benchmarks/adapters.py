@@ -6,16 +6,14 @@ Each figure is the median of interleaved rounds. "alone" runs the rows of each a
 each; its logits and those of the mixed batch must agree.
 """
 
-import json
 import tempfile
 import time
-from datetime import datetime
 from statistics import median
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from compare_hf import HERE, machine
+from compare_hf import save_results
 
 from bert import BertForSequenceClassification, InputError, OneLineParser, run_main
 from data import encode, load_task, load_tokenizer, make_batch, offline_pair
@@ -102,8 +100,7 @@ def main() -> None:
         ratio = median(a / b for a, b in zip(seconds["alone"], seconds["mixed"], strict=True))
         cells = ms["mixed"], ms["alone"], f"{ratio:.2f} x", ms["one adapter for all"], ms["switch"], ms["load"]
         print(f"| {count} | {' | '.join(cells)} |")
-    path = HERE / "results" / f"adapters-{datetime.now():%Y-%m-%d-%H%M}.json"
-    path.write_text(json.dumps({"machine": machine(s), "settings": vars(s), "seconds": found}, indent=1) + "\n")
+    save_results("adapters", s, vars(s), seconds=found)
 
 
 if __name__ == "__main__":

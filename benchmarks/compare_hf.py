@@ -191,6 +191,16 @@ def machine(s: SimpleNamespace) -> dict:
     }
 
 
+def save_results(kind: str, s: SimpleNamespace, settings: dict, **numbers) -> None:
+    """Writes every number to benchmarks/results/, with the machine and the settings, of paths the last name alone."""
+    path = HERE / "results" / f"{kind}-{datetime.now():%Y-%m-%d-%H%M}.json"
+    path.parent.mkdir(exist_ok=True)
+    named = {key: Path(settings[key]).name for key in ("model", "data") if settings.get(key)}
+    record = {"machine": machine(s), "settings": settings | named, **numbers}
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"all numbers: {path}", file=sys.stderr)
+
+
 def parse_arguments() -> SimpleNamespace:
     parser, glue = OneLineParser(description=__doc__.partition("\n")[0]), os.environ.get("GLUE_DIR")
     parser.add_argument("--data", default=glue and f"{glue}/sst2", help="(default: GLUE_DIR's sst2, or movie reviews)")
@@ -225,10 +235,7 @@ def main() -> None:
         answers = measure(names, s)
         limit = report_limit(answers, s) if {"ours", "matmul"} <= set(names) else ""
     print(table(answers, s), *([limit] if limit else []), sep="\n\n")
-    path = HERE / "results" / f"{s.device}-{datetime.now():%Y-%m-%d-%H%M}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(s), "settings": settings, "rounds": answers}, indent=1) + "\n")
-    print(f"all numbers: {path}", file=sys.stderr)
+    save_results(s.device, s, settings, rounds=answers)
 
 
 if __name__ == "__main__":

@@ -163,13 +163,14 @@ def plan_rounds(lengths: np.ndarray, s: SimpleNamespace, name: str = "ours") -> 
     round: so 20 steps hold all lengths in the data's proportions. The shuffled contenders are dealt the same
     sentences anew. transformers' sampler makes batches of its own, of which every n-th is taken alike.
     """
-    batches = plan_batches(lengths, s.batch_size, SEED, epoch=0)
     if name == "hf-grouped":
         from transformers.trainer_pt_utils import LengthGroupedSampler
 
         drawn = torch.Generator().manual_seed(SEED)
         order = np.array(list(LengthGroupedSampler(s.batch_size, lengths=lengths.tolist(), generator=drawn)))
         batches = np.split(order, range(s.batch_size, len(order), s.batch_size))
+    else:
+        batches = plan_batches(lengths, s.batch_size, SEED, epoch=0)
     batches = [rows for rows in batches if len(rows) == s.batch_size]
     if not batches:
         raise InputError(f"{s.data}: fewer sentences than --batch-size {s.batch_size}")

@@ -13,12 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime
 from statistics import median
 from types import SimpleNamespace
 
 import torch
-from compare_hf import HERE, machine, write_base
+from compare_hf import HERE, save_results, write_base
 
 from bert import InputError, OneLineParser, run_main
 from data import load_task, load_tokenizer, offline_pair
@@ -173,12 +172,8 @@ def main() -> None:
         python("-c", MERGE, s.base, s.adapter, s.merged)
         parts = cold_start(s), many_texts(s), tokens(s)
     print(report(*parts, s))
-    path = HERE / "results" / f"reading-{datetime.now():%Y-%m-%d-%H%M}.json"
-    path.parent.mkdir(exist_ok=True)
     names = "cold_start", "many_texts", "tokens"
-    result = {"machine": machine(s), "settings": settings, **dict(zip(names, parts, strict=True))}
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"all numbers: {path}", file=sys.stderr)
+    save_results("reading", s, settings, **dict(zip(names, parts, strict=True)))
 
 
 if __name__ == "__main__":
