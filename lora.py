@@ -82,24 +82,25 @@ class FrozenPlusLowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, W, b, A, B, scaling, kept):
-        h = x if kept is None else kept.to(x.dtype).mul_(x)  # (N, in)
+        h = x if kept is None else x * kept  # (N, in)
         z = A @ h.t()  # (R, N)
         y = F.linear(x, W, b).addmm_(z.t(), B.t(), alpha=scaling)  # (N, out)
-        ctx.save_for_backward(x, W, A, B, z, kept)
+        ctx.save_for_backward(h, W, A, B, z, kept)
         ctx.scaling = scaling
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, W, A, B, z, kept = ctx.saved_tensors
-        mask = None if kept is None else kept.to(x.dtype)  # (N, in)
+        h, W, A, B, z, kept = ctx.saved_tensors
         dz = (B.t() @ dy.t()) * ctx.scaling  # (R, N)
-        dA = dz @ (x if mask is None else x * mask)  # (R, in)
+        dA = dz @ h  # (R, in)
         dB = (z @ dy).t() * ctx.scaling  # (out, R)
         dx = None
         if ctx.needs_input_grad[0]:  # not in the first layer: nothing below it is trained
-            dx = dy @ W  # (N, in)
-            dx = dx.addmm_(dz.t(), A) if mask is None else dx.addcmul_(dz.t() @ A, mask)
+            dx = dz.t() @ A  # (N, in)
+            if kept is not None:
+                dx *= kept
+            dx.addmm_(dy, W)
         return dx, None, None, dA, dB, None, None
 
 
