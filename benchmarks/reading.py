@@ -2,9 +2,11 @@
 
     python benchmarks/reading.py                             # MiniLM and movie reviews
     python benchmarks/reading.py --rounds 3 --texts 1000     # sooner
+    python benchmarks/reading.py --parts tenfold --data SST2_DIR
 
-The pipeline's model is base and adapter merged by peft. What is compared runs in turn, round by round, and
-each answer must be the other's. The table goes to standard output, every number to benchmarks/results/.
+It measures a cold start, a file of reviews, and training on the data ten times over. The pipeline's model is
+base and adapter merged by peft. What is compared runs in turn, round by round, and each answer must be the
+other's. The table goes to standard output, every number to benchmarks/results/.
 """
 
 import json
@@ -13,14 +15,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
+import pyarrow
 import torch
 from compare_hf import HERE, save_results, write_base
+from contenders import SEED, plan_rounds
+from pyarrow import parquet
 
+import train
 from bert import InputError, OneLineParser, run_main
-from data import load_task, load_tokenizer, offline_pair
+from data import load_task, load_tokenizer, offline_pair, plan_batches, read_table
 from lora import open_adapter
 from sample import classify
 
@@ -46,24 +53,6 @@ import torch
 between = time.perf_counter()
 import bert, lora, data
 print(between - start, time.perf_counter() - between)
-"""
-TOKENS = """
-import json, re, sys, time
-from pathlib import Path
-import torch
-from data import encode, load_task, load_tokenizer
-memory = lambda name: int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-texts = load_task(sys.argv[2]).train.texts[0].to_pylist() * 10
-tokenizer, before, start = load_tokenizer(sys.argv[1], 128), memory("VmRSS"), time.perf_counter()
-if sys.argv[3] == "ours":
-    encoded = encode(tokenizer, [texts])
-else:
-    import transformers
-    tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
-    before, start = memory("VmRSS"), time.perf_counter()
-    encoded = tokenizer(texts, truncation=True, max_length=128)
-seconds = time.perf_counter() - start
-print((memory("VmRSS") - before) / len(texts), (memory("VmHWM") - before) / len(texts), seconds / len(texts))
 """
 
 
@@ -128,39 +117,64 @@ def many_texts(s: SimpleNamespace) -> dict[str, list[float]]:
     return seconds
 
 
-def tokens(s: SimpleNamespace) -> dict[str, list[list[float]]]:
-    """For the data ten times over, a sentence: the bytes that the process grew by, those at its peak, and seconds."""
-    answers = {"ours": [], "transformers": []}
-    for _ in range(s.rounds):
-        for name, values in answers.items():
-            values.append([float(value) for value in python("-c", TOKENS, s.base, s.data, name).split()])
-    return answers
+def ten_times(s: SimpleNamespace) -> dict[str, list]:
+    """Of the data once and ten times over: seconds of train.py's set_up, bytes a token, and seconds a sentence.
+
+    The last are of training on batches of all lengths, with the planning of an epoch shared among its sentences.
+    """
+    numbers, runs = {}, {}
+    table, validation = (read_table([f]) for f in sorted(Path(s.data).glob("*.parquet")) if "test" not in f.name)
+    for times in (1, 10):
+        folder = Path(s.scratch) / f"times-{times}"
+        folder.mkdir()
+        parquet.write_table(pyarrow.concat_tables([table] * times), folder / "train.parquet")
+        parquet.write_table(validation, folder / "validation.parquet")
+        seconds, run = timed(train.set_up, train.Config(model=s.base, data=str(folder), epochs=1000))
+        data = run.train
+        kept = sum(array.nbytes for array in (data.input_ids, data.starts, data.lengths, data.labels))
+        numbers |= {f"set up, {times} x": [seconds], f"bytes a token, {times} x": [kept / int(data.lengths.sum())]}
+        numbers[f"sentence, {times} x"] = []
+        runs[times] = run, plan_rounds(data.lengths, s)
+        run.model.train()
+    for number in range(s.rounds + 1):
+        for times, (run, plan) in runs.items():
+            planning, _ = timed(plan_batches, run.train.lengths, s.batch_size, SEED, number)
+            seconds, _ = timed(lambda run=run, batches=plan[number]: [train.train_step(run, rows) for rows in batches])
+            if number:
+                each = planning / len(run.train.lengths) + seconds / plan[number].size
+                numbers[f"sentence, {times} x"].append(each)
+    return numbers
 
 
-def report(starts: dict, many: dict, token: dict, s: SimpleNamespace) -> str:
+PARTS = {"start": cold_start, "file": many_texts, "tenfold": ten_times}
+
+
+def report(parts: dict[str, dict], s: SimpleNamespace) -> str:
     spread = lambda values, unit: f"{median(values):.4g} {unit} [{min(values):.4g}–{max(values):.4g}]"
     lines = ["| | |", "| --- | ---: |"]
-    for name, values in starts.items():
+    for name, values in parts.get("start", {}).items():
         what = name if name.startswith("import") else f'{name}, from the command to the answer on "{TEXT}"'
         lines.append(f"| {what} | {spread(values, 's')} |")
-    for name, values in many.items():
+    for name, values in parts.get("file", {}).items():
         lines.append(f"| {name}: {s.texts:,} reviews | {spread([s.texts / v for v in values], 'reviews/s')} |")
-    for name, values in token.items():
-        kept, peak, seconds = (median(column) for column in zip(*values, strict=True))
-        cell = f"{seconds * 1e6:.1f} µs, {kept:.0f} B, {peak:.0f} B at the peak"
-        lines.append(f"| a sentence's tokens, {name}, of the data ten times over | {cell} |")
+    for name, values in parts.get("tenfold", {}).items():
+        unit = "B" if name.startswith("bytes") else "s"
+        lines.append(f"| {name} the data | {spread(values, unit)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = OneLineParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", help="a directory or a Hub repository (default: MiniLM)")
-    parser.add_argument("--data", help="as train.py's, of single texts (default: movie reviews)")
+    parser.add_argument("--data", help="a directory as train.py's, of single texts in Parquet (default: movie reviews)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: %(default)s)")
     for name, default in ("rounds", 7), ("texts", 5000), ("threads", 2):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
-    s = SimpleNamespace(**vars(parser.parse_args()), device="cpu")
+    s = SimpleNamespace(**vars(parser.parse_args()), device="cpu", batch_size=32, steps=20, warmup=3)
     if min(s.rounds, s.threads) < 1 or s.texts < 10:
         raise InputError("--rounds and --threads must be at least 1, --texts at least 10")
+    if unknown := [name for name in s.parts.split(",") if name not in PARTS]:
+        raise InputError(f"--parts {unknown[0]}: not one of {', '.join(PARTS)}")
     if not s.data or not s.model:
         s.model, s.data = (given or offline for given, offline in zip((s.model, s.data), offline_pair(), strict=True))
     settings = vars(s).copy()
@@ -170,10 +184,9 @@ def main() -> None:
         s.shape, s.targets, s.rank, s.dropout, s.merged = None, "query,value", 8, 0.0, f"{s.scratch}/merged"
         write_base(s)
         python("-c", MERGE, s.base, s.adapter, s.merged)
-        parts = cold_start(s), many_texts(s), tokens(s)
-    print(report(*parts, s))
-    names = "cold_start", "many_texts", "tokens"
-    save_results("reading", s, settings, **dict(zip(names, parts, strict=True)))
+        parts = {name: PARTS[name](s) for name in s.parts.split(",")}
+    print(report(parts, s))
+    save_results("reading", s, settings, **parts)
 
 
 if __name__ == "__main__":
