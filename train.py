@@ -153,10 +153,6 @@ def parse_options(arguments: list[str]) -> dict:
     return keys | flags
 
 
-def parse_config(arguments: list[str]) -> Config:
-    return Config(**parse_options(arguments))
-
-
 @dataclass
 class Progress:
     """Where a run stands. With the tensors and the random state of a checkpoint: all that resuming takes."""

@@ -31,7 +31,7 @@ def uniform_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int)
 def best_accuracy(arguments: list[str], seed: int, plan) -> float:
     """The best validation accuracy of one run with this way of making batches."""
     with tempfile.TemporaryDirectory() as folder:
-        config = train.parse_config([*arguments, "--seed", str(seed), "--out", folder])
+        config = train.Config(**train.parse_options([*arguments, "--seed", str(seed), "--out", folder]))
         train.plan_batches = plan
         train.train(config)
         records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]

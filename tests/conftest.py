@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import Hub, UploadHandler
 
 from data import offline_pair
 
@@ -47,6 +48,26 @@ def glue() -> Path:
     if not folder:
         pytest.skip("needs GLUE's parquet files: set GLUE_DIR to their directory")
     return Path(folder)
+
+
+@pytest.fixture
+def table(reviews, tmp_path) -> Path:
+    """A few reviews to train on."""
+    from pyarrow import csv, parquet
+
+    rows = parquet.read_table(f"{reviews}/validation-00000-of-00001.parquet").slice(0, 40)
+    csv.write_csv(rows, tmp_path / "few.csv")
+    return tmp_path / "few.csv"
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A Hub that takes uploads from whoever logs in with hf_right."""
+    with Hub(UploadHandler) as hub:
+        hub.files, hub.created = {}, None
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+        hub.environment = settings | {"HF_TOKEN": "hf_right", "HF_HUB_DISABLE_XET": "1"}
+        yield hub
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def ours(theirs) -> tuple[Path, dict, dict]:
     for name, (base, _) in ADAPTERS.items():
         options = ["--model", f"{folder}/{base}", "--data", f"{folder}/rows.jsonl", "--out", f"{folder}/out {name}"]
         options += ["--init-adapter", f"{folder}/adapter, {name}", "--epochs", "1", "--batch-size", "4", "--lr", "0.01"]
-        train.train(train.parse_config([*options, "--max-length", "16"]))
+        train.train(train.Config(**train.parse_options([*options, "--max-length", "16"])))
         expected[f"trained on, {name}"] = says(lora.open_adapter(f"{folder}/out {name}/final"))
         jobs[f"trained on, {name}"] = [
             "open_adapter",

@@ -1,65 +1,8 @@
 """Pushing an adapter: the Hub's own client against a server on 127.0.0.1 that keeps what a commit brings."""
 
-import base64
-import json
 import shutil
 
-import pytest
-from hub_server import Handler, Hub
-
 CARD = "---\nlibrary_name: peft\n---\nA card.\n"
-
-
-class Accepting(Handler):
-    """The Hub's API for uploads, as far as the client asks: who I am, create, preupload, commit."""
-
-    def reply(self, value: dict) -> None:
-        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
-
-    def do_GET(self) -> None:
-        if self.path == "/api/whoami-v2":
-            if self.headers.get("Authorization") != "Bearer hf_right":
-                return self.answer(401)
-            return self.reply({"type": "user", "name": "you", "orgs": []})
-        return super().do_GET()
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Authorization") != "Bearer hf_right":
-            return self.answer(401, X_Error_Message="Invalid token")
-        if self.path == "/api/repos/create":
-            self.hub.created = json.loads(body)
-            return self.reply({"url": f"{self.hub.url}/you/sst2"})
-        if self.path.endswith("/preupload/main"):
-            files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
-            return self.reply({"files": [file | {"shouldIgnore": False} for file in files]})
-        if self.path.endswith("/commit/main"):
-            lines = [json.loads(line)["value"] for line in body.decode().splitlines()]
-            self.hub.files = {v["path"]: base64.b64decode(v["content"]) for v in lines if "path" in v}
-            return self.reply({"commitUrl": f"{self.hub.url}/you/sst2/commit/{'1' * 40}", "commitOid": "1" * 40})
-        return self.reply({"errors": [], "warnings": []})  # validate-yaml
-
-    do_HEAD = do_GET
-
-
-@pytest.fixture
-def hub(tmp_path):
-    with Hub() as hub:
-        hub.server.RequestHandlerClass = type("Bound", (Accepting,), {"hub": hub})
-        hub.files, hub.created = {}, None
-        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
-        hub.environment = settings | {"HF_TOKEN": "hf_right", "HF_HUB_DISABLE_XET": "1"}
-        yield hub
-
-
-@pytest.fixture
-def table(reviews, tmp_path):
-    """A few reviews to train on."""
-    from pyarrow import csv, parquet
-
-    rows = parquet.read_table(f"{reviews}/validation-00000-of-00001.parquet").slice(0, 40)
-    csv.write_csv(rows, tmp_path / "few.csv")
-    return tmp_path / "few.csv"
 
 
 def train(run, minilm, table, out, hub, *more):

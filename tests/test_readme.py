@@ -9,7 +9,6 @@ import sys
 
 import pytest
 from conftest import ROOT
-from test_push import hub, table  # noqa: F401, fixtures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -19,7 +18,7 @@ TRAINED = ["--epochs", "1", "--max-length", "12", "--batch-size", "16"]
 
 
 @pytest.fixture
-def home(minilm, table, tmp_path, hub):  # noqa: F811
+def home(minilm, table, tmp_path, hub):
     """A folder that looks like the project's after `make train`, and a function that runs a program there."""
     home = tmp_path / "home"
     home.mkdir()

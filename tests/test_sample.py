@@ -42,7 +42,8 @@ def adapter(minilm, reviews, tmp_path_factory) -> str:
     lines = [json.dumps({"text": text, "label": task.label_names[label]}) + "\n" for text, label in rows]
     (folder / "reviews.jsonl").write_text("".join(lines), encoding="utf-8")
     options = ["--model", minilm, "--data", f"{folder}/reviews.jsonl", "--out", f"{folder}/out", "--lr", "5e-3"]
-    train.train(train.parse_config([*options, "--max-length", "16", "--epochs", "1", "--batch-size", "8"]))
+    options += ["--max-length", "16", "--epochs", "1", "--batch-size", "8"]
+    train.train(train.Config(**train.parse_options(options)))
     return f"{folder}/out/best"
 
 

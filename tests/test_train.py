@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 import train
 from bert import InputError, run_main
-from train import Config, learning_rate, parse_config, score
+from train import Config, learning_rate, parse_options, score
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 WEIGHTS = "best/adapter_model.safetensors"
@@ -51,7 +51,7 @@ def quick(tiny, data):
 
     def quick(out, *arguments) -> dict:
         common = ["--model", tiny, "--data", data, "--max-length", 16, "--epochs", 1, "--batch-size", 16, "--out", out]
-        train.train(parse_config([str(argument) for argument in [*common, *arguments]]))
+        train.train(Config(**parse_options([str(argument) for argument in [*common, *arguments]])))
         for number, handler in before.items():
             signal.signal(number, handler)
         return load_file(next((out / "best").glob("*model.safetensors")))
@@ -250,7 +250,7 @@ def test_a_damaged_model_is_one_line(fails, tiny, data, tmp_path, damage, proble
 
 def test_every_option_has_its_flag_and_its_help(capsys):
     with pytest.raises(SystemExit, match="0"):
-        parse_config(["--help"])
+        Config(**parse_options(["--help"]))
     shown = capsys.readouterr().out
     assert all(f"--{f.name.replace('_', '-')}" in shown and f.metadata["help"][:20] in shown for f in fields(Config))
 
@@ -264,12 +264,12 @@ def test_every_option_has_its_flag_and_its_help(capsys):
 ])  # fmt: skip
 def test_flags_go_by_several_names(line):
     wanted = Config(batch_size=8, lr=1e-3, epochs=5, rank=4, alpha=2.0, dropout=0.2, out="a_b", log_every=2)
-    assert parse_config(line.split()) == wanted
+    assert Config(**parse_options(line.split())) == wanted
 
 
 def test_a_flag_wins_over_the_file(tmp_path):
     (tmp_path / "a.toml").write_text('lr = 1\nseed = 7\nmodel = "x"\nresume = true\n')
-    config = parse_config(["--seed", "8", "--config", str(tmp_path / "a.toml")])
+    config = Config(**parse_options(["--seed", "8", "--config", str(tmp_path / "a.toml")]))
     assert config == Config(lr=1.0, seed=8, model="x", resume=True)
 
 
@@ -280,7 +280,7 @@ def test_a_flag_wins_over_the_file(tmp_path):
 def test_a_bad_file_of_options_is_named(tmp_path, content, problem):
     (tmp_path / "a.toml").write_text(content)
     with pytest.raises(InputError, match=re.escape(problem)):
-        parse_config(["--config", str(tmp_path / "a.toml")])
+        Config(**parse_options(["--config", str(tmp_path / "a.toml")]))
 
 
 @pytest.mark.parametrize("steps", [1, 7, 100])
