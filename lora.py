@@ -82,9 +82,9 @@ class FrozenPlusLowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, W, b, A, B, scaling, kept):
-        h = x if kept is None else x * kept  # (N, in)
-        z = A @ h.t()  # (R, N)
-        y = F.linear(x, W, b).addmm_(z.t(), B.t(), alpha=scaling)  # (N, out)
+        h = x if kept is None else kept.to(x.dtype).mul_(x)  # (N, in)
+        z = (A @ h.t()).mul_(scaling)  # (R, N)
+        y = F.linear(x, W, b).addmm_(z.t(), B.t())  # (N, out)
         ctx.save_for_backward(h, W, A, B, z, kept)
         ctx.scaling = scaling
         return y
@@ -92,9 +92,9 @@ class FrozenPlusLowRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         h, W, A, B, z, kept = ctx.saved_tensors
-        dz = (B.t() @ dy.t()) * ctx.scaling  # (R, N)
+        dz = (B.t() @ dy.t()).mul_(ctx.scaling)  # (R, N)
         dA = dz @ h  # (R, in)
-        dB = (z @ dy).t() * ctx.scaling  # (out, R)
+        dB = (z @ dy).t()  # (out, R)
         dx = None
         if ctx.needs_input_grad[0]:  # not in the first layer: nothing below it is trained
             dx = dz.t() @ A  # (N, in)
