@@ -7,7 +7,8 @@
 # environment as it is and installs nothing.
 
 ifdef PYTHON
-ready := ready-dev :=
+ready :=
+ready-dev :=
 else
 PYTHON := .venv/bin/python
 ready := .venv/ready

@@ -74,3 +74,12 @@ def test_the_snippets(home):
     assert label in said[0] and f"{theirs:.1%}" == confidence
     assert said[1] == "[2, 2]\n"
     assert "PeftModelForSequenceClassification" in said[2]
+
+
+@pytest.mark.parametrize("target", ["train", "test", "bench", "fuzz", "faults", "merge"])
+def test_make_with_a_python_of_ones_own_installs_nothing(target):
+    """`make -n` shows what would be run: what the Makefile's head promises for PYTHON=."""
+    done = subprocess.run(["make", "-n", target, "PYTHON=/my/python"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("/my/python ") and "pip" not in line for line in done.stdout.splitlines())
+    assert done.stdout
