@@ -79,7 +79,9 @@ def test_the_snippets(home):
 @pytest.mark.parametrize("target", ["train", "test", "bench", "fuzz", "faults", "merge"])
 def test_make_with_a_python_of_ones_own_installs_nothing(target):
     """`make -n` shows what would be run: what the Makefile's head promises for PYTHON=."""
-    done = subprocess.run(["make", "-n", target, "PYTHON=/my/python"], cwd=ROOT, capture_output=True, text=True)
+    environment = {"PATH": os.environ["PATH"]}  # not that of the make which runs the tests
+    command = ["make", "-n", target, "PYTHON=/my/python"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(line.startswith("/my/python ") and "pip" not in line for line in done.stdout.splitlines())
     assert done.stdout
