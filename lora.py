@@ -97,10 +97,7 @@ class FrozenPlusLowRank(torch.autograd.Function):
         dB = (z @ dy).t()  # (out, R)
         dx = None
         if ctx.needs_input_grad[0]:  # not in the first layer: nothing below it is trained
-            if kept is None:
-                dx = (dy @ W).addmm_(dz.t(), A)  # (N, in)
-            else:
-                dx = (dz.t() @ A).mul_(kept).addmm_(dy, W)  # (N, in)
+            dx = (dy @ W).addmm_(dz.t(), A) if kept is None else (dz.t() @ A).mul_(kept).addmm_(dy, W)  # (N, in)
         return dx, None, None, dA, dB, None, None
 
 
