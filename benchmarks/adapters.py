@@ -15,9 +15,13 @@ import numpy as np
 import torch
 from compare_hf import save_results
 
-from bert import BertForSequenceClassification, InputError, OneLineParser, run_main
-from data import encode, load_task, load_tokenizer, make_batch, offline_pair
+from bert import BertForSequenceClassification
+from data import encode, load_task, load_tokenizer, make_batch
 from lora import AdapterBank, LoRALayer, apply_lora_to_model, save_adapter
+from support.console import run_main
+from support.files import InputError
+from support.offline import offline_pair
+from support.options import OneLineParser
 
 SETTINGS = [  # of the adapters, in turn
     {"target_modules": ["query", "value"], "rank": 8},

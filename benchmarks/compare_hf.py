@@ -30,9 +30,14 @@ import numpy as np
 import torch
 from contenders import ALPHA, CONTENDERS, SEED, linear_shapes, plan_rounds, read_data
 
-from bert import BertConfig, BertForSequenceClassification, InputError, OneLineParser, find_file, run_main
-from data import load_task, offline_pair
+from bert import BertConfig, BertForSequenceClassification
+from data import load_task
 from lora import apply_lora_to_model, find_targets, save_adapter
+from support.console import run_main
+from support.files import InputError
+from support.hub import find_file
+from support.offline import offline_pair
+from support.options import OneLineParser
 
 HERE = Path(__file__).resolve().parent
 

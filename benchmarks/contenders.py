@@ -31,9 +31,10 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from bert import BertConfig, InputError, first_line
+from bert import BertConfig
 from data import Encoded, encode, load_task, load_tokenizer, make_batch, plan_batches
 from lora import LinearWithLoRA, load_lora_state_dict
+from support.files import InputError, first_line
 
 SHUFFLED = ["hf-padded-128", "hf-longest", "hf-trainer"]
 CONTENDERS = [*SHUFFLED[:2], "hf-grouped", "hf-our-batches", "hf-trainer", "ours", "ours-full", "ours-free", "matmul"]

@@ -27,10 +27,13 @@ from contenders import SEED, plan_rounds
 from pyarrow import parquet
 
 import train
-from bert import InputError, OneLineParser, run_main
-from data import load_task, load_tokenizer, offline_pair, plan_batches
+from data import load_task, load_tokenizer, plan_batches
 from lora import open_adapter
 from sample import classify
+from support.console import run_main
+from support.files import InputError
+from support.offline import offline_pair
+from support.options import OneLineParser
 
 TEXT = "great film"
 PIPELINE = """

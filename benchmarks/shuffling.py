@@ -17,8 +17,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
-from bert import run_main
-from data import offline_pair, plan_batches
+from data import plan_batches
+from support.console import run_main
+from support.offline import offline_pair
+from support.options import parse_options
 
 SEEDS = (1, 2, 3)
 
@@ -31,7 +33,7 @@ def uniform_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int)
 def best_accuracy(arguments: list[str], seed: int, plan) -> float:
     """The best validation accuracy of one run with this way of making batches."""
     with tempfile.TemporaryDirectory() as folder:
-        config = train.Config(**train.parse_options([*arguments, "--seed", str(seed), "--out", folder]))
+        config = train.Config(**parse_options(train.Config, [*arguments, "--seed", str(seed), "--out", folder]))
         train.plan_batches = plan
         train.train(config)
         records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hub_server import Hub, UploadHandler
 
-from data import offline_pair
+from support.offline import offline_pair
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(2)

@@ -36,9 +36,10 @@ from matplotlib import pyplot
 from pyarrow import csv, json, parquet  # noqa: F401
 
 import bert
-import data
 import sample
 import train
+from support.console import run_main
+from support.offline import offline_pair
 
 torch.set_num_threads(1)
 HOME = Path(tempfile.mkdtemp(prefix="faults-"))
@@ -68,7 +69,7 @@ def start(*arguments, inside=None, program=train) -> tuple[int, int]:
         sys.argv = [f"{program.__name__}.py", *map(str, arguments)]
         if inside:
             inside()
-        bert.run_main(program.main)
+        run_main(program.main)
     except SystemExit as stop:
         status = stop.code or 0
     except BaseException:
@@ -391,7 +392,7 @@ FAULTS = {
 
 
 def write_inputs() -> None:
-    model, reviews = map(Path, data.offline_pair())
+    model, reviews = map(Path, offline_pair())
     torch.manual_seed(0)
     bert.BertForSequenceClassification(bert.BertConfig(**SMALL, max_position_embeddings=64)).save_pretrained(
         HOME / "base"

@@ -36,7 +36,6 @@ from faults import (
     SMALL,
     at_call,
     bert,
-    data,
     die,
     finish,
     sample,
@@ -49,6 +48,13 @@ from matplotlib.figure import Figure
 from pyarrow import csv, parquet
 from safetensors.torch import load, save
 from tokenizers.implementations import BertWordPieceTokenizer
+
+import data
+from support.checkpoint import digest
+from support.console import run_main
+from support.files import first_line
+from support.offline import offline_pair
+from support.options import parse_options
 
 ROOT = Path(bert.__file__).parent
 SECONDS, ROOM, BATCH = 10, 128 * 2**20, 50  # ROOM: for the pools of PyTorch and Arrow, and what is imported late
@@ -100,7 +106,7 @@ READERS = {
     "adapter/config.json": lambda: classify("--adapter", "adapter"), "out/checkpoint/checkpoint.safetensors": resume,
     **{f"reviews.{kind}": functools.partial(read_table, f"reviews.{kind}")
        for kind in ("parquet", "csv", "tsv", "jsonl")},
-    "config.toml": lambda: train.Config(**train.parse_options(["--config", "config.toml"])), "text": read_texts,
+    "config.toml": lambda: train.Config(**parse_options(train.Config, ["--config", "config.toml"])), "text": read_texts,
 }  # fmt: skip
 
 
@@ -112,7 +118,7 @@ def write_good_files() -> None:
     (HOME / "vocab" / "vocab.txt").write_text("\n".join(WORDS))
     (HOME / "vocab" / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 64}')
     BertWordPieceTokenizer(str(HOME / "vocab" / "vocab.txt")).save(str(HOME / "base" / "tokenizer.json"))
-    texts = parquet.read_table(next(Path(data.offline_pair()[1]).glob("train-*.parquet")))["sentence"][:100]
+    texts = parquet.read_table(next(Path(offline_pair()[1]).glob("train-*.parquet")))["sentence"][:100]
     table = pyarrow.table({"sentence": texts, "label": [i % 2 for i in range(100)]})
     parquet.write_table(table, HOME / "reviews.parquet")
     csv.write_csv(table, HOME / "reviews.csv")
@@ -276,7 +282,7 @@ def odd_checkpoints(good: bytes) -> dict[str, bytes]:
     def forged(progress_text: str = meta[progress], **new) -> bytes:
         """Another progress or other tensors, and a hash that is right for them."""
         header = meta | {progress: progress_text}
-        return saved(tensors | new, header | {"sha256": train.digest(header, tensors | new)})
+        return saved(tensors | new, header | {"sha256": digest(header, tensors | new)})
 
     return odd_safetensors(good) | {
         **{f"?forged {what[1:]}": forged(new) for what, new in fields.items()},
@@ -413,7 +419,7 @@ def attempt(reader) -> str:
     out, said = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
-            bert.run_main(reader)
+            run_main(reader)
         return "taken"
     except SystemExit as stop:
         said.seek(0)
@@ -421,9 +427,9 @@ def attempt(reader) -> str:
         good = stop.code == 2 and re.fullmatch(r"error: [^\n\r]+\n", lines)
         return "refused" if good else f"exit {stop.code} with {lines[:150]!r}"
     except BaseException as error:
-        ours = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent == ROOT]
+        ours = [frame for frame in traceback.extract_tb(error.__traceback__) if ROOT in Path(frame.filename).parents]
         where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {ours[-1].name}" if ours else "?"
-        return f"{type(error).__name__} in {where}: {bert.first_line(error)[:150]}"
+        return f"{type(error).__name__} in {where}: {first_line(error)[:150]}"
 
 
 def work(name: str, batch: list, report) -> None:

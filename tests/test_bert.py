@@ -11,9 +11,12 @@ import transformers
 from helpers import TINY, difference, draw, edit_json, inputs, official_base, official_names, saved_base, silence
 from safetensors.torch import load_file, save_file
 
-import bert
-from bert import BertConfig, BertForSequenceClassification, BertModel, Dropout, InputError, draw_kept, find_file
-from data import OFFICIAL_MODEL, official_or_offline
+from bert import BertConfig, BertForSequenceClassification, BertModel, Dropout
+from support import faster
+from support.faster import draw_kept
+from support.files import InputError
+from support.hub import find_file
+from support.offline import OFFICIAL_MODEL, official_or_offline
 
 SHAPES = {
     "tiny": {},
@@ -304,7 +307,7 @@ def test_dropout_in_training_and_in_eval():
 def test_attention_in_training_is_that_of_pytorch_with_dropout(base, monkeypatch, lengths):
     """With everything kept, the steps by hand are PyTorch's kernel, in the logits and in the gradients."""
     model, (input_ids, mask) = BertForSequenceClassification.from_pretrained(base), inputs(TINY["vocab_size"], lengths)
-    monkeypatch.setattr(bert, "draw_kept", lambda x, p: torch.ones_like(x, dtype=torch.int8))
+    monkeypatch.setattr(faster, "draw_kept", lambda x, p: torch.ones_like(x, dtype=torch.int8))
     for module in model.modules():
         if isinstance(module, Dropout):
             module.p = 1e-12

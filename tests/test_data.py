@@ -12,8 +12,8 @@ from helpers import edit_json
 from pyarrow import csv, parquet
 from transformers import AutoTokenizer
 
-from bert import InputError
 from data import encode, load_task, load_tokenizer, make_batch, padding_fraction, plan_batches
+from support.files import InputError
 
 AWKWARD = [
     "Café, naïve, ÀÉÎÕÜ, Ångström, façade",

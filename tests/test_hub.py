@@ -13,9 +13,12 @@ from hub_server import Hub
 from huggingface_hub import constants
 from pyarrow import parquet
 
-from bert import BertForSequenceClassification, InputError, find_file
-from data import OFFICIAL_DATA, OFFICIAL_MODEL, encode, load_task, load_tokenizer, official_or_offline
+from bert import BertForSequenceClassification
+from data import encode, load_task, load_tokenizer
 from lora import apply_lora_to_model, open_adapter, save_adapter
+from support.files import InputError
+from support.hub import find_file
+from support.offline import OFFICIAL_DATA, OFFICIAL_MODEL, official_or_offline
 
 ONE, TWO = "1" * 40, "2" * 40
 PATTERN = "/{repo_id}/resolve/{revision}/{filename}"

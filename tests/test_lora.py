@@ -18,9 +18,12 @@ from torch import nn
 
 import lora
 import train
-from bert import BertConfig, BertForSequenceClassification, InputError
+from bert import BertConfig, BertForSequenceClassification
 from data import make_batch, plan_batches
-from lora import FrozenPlusLowRank, LinearWithLoRA, LoRALayer, apply_lora_to_model, open_adapter
+from lora import LinearWithLoRA, LoRALayer, apply_lora_to_model, open_adapter
+from support import faster
+from support.faster import FrozenPlusLowRank
+from support.files import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft's own affair
 QUERY_VALUE = ["query", "value"]
@@ -92,7 +95,7 @@ def test_adapter_dropout_is_on_the_path_alone(monkeypatch):
     draw(both)
     x = torch.randn(4, 6)
     kept = torch.randint(0, 2, (4, 6))
-    monkeypatch.setattr(lora, "draw_kept", lambda x, p: kept)
+    monkeypatch.setattr(faster, "draw_kept", lambda x, p: kept)
     assert difference(both(x), both.linear(x) + both.lora.eval()(x * kept * 2)) < 1e-5
     assert difference(both.eval()(x), both.linear(x) + both.lora(x)) < 1e-5
 

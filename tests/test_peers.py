@@ -18,6 +18,7 @@ import sample
 import train
 from bert import BertForSequenceClassification
 from data import load_tokenizer
+from support.options import parse_options
 
 TEXTS = ["A great film", "ein schöner Film, SO schön", "一部好电影 great", "фильм 🎬", "[MASK] \x07 naïve É"]
 WORDS = [
@@ -178,7 +179,7 @@ def ours(theirs) -> tuple[Path, dict, dict]:
     for name, (base, _) in ADAPTERS.items():
         options = ["--model", f"{folder}/{base}", "--data", f"{folder}/rows.jsonl", "--out", f"{folder}/out {name}"]
         options += ["--init-adapter", f"{folder}/adapter, {name}", "--epochs", "1", "--batch-size", "4", "--lr", "0.01"]
-        train.train(train.Config(**train.parse_options([*options, "--max-length", "16"])))
+        train.train(train.Config(**parse_options(train.Config, [*options, "--max-length", "16"])))
         expected[f"trained on, {name}"] = says(lora.open_adapter(f"{folder}/out {name}/final"))
         jobs[f"trained on, {name}"] = [
             "open_adapter",

@@ -21,9 +21,10 @@ from helpers import saved_base
 
 import sample
 import train
-from bert import run_main
 from data import load_task, load_tokenizer
 from lora import open_adapter
+from support.console import run_main
+from support.options import parse_options
 
 TEXTS = [
     "a gripping, beautifully acted film",
@@ -43,7 +44,7 @@ def adapter(minilm, reviews, tmp_path_factory) -> str:
     (folder / "reviews.jsonl").write_text("".join(lines), encoding="utf-8")
     options = ["--model", minilm, "--data", f"{folder}/reviews.jsonl", "--out", f"{folder}/out", "--lr", "5e-3"]
     options += ["--max-length", "16", "--epochs", "1", "--batch-size", "8"]
-    train.train(train.Config(**train.parse_options(options)))
+    train.train(train.Config(**parse_options(train.Config, options)))
     return f"{folder}/out/best"
 
 

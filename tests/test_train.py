@@ -28,8 +28,11 @@ from pyarrow import csv, parquet
 from safetensors.torch import load_file, save_file
 
 import train
-from bert import InputError, run_main
-from train import Config, learning_rate, parse_options, score
+from support.console import run_main
+from support.files import InputError
+from support.glue import score
+from support.options import parse_options
+from train import Config, learning_rate
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 WEIGHTS = "best/adapter_model.safetensors"
@@ -51,7 +54,7 @@ def quick(tiny, data):
 
     def quick(out, *arguments) -> dict:
         common = ["--model", tiny, "--data", data, "--max-length", 16, "--epochs", 1, "--batch-size", 16, "--out", out]
-        train.train(Config(**parse_options([str(argument) for argument in [*common, *arguments]])))
+        train.train(Config(**parse_options(Config, [str(argument) for argument in [*common, *arguments]])))
         for number, handler in before.items():
             signal.signal(number, handler)
         return load_file(next((out / "best").glob("*model.safetensors")))
@@ -250,7 +253,7 @@ def test_a_damaged_model_is_one_line(fails, tiny, data, tmp_path, damage, proble
 
 def test_every_option_has_its_flag_and_its_help(capsys):
     with pytest.raises(SystemExit, match="0"):
-        parse_options(["--help"])
+        parse_options(Config, ["--help"])
     shown = capsys.readouterr().out
     assert all(f"--{f.name.replace('_', '-')}" in shown and f.metadata["help"][:20] in shown for f in fields(Config))
 
@@ -264,12 +267,12 @@ def test_every_option_has_its_flag_and_its_help(capsys):
 ])  # fmt: skip
 def test_flags_go_by_several_names(line):
     wanted = Config(batch_size=8, lr=1e-3, epochs=5, rank=4, alpha=2.0, dropout=0.2, out="a_b", log_every=2)
-    assert Config(**parse_options(line.split())) == wanted
+    assert Config(**parse_options(Config, line.split())) == wanted
 
 
 def test_a_flag_wins_over_the_file(tmp_path):
     (tmp_path / "a.toml").write_text('lr = 1\nseed = 7\nmodel = "x"\nresume = true\n')
-    config = Config(**parse_options(["--seed", "8", "--config", str(tmp_path / "a.toml")]))
+    config = Config(**parse_options(Config, ["--seed", "8", "--config", str(tmp_path / "a.toml")]))
     assert config == Config(lr=1.0, seed=8, model="x", resume=True)
 
 
@@ -280,7 +283,7 @@ def test_a_flag_wins_over_the_file(tmp_path):
 def test_a_bad_file_of_options_is_named(tmp_path, content, problem):
     (tmp_path / "a.toml").write_text(content)
     with pytest.raises(InputError, match=re.escape(problem)):
-        Config(**parse_options(["--config", str(tmp_path / "a.toml")]))
+        Config(**parse_options(Config, ["--config", str(tmp_path / "a.toml")]))
 
 
 @pytest.mark.parametrize("steps", [1, 7, 100])

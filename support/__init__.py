@@ -1,0 +1,19 @@
+"""The appendix to the five files: what any such program needs, and what has nothing to do with BERT or LoRA.
+
+    files          whole files: JSON, safetensors; InputError
+    hub            a file in a directory or on the Hugging Face Hub; login, upload
+    base_files     config.json and the tokenizer of a base model, checked
+    adapter_files  an adapter's files in PEFT's format
+    faster         the same results sooner, on a CPU: dropout's draws, LoRA's gradients
+    tables         parquet, csv, tsv, jsonl; numbering labels; holding out
+    glue           GLUE's tasks: columns, class names, metrics
+    options        a dataclass as flags and as a TOML file
+    console        one-line errors, signals, the progress bar and the log
+    devices        choosing cuda, mps or cpu; running out of memory
+    run_folder     what --out may replace; one run at a time
+    checkpoint     a run's state as one file, exactly, and its checks
+    report         the table of parameters, the curves, the model card
+    offline        the pair that `make train` takes where the Hub is out of reach
+
+No room imports one of the five files: what it needs of them it gets as plain arguments.
+"""

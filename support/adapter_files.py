@@ -1,0 +1,146 @@
+"""An adapter's files in PEFT's format: adapter_config.json as plain settings, adapter_model.safetensors as tensors.
+
+The names of the fields are PEFT's: r, lora_alpha, lora_dropout, use_rslora, target_modules. A field that asks for
+more than a plain LoRA is refused by its name.
+"""
+
+import difflib
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from support.files import InputError, listing, open_safetensors, read_json, read_tensor, write_json, write_tensors
+from support.hub import find_file
+
+PREFIX = "base_model.model."
+KNOWN = {"target_modules", "r", "lora_alpha", "lora_dropout", "use_rslora", "base_model_name_or_path", "revision"}
+IRRELEVANT = {"auto_mapping", "inference_mode", "peft_version"}
+WITH_POOLER = ["classifier", "pooler", "score"]  # modules_to_save, where the base's file has no pooler
+# What the other fields may say without changing what is computed; the first is what is written.
+HARMLESS = {
+    "bias": ["none"],
+    "init_lora_weights": [True, False, "gaussian", "orthogonal", "eva"],
+    "megatron_core": ["megatron.core"],
+    "modules_to_save": [["classifier", "score"], ["classifier"], WITH_POOLER],
+    "peft_type": ["LORA"],
+    "qalora_group_size": [16],
+    "task_type": ["SEQ_CLS"],
+}
+
+
+def match_targets(names: list[str], target_modules: list[str] | str) -> list[str]:
+    """Those of the layers `names` that target_modules means: PEFT's rule.
+
+    Each entry of a list stands for a whole name or for the end of one after a dot; a string is a regular expression
+    on the whole name. Raises InputError, with the closest names, for a target that matches nothing.
+    """
+    if isinstance(target_modules, str):
+        patterns = {target_modules: target_modules}
+    else:
+        patterns = {target: rf"(.*\.)?{re.escape(target)}" for target in target_modules}
+    matched = set()
+    for target, pattern in patterns.items():
+        try:
+            found = [name for name in names if re.fullmatch(pattern, name)]
+        except re.error as error:
+            raise InputError(f"the target {target!r} is no regular expression: {error}") from None
+        if not found:
+            ends = sorted({name.rpartition(".")[2] for name in names})
+            close = difflib.get_close_matches(target, ends + names, cutoff=0.5) or ends
+            raise InputError(f"the target {target!r} matches no linear layer of this model; closest: {listing(close)}")
+        matched.update(found)
+    return [name for name in names if name in matched]
+
+
+def write(folder: Path, base: str, settings: dict, tensors: dict[str, Tensor], with_pooler: bool) -> None:
+    """Writes both files; the base is a directory or `owner/name[@revision]`."""
+    name, _, revision = (str(Path(base).absolute()), "", "") if Path(base).is_dir() else base.partition("@")
+    config = {field: values[0] for field, values in HARMLESS.items()} | settings
+    config |= {"base_model_name_or_path": name, "revision": revision or None, "inference_mode": True}
+    if with_pooler:
+        config["modules_to_save"] = WITH_POOLER
+    write_json(folder / "adapter_config.json", config)
+    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+
+
+def read_config(adapter: str) -> dict:
+    """The adapter_config.json of a directory or Hub repository. InputError names any field that asks for more."""
+    path = find_file(adapter, "adapter_config.json")
+    config = read_json(path)
+    if isinstance(config.get("modules_to_save"), list):  # PEFT repeats itself there
+        config["modules_to_save"] = sorted({str(module) for module in config["modules_to_save"]})
+    for field, value in config.items():
+        harmless = field in KNOWN | IRRELEVANT or value in HARMLESS.get(field, []) or not value
+        if not harmless:
+            raise InputError(f"{path}: {field} = {value!r:.60} is not supported")
+    targets, rank, alpha = config.get("target_modules"), config.get("r"), config.get("lora_alpha")
+    named = isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets))
+    if not targets or not named:
+        raise InputError(f"{path}: target_modules must be a list of names, or a regular expression")
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < 1e6:
+        raise InputError(f"{path}: r and lora_alpha must be positive numbers, not {rank!r:.20} and {alpha!r:.20}")
+    dropout, rslora = config.get("lora_dropout") or 0.0, config.get("use_rslora") or False
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1 or type(rslora) is not bool:
+        raise InputError(f"{path}: lora_dropout {dropout!r:.20} or use_rslora {rslora!r:.20} is not of its kind")
+    return config | {"lora_dropout": dropout, "use_rslora": rslora}
+
+
+def named_base(adapter: str) -> str:
+    """The base model that an adapter names: a directory, or `owner/name[@revision]`."""
+    config = read_config(adapter)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base:
+        raise InputError(f"{adapter}: adapter_config.json names no base model; give one with --model")
+    return f"{base}@{revision}" if revision else base
+
+
+def read_tensors(adapter: str, rank: int) -> dict[str, Tensor]:
+    """The tensors of an adapter of this rank, under the names as PEFT saves them today."""
+    path = find_file(adapter, "adapter_model.safetensors")
+    with open_safetensors(path) as file:
+        tensors = {plain_name(key): read_tensor(file, path, key) for key in file.keys()}
+    for name, tensor in tensors.items():  # before anything of the size that r claims is allocated
+        if ".lora_A." in name and tensor.shape[:1] != (rank,):
+            raise InputError(f"{path}: {name} is {list(tensor.shape)}, but adapter_config.json says r = {rank}")
+    return tensors
+
+
+def plain_name(key: str) -> str:
+    """PEFT's running modules, and some of its older files, spell out modules_to_save and the adapter's name."""
+    return re.sub(r"\.modules_to_save|\.default(?=\.)", "", key)
+
+
+def adapted(tensors: dict[str, Tensor], target_modules: list[str] | str) -> tuple[list[str], list[str] | str]:
+    """The layers that have an A among an adapter's tensors, and the targets: of a list, those that match one of them.
+
+    So the tensors say which layers are meant: no regular expression out of a file is run, and PEFT too lets some of a
+    list's targets match nothing.
+    """
+    layers = sorted(key.removeprefix(PREFIX).partition(".lora_A.")[0] for key in tensors if ".lora_A." in key)
+    if isinstance(target_modules, str):
+        return layers, target_modules
+    return layers, [t for t in target_modules if any(f".{layer}".endswith(f".{t}") for layer in layers)]
+
+
+def peft_name(name: str) -> str:
+    """The name in PEFT's file of a parameter of ours: PEFT wraps the model, and has no LoRALayer around A and B."""
+    return PREFIX + name.replace(".lora.", ".")
+
+
+def refuse_another_model(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Raises InputError for a tensor of an adapter that the model does not want, lacks, or wants in another shape."""
+    missing, surplus = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
+    for problem, names in ("lacks", missing), ("has the surplus", surplus):
+        if names:
+            raise InputError(f"the adapter {problem} {listing(sorted(names))}; is it one for this base model?")
+    for name, parameter in wanted.items():
+        if parameter.shape != tensors[name].shape:
+            shapes = f"{list(tensors[name].shape)}, but this base model takes {list(parameter.shape)}"
+            raise InputError(f"the adapter's {name} has the shape {shapes}")
+
+
+def heads(tensors: dict[str, Tensor]) -> tuple[int, bool]:
+    """How many classes the adapter's classifier has, and whether it brings a pooler, as for a base that lacks one."""
+    classes = [len(t) for name, t in tensors.items() if re.search(r"\.classifier\..*weight$", name)]
+    return (*classes, 2)[0], any(".pooler." in name and ".lora_" not in name for name in tensors)

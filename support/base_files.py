@@ -1,0 +1,116 @@
+"""The files of a base model beside its weights, as others wrote them: config.json and the tokenizer, checked.
+
+What this project computes is one architecture, BERT's, with its own tokenizer; a file that asks for anything
+else is refused by the name of the field.
+"""
+
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from support.files import InputError, first_line, read_json, write_json, written_whole
+from support.hub import find_file
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+TOKENIZER_PARTS = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
+# What config.json may say of what is no field of BertConfig; what an absent one means comes first.
+SUPPORTED = {
+    "model_type": ["bert"],
+    "hidden_act": ["gelu"],
+    "position_embedding_type": ["absolute"],
+    "is_decoder": [False],
+    "add_cross_attention": [False],
+    "problem_type": [None, "single_label_classification"],
+}
+
+
+def read_config(path: str | Path, cls: type) -> dict:
+    """The fields of the dataclass `cls` in a config.json. Raises InputError naming a value that is out of range:
+
+    a whole number must be 1 or more (pad_token_id 0 or more), a fraction at least 0 and below 1.
+    """
+    raw = read_json(path)
+    for name, values in SUPPORTED.items():
+        if raw.get(name, values[0]) not in values:
+            raise InputError(f"{path}: {name} {raw[name]!r} is not supported, only {values[-1]!r}")
+    found = {f.name: raw[f.name] for f in fields(cls) if raw.get(f.name) is not None}
+    if "id2label" in found:
+        found["id2label"] = read_label_names(path, found["id2label"])
+    for f in fields(cls):
+        value, low = found.get(f.name, f.default), int(f.name != "pad_token_id")
+        if f.type is int and not (type(value) is int and low <= value < 2**31):
+            raise InputError(f"{path}: {f.name} must be a whole number from {low}, not {value!r:.40}")
+        fraction = f.type in (float, float | None) and value is not None
+        if fraction and not (type(value) in (int, float) and 0 <= value < 1):
+            raise InputError(f"{path}: {f.name} must be at least 0 and below 1, not {value!r:.40}")
+    whole = {f.name: f.default for f in fields(cls)} | found
+    if whole["hidden_size"] % whole["num_attention_heads"] or whole["num_hidden_layers"] > 200:
+        raise InputError(f"{path}: hidden_size must be a multiple of num_attention_heads, and layers at most 200")
+    if whole["pad_token_id"] >= whole["vocab_size"]:
+        raise InputError(f"{path}: pad_token_id {whole['pad_token_id']} is none of the {whole['vocab_size']} tokens")
+    return found
+
+
+def read_label_names(path: str | Path, id2label) -> dict[int, str]:
+    """The names of the classes 0, 1, 2, …, whose numbers are strings in JSON."""
+    try:
+        names = {int(number): str(label) for number, label in id2label.items()}
+    except (AttributeError, ValueError):
+        names = {}
+    if not names or sorted(names) != list(range(len(names))):
+        raise InputError(f"{path}: id2label must name the classes 0, 1, 2, …")
+    return names
+
+
+def write_config(path: str | Path, config: dict) -> None:
+    """A config.json that transformers reads."""
+    label2id = {label: number for number, label in config["id2label"].items()}
+    write_json(path, {"model_type": "bert", "hidden_act": "gelu", **config, "label2id": label2id})
+
+
+def open_tokenizer(name: str, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a directory or Hub repository: tokenizer.json, or else vocab.txt with BERT's own rules.
+
+    Raises InputError for one of another kind, or with tokens that a model of `vocab_size` tokens does not know.
+    """
+    path = find_file(name, "tokenizer.json", required=False) or find_file(name, "vocab.txt")
+    try:
+        tokenizer = from_json(path) if path.suffix == ".json" else from_vocabulary(name, path)
+        tokenizer.no_padding()  # files come with settings of their own
+        tokenizer.no_truncation()
+        probe = tokenizer.encode("a \N{EGYPTIAN HIEROGLYPH A001}").ids  # the second is unknown to it
+    except InputError:
+        raise
+    except Exception as error:  # the tokenizers package raises bare Exceptions
+        raise InputError(f"{path}: not a BERT tokenizer ({first_line(error)})") from None
+    if (highest := max([*probe, *tokenizer.get_vocab().values()], default=0)) >= vocab_size:
+        raise InputError(f"{path}: has a token of number {highest}, but the model knows {vocab_size} tokens")
+    return tokenizer
+
+
+def from_json(path: Path) -> Tokenizer:
+    raw = read_json(path)
+    kinds = [(raw.get(part) or {}).get("type") for part in TOKENIZER_PARTS]
+    if kinds != list(TOKENIZER_PARTS.values()):
+        raise InputError(f"{path}: not a BERT tokenizer, but one of {kinds}")
+    return Tokenizer.from_file(str(path))
+
+
+def from_vocabulary(name: str, path: Path) -> Tokenizer:
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    settings = find_file(name, "tokenizer_config.json", required=False)
+    settings = read_json(settings) if settings else {}
+    lowercase, chinese = settings.get("do_lower_case", True), settings.get("tokenize_chinese_chars", True)
+    rules = {"lowercase": lowercase, "strip_accents": settings.get("strip_accents")}
+    return Tokenizer.from_str(BertWordPieceTokenizer(str(path), handle_chinese_chars=chinese, **rules).to_str())
+
+
+def copy_tokenizer(base: str, folder: str | Path) -> None:
+    """Puts the base's tokenizer files into `folder`, so that the model there is whole."""
+    for name in TOKENIZER_FILES:
+        if (source := find_file(base, name, required=False)) is not None:
+            with written_whole(Path(folder) / name) as path:
+                shutil.copyfile(source, path)

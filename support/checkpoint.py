@@ -1,0 +1,124 @@
+"""A run's state as one file, exactly: its tensors by name, the random state, and in the header plain values.
+
+The file is replaced whole. Its hash is checked before anything in it is believed, and everything in it before
+anything is changed, so that a damaged file, or another run's, costs one clear line.
+"""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.optim import Optimizer
+
+from support.devices import is_out_of_memory
+from support.files import InputError, open_safetensors, write_tensors
+from support.progress import Progress
+
+
+def fingerprint(weights: str | Path, tensors: list[Tensor]) -> str:
+    """One hash of a file's bytes and of tensors on a CPU: what a run was started with."""
+    with open(weights, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256")
+    for tensor in tensors:
+        sha256.update(tensor.numpy())
+    return sha256.hexdigest()
+
+
+def random_state() -> dict[str, Tensor]:
+    states = {"random.cpu": torch.get_rng_state()}
+    return states | ({"random.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """What a checkpoint is checked by before anything in it is believed."""
+    sha256 = hashlib.sha256(f"{header['identity']}\n{header['progress']}".encode())
+    for name in sorted(tensors):
+        sha256.update(name.encode())
+        sha256.update(tensors[name].cpu().contiguous().numpy())
+    return sha256.hexdigest()
+
+
+class Checkpoint:
+    """The file that keeps a run's state: trained parameters by name, what AdamW knows of each, the random state.
+
+    `identity` is what must be the same for a run to go on from here. A new one is due after `every` steps, or for 0 as
+    often as a hundredth of the time allows.
+    """
+
+    def __init__(self, path: Path, identity: dict, every: int, trained: dict[str, Tensor], optimizer: Optimizer):
+        self.path, self.identity, self.every = path, identity, every
+        self.trained, self.optimizer = trained, optimizer
+        self.saved, self.cost = time.perf_counter(), 0.0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The very tensors that a run consists of: parameter.NAME, exp_avg.NAME, exp_avg_sq.NAME, step.NAME."""
+        tensors = {}
+        for name, parameter in self.trained.items():
+            state = self.optimizer.state[parameter]
+            if not state:  # before the first step: what AdamW itself begins with
+                moments = {kind: torch.zeros_like(parameter) for kind in ("exp_avg", "exp_avg_sq")}
+                state |= {"step": torch.zeros((), device=parameter.device), **moments}
+            tensors[f"parameter.{name}"] = parameter.detach()
+            tensors |= {f"{kind}.{name}": tensor for kind, tensor in state.items()}
+        return tensors
+
+    def due(self, step: int) -> bool:
+        if self.every:
+            return step % self.every == 0
+        return time.perf_counter() - self.saved > max(20.0, 100 * self.cost)
+
+    def save(self, progress: Progress) -> None:
+        begun = time.perf_counter()
+        tensors = random_state() | self.tensors()
+        header = {"identity": json.dumps(self.identity), "progress": json.dumps(asdict(progress))}
+        self.path.parent.mkdir(exist_ok=True)
+        write_tensors(self.path, tensors, header | {"sha256": digest(header, tensors)})
+        self.saved = time.perf_counter()
+        self.cost = self.saved - begun
+
+    @torch.no_grad()
+    def load(self, steps: int) -> Progress:
+        """Copies what was saved to where it came from, and returns the progress.
+
+        Raises InputError if the file is damaged, or was written by a run of another identity or of fewer `steps`.
+        """
+        try:
+            header, found = self.read()
+            progress = Progress(**json.loads(header["progress"]))
+            self.refuse_another_run(json.loads(header["identity"]))
+            progress.check(steps)
+            states, tensors = random_state(), self.tensors()
+            kinds = lambda tensors: {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+            if kinds(found) != kinds(states | tensors):
+                raise ValueError("other tensors")
+            torch.set_rng_state(found["random.cpu"])
+            if "random.cuda" in states:
+                torch.cuda.set_rng_state(found["random.cuda"])
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise InputError(f"{self.path}: not a whole checkpoint; --overwrite starts anew") from None
+        for name, tensor in tensors.items():
+            tensor.copy_(found[name])
+        return progress
+
+    def read(self) -> tuple[dict[str, str], dict[str, Tensor]]:
+        """The header and the tensors, where the hash is right; else ValueError or another of those in load."""
+        with open_safetensors(self.path) as file:
+            header, found = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+        if header["sha256"] != digest(header, found):
+            raise ValueError("another hash")
+        return header, found
+
+    def refuse_another_run(self, then: dict) -> None:
+        """Raises InputError, naming the first thing that was another `then`."""
+        differing = next((name for name, value in self.identity.items() if then.get(name) != value), None)
+        if differing:
+            what = f"{differing} {then.get(differing)!r}, not {self.identity[differing]!r}"
+            what = "other weights or data" if differing == "contents" else what
+            raise InputError(f"{self.path}: that run was started with {what}; --overwrite starts anew")

@@ -1,0 +1,97 @@
+"""The Hugging Face Hub: finding a file in a directory or there, what goes wrong in one line, the login, the upload.
+
+The Hub's own client does the work. HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE mean what they mean elsewhere.
+It is imported late: nothing of it is needed where all files are in directories.
+"""
+
+import contextlib
+import re
+from pathlib import Path
+
+from support.files import InputError, first_line
+
+
+def find_file(name: str, filename: str, repo_type: str = "model", required: bool = True) -> Path | None:
+    """The path of a file in the directory `name`, or else in the Hub's repository `name[@revision]`.
+
+    From the Hub it is downloaded once and kept in its cache. Without `required`, an absent file is None.
+    """
+    if Path(name).is_dir():
+        return find_in_folder(Path(name), filename, required)
+    repository, _, revision = name.partition("@")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repository):
+        raise InputError(f"{name}: no such directory, and no name of a Hub repository")
+    from huggingface_hub import _CACHED_NO_EXIST, errors, hf_hub_download, logging, try_to_load_from_cache
+
+    logging.set_verbosity_error()  # the one line says it all
+    which = {"repo_type": repo_type, "revision": revision or None}
+    with hub_errors(name):
+        try:
+            return Path(hf_hub_download(repository, filename, **which))
+        except errors.RemoteEntryNotFoundError:
+            if required:
+                raise InputError(f"{name}: the Hub's repository has no {filename}") from None
+        except errors.LocalEntryNotFoundError:  # the Hub is out of reach, but may have said that there is no such file
+            if required or try_to_load_from_cache(repository, filename, **which) is not _CACHED_NO_EXIST:
+                raise
+    return None
+
+
+def find_in_folder(folder: Path, filename: str, required: bool) -> Path | None:
+    if (folder / filename).is_file():
+        return folder / filename
+    if not required:
+        return None
+    pickled = (folder / "pytorch_model.bin").exists() and filename == "model.safetensors"
+    hint = "; its pytorch_model.bin is a pickle, which can run code: convert it to safetensors" if pickled else ""
+    raise InputError(f"{folder}: the directory has no {filename}{hint}")
+
+
+@contextlib.contextmanager
+def hub_errors(name: str):
+    """Turns whatever the Hub or the network does inside the block into one line."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        explanations = {
+            errors.GatedRepoError: "asks for a login: accept its terms on the Hub, then run `hf auth login`",
+            errors.RepositoryNotFoundError: "neither a directory here nor a public Hub repository; "
+            "if it is a private one, run `hf auth login` first",
+            errors.RevisionNotFoundError: "the Hub's repository has no such revision",
+            errors.LocalEntryNotFoundError: "no such directory, and the Hub cannot be reached "
+            "(nor is it in the cache); check the network, or give a directory",
+            errors.LocalTokenNotFoundError: "nobody is logged in to the Hub: run `hf auth login` first",
+        }
+        unforeseen = f"the Hub did not answer as it should ({first_line(error)}); try again"
+        text = next((text for kind, text in explanations.items() if isinstance(error, kind)), unforeseen)
+        raise InputError(f"{name}: {text}") from None
+
+
+def check_login(repository: str) -> None:
+    """Raises InputError if a push to `repository` could not succeed: better before the training than after it."""
+    from huggingface_hub import whoami
+
+    if not repository:
+        raise InputError("--push-to-hub pushes an adapter, and takes --hub-model-id owner/name")
+    with hub_errors(repository):
+        whoami()
+
+
+def push_adapter(folder: str | Path, repository: str, private: bool = False) -> None:
+    """Uploads an adapter's files, its model card and the curves in the folder above, as one commit."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder}: holds no adapter to push")
+    names = ("adapter_config.json", "adapter_model.safetensors", "config.json", "README.md", "../training_curves.png")
+    files = [folder / name for name in names if (folder / name).is_file()]
+    with hub_errors(repository):
+        HfApi().create_repo(repository, private=private, exist_ok=True)
+        operations = [CommitOperationAdd(file.name, file) for file in files]
+        commit = HfApi().create_commit(repository, operations, commit_message="Upload a LoRA adapter")
+    print(f"pushed to {commit.repo_url}")

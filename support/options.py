@@ -1,0 +1,123 @@
+"""Options: a dataclass becomes the flags of a command line and the keys of a TOML file.
+
+    @dataclass
+    class Config:
+        epochs: int = option(3, "passes over the training data", AT_LEAST_1, also="num-epochs")
+
+is --epochs and --num-epochs on the command line, and `epochs = 3` in the file.
+"""
+
+import argparse
+import difflib
+import math
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from support.files import InputError, first_line
+
+AT_LEAST_0 = ("at least 0", lambda value: value >= 0)
+AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
+AT_LEAST_3 = ("at least 3", lambda value: value >= 3)
+ABOVE_0 = ("above 0", lambda value: 0 < value < math.inf)
+BELOW_1 = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+FRACTION = ("from 0 to 1", lambda value: 0 <= value <= 1)
+INT64 = ("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
+
+
+def option(default, help: str, allowed=None, also: str = ""):
+    """A field of a dataclass of options.
+
+    `help` is its flag's; `allowed` says which values it takes: a list, or one of the pairs above; `also` is another
+    name that people know it by.
+    """
+    if isinstance(allowed, list):
+        allowed = (f"one of {', '.join(allowed)}", allowed.__contains__)
+    return field(default=default, metadata={"help": help, "allowed": allowed, "also": also})
+
+
+@dataclass(kw_only=True)
+class Surroundings:
+    """The options around a training, which change nothing about what is trained."""
+
+    out: str = option("out", "where everything goes", also="output-dir")
+    save_every: int = option(0, "steps between checkpoints; 0: as often as a hundredth of the time allows", AT_LEAST_0)
+    resume: bool = option(False, "go on from the checkpoint in --out, if there is one")
+    overwrite: bool = option(False, "replace a finished run in --out")
+    offline_fallback: bool = option(False, "where the Hub is out of reach, train MiniLM on movie reviews instead")
+    push_to_hub: bool = option(False, "upload the best adapter to the Hub afterwards, as --hub-model-id")
+    hub_model_id: str = option("", "where to push to: owner/name")
+    hub_private: bool = option(False, "if that repository is new, make it private")
+
+
+def check_options(config) -> None:
+    """Raises InputError for a value of another type than its field's, or one that it does not take."""
+    for f in fields(config):
+        value, allowed = getattr(config, f.name), f.metadata["allowed"]
+        if f.type is float and type(value) is int:
+            setattr(config, f.name, value := float(value))
+        if type(value) is not f.type:
+            raise InputError(f"{f.name} must be of type {f.type.__name__}, not {value!r}")
+        if allowed and not allowed[1](value):
+            raise InputError(f"{flag(f.name)} {value} is not {allowed[0]}")
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def deciding_options(config: Surroundings) -> dict:
+    """The options that decide what is trained: all but those of Surroundings."""
+    around = {f.name for f in fields(Surroundings)}
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in around}
+
+
+def changed_flags(config: Surroundings) -> list[str]:
+    """The flags that, beside the defaults, ask for the same training."""
+    defaults = {f.name: f.default for f in fields(config)}
+    return [f"{flag(name)}={value}" for name, value in deciding_options(config).items() if value != defaults[name]]
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, as all others are."""
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str):
+        raise InputError(f"{message} (--help lists the options)")
+
+
+def parse_options(cls: type, arguments: list[str], description: str | None = None) -> dict:
+    """The options of the dataclass `cls` that a command line and its --config file give; a flag wins over the file.
+
+    Underscores work as dashes do. Raises InputError for an unknown name or an unreadable file.
+    """
+    parser = OneLineParser(description=description and description.partition("\n")[0])
+    parser.add_argument("--config", metavar="FILE", help="a TOML file of these options; a flag given beside it wins")
+    for f in sorted(fields(cls), key=lambda f: f.kw_only):  # those of Surroundings last
+        names = [flag(name) for name in (f.name, f.metadata["also"]) if name]
+        kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "metavar": f.type.__name__.upper()}
+        shown = f" (default: {f.default})" if f.default not in ("", False) else ""
+        parser.add_argument(*names, dest=f.name, default=None, help=f.metadata["help"] + shown, **kind)
+    dashed = [a.partition("=") for a in arguments]
+    dashed = [(a.replace("_", "-") if a.startswith("--") else a) + equals + value for a, equals, value in dashed]
+    given = {name: value for name, value in vars(parser.parse_args(dashed)).items() if value is not None}
+    path = given.pop("config", None)
+    return (read_options(cls, path) if path else {}) | given
+
+
+def read_options(cls: type, path: str) -> dict:
+    """The options in a TOML file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if len(text) > 2**16:  # tomllib would take minutes for some
+            raise ValueError("it is too long for one of options")
+        keys = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a TOML file ({first_line(error)})") from None
+    known = [f.name for f in fields(cls)]
+    for name in keys.keys() - set(known):
+        close = difflib.get_close_matches(name, known, 1)
+        raise InputError(f"{path}: unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    return keys

@@ -1,0 +1,104 @@
+"""What a run tells people: the table of parameters, the curves, the model card."""
+
+import shlex
+from pathlib import Path
+
+from support.files import written_whole
+
+
+def parameter_table(parameters: dict[str, tuple[int, bool]], whole: set[str], drawn: tuple[str, ...], lora: str) -> str:
+    """How many parameters stand in BERT, in LoRA (which `lora` describes) and in the layers that are trained `whole`,
+    some of them newly `drawn`; from the size of each by name, and whether it is trained."""
+    parts = dict.fromkeys(["BERT", "LoRA", *sorted(whole)], 0)
+    for name, (size, _) in parameters.items():
+        layer = name.rpartition(".")[0]
+        parts[layer if layer in whole else "LoRA" if ".lora." in name else "BERT"] += size
+    total, trained = sum(parts.values()), sum(size for size, is_trained in parameters.values() if is_trained)
+    states = {name: "trained, newly drawn" if name in drawn else "trained" for name in whole}
+    states |= {"BERT": "frozen" if parts["LoRA"] else "trained", "LoRA": f"trained: {lora}"}
+    states["total"] = f"{trained:,} trained, {trained / total:.2%}"
+    rows = (parts | {"total": total}).items()
+    return "\n".join(f"{name:<10} {size:>12,}  {states[name]}" for name, size in rows if size)
+
+
+def plot_curves(history: list[dict], path: Path) -> None:
+    """Loss and accuracy against the step, for training and validation, as a PNG."""
+    import matplotlib  # late, as it takes a second to import
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+        for split, style in ("train", {"color": "0.6", "linewidth": 1}), ("validation", {"color": "C0", "marker": "o"}):
+            records = [record for record in history if f"{split}_{name}" in record]
+            axis.plot([r["step"] for r in records], [r[f"{split}_{name}"] for r in records], label=split, **style)
+        axis.set(xlabel="step", title=name)
+        axis.legend()
+        axis.grid(alpha=0.3)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def model_card(options: dict, flags: list[str], history: list[dict], steps: int) -> str:
+    """A README.md as the Hub reads it, with the scores of the last evaluation.
+
+    `options` are the run's by name, `flags` those that repeat it, `history` the lines of metrics.jsonl.
+    """
+    last = [record for record in history if "validation_loss" in record][-1]
+    scores = {name.removeprefix("validation_"): value for name, value in last.items() if name != "step"}
+    base, rank = options["model"].partition("@")[0], options["rank"]
+    lora = f"LoRA (rank {rank}, alpha {options['alpha']:g}, on {options['targets']})"
+    name = options["hub_model_id"] or "out/best"
+    usage = (PEFT_USAGE if rank else PIPELINE_USAGE).format(name=name, base=base)
+    table = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in scores.items())
+    return f"""---
+{card_metadata(options, base, scores)}
+---
+`{options["model"]}`, fine-tuned on `{options["data"]}` with {lora if rank else "every weight trained"}; \
+{last["step"]} of {steps} steps.
+
+| validation | |
+| --- | --- |
+{table}
+
+    {shlex.join(["python", "train.py", *flags])}
+    python sample.py --adapter {name} "great film"
+
+```python
+{usage}
+```
+"""
+
+
+def card_metadata(options: dict, base: str, scores: dict[str, float]):
+    """The card's head, which the Hub reads: what was trained on what, and how good it is."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    source = options["data"].partition("@")[0]
+    task = Path(source).name
+    result = {"task_type": "text-classification", "dataset_type": task, "dataset_name": task}
+    return ModelCardData(
+        base_model=None if Path(base).is_dir() else base,
+        datasets=None if Path(options["data"]).exists() else ["/".join(source.split("/")[:2])],
+        library_name="peft" if options["rank"] else "transformers",
+        license="apache-2.0",
+        pipeline_tag="text-classification",
+        metrics=[name for name in scores if name != "loss"],
+        model_name=options["hub_model_id"] or f"{Path(base).name}-{task}",
+        eval_results=[EvalResult(**result, metric_type=n, metric_value=round(v, 4)) for n, v in scores.items()],
+    )
+
+
+PEFT_USAGE = """\
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+config = AutoConfig.from_pretrained("{name}")  # the names of the classes
+base = AutoModelForSequenceClassification.from_pretrained("{base}", config=config)
+model = PeftModel.from_pretrained(base, "{name}")"""
+PIPELINE_USAGE = """\
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="{name}")"""
