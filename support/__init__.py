@@ -11,6 +11,7 @@
     console        one-line errors, signals, the progress bar and the log
     devices        choosing cuda, mps or cpu; running out of memory
     run_folder     what --out may replace; one run at a time
+    progress       where a run stands, what it has measured, and advice where it can go no further
     checkpoint     a run's state as one file, exactly, and its checks
     report         the table of parameters, the curves, the model card
     offline        the pair that `make train` takes where the Hub is out of reach

@@ -92,6 +92,12 @@ def linear_plus_lora(x: Tensor, W: Tensor, b: Tensor, A: Tensor, B: Tensor, scal
     return y.unflatten(0, x.shape[:-1])
 
 
+def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> None:
+    """y += scaling · B(A(x)), with y (…, out) a view that can be flattened without a copy; gradients are not kept."""
+    z = F.linear(x, A).flatten(0, -2)  # (T, R)
+    y.flatten(0, -2).addmm_(z, B.t(), alpha=scaling)  # (T, out)
+
+
 # Modules that a file fills.
 
 

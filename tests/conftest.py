@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait leave their core to the other processes
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import Hub, UploadHandler
+from pyarrow import csv, parquet
+from safetensors.torch import load_file
 
+import train
+from support.console import run_main
 from support.offline import offline_pair
+from support.options import parse_options
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(2)
@@ -50,11 +56,60 @@ def glue() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def some_reviews(reviews, tmp_path_factory) -> Path:
+    """A table of 64 reviews."""
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    csv.write_csv(parquet.read_table(f"{reviews}/train-00000-of-00001.parquet").slice(0, 64), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def quick(tiny, some_reviews):
+    """Trains in this process: quick(out, "--rank", "4")."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def quick(out, *arguments) -> dict:
+        common = [
+            "--model",
+            tiny,
+            "--data",
+            some_reviews,
+            "--max-length",
+            16,
+            "--epochs",
+            1,
+            "--batch-size",
+            16,
+            "--out",
+            out,
+        ]
+        train.train(train.Config(**parse_options(train.Config, [str(argument) for argument in [*common, *arguments]])))
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        return load_file(next((out / "best").glob("*model.safetensors")))
+
+    return quick
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """The one line on stderr with which train.py refuses these arguments."""
+
+    def refused(*arguments) -> str:
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            run_main(train.main)
+        error = capsys.readouterr().err
+        assert exit.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+        return error
+
+    return refused
+
+
 @pytest.fixture
 def table(reviews, tmp_path) -> Path:
     """A few reviews to train on."""
-    from pyarrow import csv, parquet
-
     rows = parquet.read_table(f"{reviews}/validation-00000-of-00001.parquet").slice(0, 40)
     csv.write_csv(rows, tmp_path / "few.csv")
     return tmp_path / "few.csv"

@@ -1,4 +1,4 @@
-"""The models, inputs and measures of test_bert.py and test_lora.py."""
+"""The models, inputs, tables and measures that several test files share."""
 
 import contextlib
 import json
@@ -8,14 +8,19 @@ import warnings
 from pathlib import Path
 
 import peft
+import pyarrow as pa
 import torch
 import transformers
+from huggingface_hub import constants
+from pyarrow import csv, parquet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bert import BertConfig, BertForSequenceClassification, BertModel
+from data import encode, load_tokenizer
 from lora import LoRALayer, apply_lora_to_model, get_lora_state_dict, mark_only_lora_as_trainable
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = {  # a BERT that takes milliseconds
     "vocab_size": 60,
     "hidden_size": 32,
@@ -140,3 +145,35 @@ def silence():
         logger.removeHandler(handler)
     said += [str(w.message) for w in caught if not issubclass(w.category, (FutureWarning, DeprecationWarning))]
     assert not said, said
+
+
+def texts_of(split):
+    return list(zip(*(column.to_pylist() for column in split.texts), strict=True))
+
+
+def write_table(path, table):
+    table = pa.table(table)
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path)
+    elif path.suffix == ".csv":
+        csv.write_csv(table, path)
+    elif path.suffix == ".tsv":
+        rows = [table.column_names, *(row.values() for row in table.to_pylist())]
+        path.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
+    return str(path)
+
+
+def assert_same_model(name, folder):
+    ours, local = (BertForSequenceClassification.from_pretrained(str(n)).state_dict() for n in (name, folder))
+    assert ours.keys() == local.keys() and all(torch.equal(ours[key], local[key]) for key in local)
+
+
+def tokens(name) -> list[int]:
+    return encode(load_tokenizer(str(name), 16), [["a gripping, beautifully acted film"]]).input_ids.tolist()
+
+
+def go(hub, how, monkeypatch):
+    hub.close() if how == "refused" else hub.faults.update({"*": 503})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", how == "offline")

@@ -17,6 +17,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+PATTERN = "/{repo_id}/resolve/{revision}/{filename}"
 CODES = {401: "RepoNotFound", 403: "GatedRepo"}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from helpers import ROOT
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
 from bert import BertConfig, BertForSequenceClassification

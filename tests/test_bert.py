@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from helpers import TINY, difference, draw, edit_json, inputs, official_base, official_names, saved_base, silence
+from helpers import TINY, difference, draw, inputs, official_base, official_names, saved_base, silence
 from safetensors.torch import load_file, save_file
 
 from bert import BertConfig, BertForSequenceClassification, BertModel, Dropout
 from support import faster
-from support.faster import draw_kept
 from support.files import InputError
 from support.hub import find_file
 from support.offline import OFFICIAL_MODEL, official_or_offline
@@ -208,38 +207,6 @@ def test_damaged_tensors_are_named(base, damage):
         BertForSequenceClassification.from_pretrained(base)
 
 
-@pytest.mark.parametrize("size", [0, 4, 100, 20_000])
-def test_truncated_file_is_refused(base, size):
-    path = base / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(InputError, match="not a whole safetensors file"):
-        BertModel.from_pretrained(base)
-
-
-def test_pickle_is_refused_with_a_hint(base):
-    (base / "model.safetensors").rename(base / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle.*convert it to safetensors"):
-        BertModel.from_pretrained(base)
-
-
-UNSUPPORTED = {
-    "hidden_act": "relu",
-    "position_embedding_type": "relative_key",
-    "is_decoder": True,
-    "model_type": "t5",
-    "problem_type": "regression",
-    "num_attention_heads": 5,
-    "id2label": {"1": "yes"},
-}
-
-
-@pytest.mark.parametrize("name", UNSUPPORTED)
-def test_unsupported_config_is_named(base, name):
-    edit_json(base / "config.json", **{name: UNSUPPORTED[name]})
-    with pytest.raises(InputError, match=rf"config\.json: .*{name}"):
-        BertModel.from_pretrained(base)
-
-
 @pytest.mark.parametrize("opener", ["BertForSequenceClassification", "AutoModelForSequenceClassification"])
 def test_transformers_opens_what_we_save(base, tmp_path, opener):
     ours = BertForSequenceClassification.from_pretrained(base)
@@ -269,38 +236,6 @@ def test_transformers_opens_a_saved_encoder(base, tmp_path):
 
 
 # Dropout.
-
-
-@pytest.mark.parametrize("p", [0.1, 0.05, 0.001])
-def test_draw_kept(p):
-    torch.manual_seed(0)
-    draws = [draw_kept(torch.empty(100, 104), p) for _ in range(400)]
-    assert torch.stack(draws).unique().tolist() == [0, 1]
-    dropped = torch.stack(draws) == 0  # (400, 100, 104)
-    assert dropped.float().mean().item() == pytest.approx(p, abs=4e-4)
-    eighths = dropped.view(-1, 8).float().mean(0)  # eight numbers come out of one draw
-    assert eighths.tolist() == pytest.approx([p] * 8, abs=1e-3)
-    pairs = (dropped[:, :, 1:] & dropped[:, :, :-1]).float().mean().item()  # neighbours are independent
-    assert pairs == pytest.approx(p * p, abs=2e-4)
-    torch.manual_seed(0)
-    kept = draw_kept(torch.empty(1000, 1000), p)
-    torch.manual_seed(0)
-    assert torch.equal(kept, draw_kept(torch.empty(1000, 1000), p))
-    assert not torch.equal(kept, draw_kept(torch.empty(1000, 1000), p))
-
-
-def test_dropout_in_training_and_in_eval():
-    x, dropout = torch.randn(7, 9, requires_grad=True), Dropout(0.4)
-    torch.manual_seed(0)
-    dropped = dropout(x)
-    dropped.backward(dy := torch.randn(7, 9))
-    torch.manual_seed(0)
-    kept = draw_kept(x, 0.4)
-    assert not kept.all() and kept.any()
-    assert difference(dropped, x * kept / 0.6) < 1e-6
-    assert difference(x.grad, dy * kept / 0.6) < 1e-6
-    assert torch.equal(dropout.eval()(x), x)
-    assert torch.equal(Dropout(0.0)(x), x)
 
 
 @pytest.mark.parametrize("lengths", [[9, 9], [9, 4]], ids=["unpadded", "padded"])

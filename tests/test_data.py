@@ -1,19 +1,16 @@
 """Text to batches: tokens as transformers makes them, tables of every format, batches that hold each row once."""
 
 import json
-import re
 import shutil
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from helpers import edit_json
-from pyarrow import csv, parquet
+from helpers import edit_json, texts_of, write_table
+from pyarrow import parquet
 from transformers import AutoTokenizer
 
 from data import encode, load_task, load_tokenizer, make_batch, padding_fraction, plan_batches
-from support.files import InputError
 
 AWKWARD = [
     "Café, naïve, ÀÉÎÕÜ, Ångström, façade",
@@ -48,10 +45,6 @@ def assert_same_tokens(folder, *texts, max_length=512):
         assert ids(encoded, row) == tokens, [column[row] for column in columns]
     if len(columns) == 2:
         assert encoded.token_type_ids.tolist() == [kind for row in expected["token_type_ids"] for kind in row]
-
-
-def texts_of(split):
-    return list(zip(*(column.to_pylist() for column in split.texts), strict=True))
 
 
 @pytest.fixture(params=["tokenizer.json", "vocab.txt", "uncased vocab.txt", "cased vocab.txt"])
@@ -93,54 +86,12 @@ def test_sst2_gives_transformers_tokens(minilm, glue):
     assert_same_tokens(minilm, [text for (text,) in texts_of(task.validation) + texts_of(task.train)[:5000]])
 
 
-GOOD, BAD = "Good, \"very\" 'good'", '"007" bad 1.0'
-TABLE = {"text": [f"{GOOD} {i}" for i in range(20)] + [f"{BAD} {i}" for i in range(20)]}
-
-
-def write(path, table):
-    table = pa.table(table)
-    if path.suffix == ".parquet":
-        parquet.write_table(table, path)
-    elif path.suffix == ".csv":
-        csv.write_csv(table, path)
-    elif path.suffix == ".tsv":
-        rows = [table.column_names, *(row.values() for row in table.to_pylist())]
-        path.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
-    return str(path)
-
-
-@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
-@pytest.mark.parametrize("labels", [["positive", "negative"], [1, 0]], ids=["names", "numbers"])
-def test_single_file(tmp_path, suffix, labels):
-    path = write(tmp_path / f"reviews.{suffix}", TABLE | {"label": [labels[0]] * 20 + [labels[1]] * 20})
-    task = load_task(path)
-    train, validation = texts_of(task.train), texts_of(task.validation)
-    assert (len(train), len(validation), task.metric) == (36, 4, "accuracy")
-    assert sorted(train + validation) == sorted((text,) for text in TABLE["text"])
-    assert task.label_names == (["negative", "positive"] if labels[0] == "positive" else ["LABEL_0", "LABEL_1"])
-    for split in task.train, task.validation:
-        assert split.labels.tolist() == [int(text.startswith("Good")) for (text,) in texts_of(split)]
-    assert texts_of(load_task(path).validation) == validation
-
-
-def test_csv_of_a_spreadsheet(tmp_path):
-    """A byte-order mark, Windows line ends, quotes, commas and line breaks inside a text, a column too many."""
-    content = '\ufeffid,text,label\r\n1,"one, ""two""\r\nthree",yes\r\n2,NA,no\r\n3,007,yes\r\n'
-    (tmp_path / "a.csv").write_bytes(content.encode())
-    task = load_task(str(tmp_path / "a.csv"))
-    assert sorted(texts_of(task.train) + texts_of(task.validation)) == [("007",), ("NA",), ('one, "two"\r\nthree',)]
-    for split in task.train, task.validation:
-        assert [task.label_names[n] for n in split.labels] == ["no" if t == "NA" else "yes" for (t,) in texts_of(split)]
-
-
 @pytest.mark.parametrize("names", [("train.csv", "validation.csv"), ("train.jsonl", "validation.parquet"),
                                    ("train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"),
                                    ("train.tsv", "validation_matched.tsv")])  # fmt: skip
 def test_directory(tmp_path, names):
     for name in names:
-        write(tmp_path / name, {"premise": [f"{name} a", "b"], "hypothesis": ["c", "d"], "label": ["no", "yes"]})
+        write_table(tmp_path / name, {"premise": [f"{name} a", "b"], "hypothesis": ["c", "d"], "label": ["no", "yes"]})
     task = load_task(str(tmp_path))
     assert texts_of(task.train) == [(f"{names[0]} a", "c"), ("b", "d")]
     assert texts_of(task.validation)[0] == (f"{names[1]} a", "c")
@@ -149,19 +100,13 @@ def test_directory(tmp_path, names):
 
 def test_shards_and_chosen_columns(tmp_path):
     for n in range(3):
-        write(tmp_path / f"train-0000{n}-of-00003.parquet", {"sentence": ["x"], "mine": [f"part {n}"], "stars": [n]})
-    write(tmp_path / "validation.csv", {"mine": ["part 9"], "stars": [2]})
+        write_table(
+            tmp_path / f"train-0000{n}-of-00003.parquet", {"sentence": ["x"], "mine": [f"part {n}"], "stars": [n]}
+        )
+    write_table(tmp_path / "validation.csv", {"mine": ["part 9"], "stars": [2]})
     task = load_task(str(tmp_path), text_columns=["mine"], label_column="stars")
     assert texts_of(task.train) == [("part 0",), ("part 1",), ("part 2",)]
     assert (task.train.labels.tolist(), task.validation.labels.tolist()) == ([0, 1, 2], [2])
-
-
-def test_hold_out_has_no_text_on_both_sides(tmp_path):
-    texts = [f"text {i % 50}" for i in range(200)]
-    task = load_task(write(tmp_path / "repeats.csv", {"text": texts, "label": [i % 2 for i in range(200)]}))
-    assert len(task.train.labels) + len(task.validation.labels) == 200
-    assert not set(texts_of(task.train)) & set(texts_of(task.validation))
-    assert len(set(texts_of(task.validation))) == 5
 
 
 @pytest.mark.parametrize("name, metric, labels, rows, columns", [
@@ -232,45 +177,3 @@ def test_a_batch_without_padding_carries_no_mask(minilm):
     input_ids, mask, types, labels = make_batch(data, np.array([1, 0]), pad_id=0)
     assert (input_ids.shape, mask, types, labels) == ((2, 4), None, None, None)
     assert make_batch(data, np.array([1, 2]), pad_id=0)[1] is not None
-
-
-TWO = {"sentence": ["good", "bad"], "label": [1, 0]}
-
-
-@pytest.mark.parametrize("name, table, problem", [
-    ("a.parquet", {"words": ["good"], "label": [1]}, "no column 'sentence'"),
-    ("b.csv", {"sentence": ["good"], "stars": [1]}, "no column 'label'"),
-    ("c.parquet", TWO | {"label": [0, -1]}, "row 2 .*label -1"),
-    ("d.csv", TWO | {"label": [-1, 0]}, "row 1 .*label -1"),
-    ("e.jsonl", TWO | {"label": [0, 2]}, "row 2 .*label 2"),
-    ("f.parquet", TWO | {"label": [0.0, 1.0]}, "label 0.0"),
-    ("g.parquet", TWO | {"label": [None, 1]}, "row 1 .*label None"),
-    ("h.parquet", TWO | {"sentence": [1.5, 2.5]}, "'sentence' is double"),
-    ("i.parquet", TWO | {"sentence": ["good", ""]}, "row 2 has no text"),
-    ("j.csv", TWO | {"sentence": [" ", "bad"]}, "row 1 has no text"),
-    ("k.parquet", TWO | {"sentence": ["good", None]}, "row 2 has no text"),
-    ("l.csv", b"", "cannot be read as csv"),
-    ("m.jsonl", b"", "cannot be read as jsonl"),
-    ("n.csv", b"sentence,label\n", "holds no rows"),
-    ("o.csv", "sentence,label\ncaf\xe9,1\nbad,0\n".encode("latin-1"), "cannot be read as csv"),
-    ("p.csv", "sentence,label,\xe9\ngood,1,x\nbad,0,y\n".encode("latin-1"), "cannot be read as csv"),
-    ("q.csv", b"sentence,label\ngood,1\na,b,c\n", "cannot be read as csv"),
-    ("r.parquet", b"PAR1 of no use", "cannot be read as parquet"),
-    ("s.parquet", "truncated", "cannot be read as parquet"),
-    ("t.txt", b"good\n", "must end in .parquet"),
-    ("u.csv", b"sentence,label\ngood,1\ngood,0\n", "two different texts"),
-    ("v.csv", b"sentence,label\ngood,0\nbad,0\n", "same label"),
-    ("w.csv", None, "no such file"),
-])  # fmt: skip
-def test_bad_tables_are_named_in_one_line(tmp_path, name, table, problem):
-    path = tmp_path / name
-    if isinstance(table, dict):
-        write(path, table)
-    elif table == "truncated":
-        write(path, TWO)
-        path.write_bytes(path.read_bytes()[:-9])
-    elif table is not None:
-        path.write_bytes(table)
-    with pytest.raises(InputError) as error:
-        load_task(str(path))
-    assert re.search(f"{name}: .*{problem}", str(error.value)) and "\n" not in str(error.value)

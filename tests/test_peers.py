@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from helpers import TINY
+from helpers import ROOT, TINY
 from peers import IDS
 
 import lora

@@ -16,8 +16,7 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import ROOT
-from helpers import saved_base
+from helpers import ROOT, saved_base
 
 import sample
 import train

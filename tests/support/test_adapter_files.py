@@ -1,0 +1,41 @@
+"""adapter_config.json and its tensors: what a plain LoRA is not is refused by name."""
+
+from pathlib import Path
+
+import peft
+import pytest
+from helpers import edit_json, open_theirs, saved_base
+
+from lora import open_adapter
+from support.files import InputError
+
+
+@pytest.fixture
+def adapter(tmp_path) -> Path:
+    """The directory of an adapter that peft saved."""
+    base = saved_base(tmp_path / "base", num_labels=3)
+    settings = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"])
+    peft.get_peft_model(open_theirs(base), settings).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+UNSUPPORTED = {"use_dora": True, "bias": "all", "rank_pattern": {"query": 4}, "layers_to_transform": [0],
+               "peft_type": "LOHA", "init_lora_weights": "pissa", "task_type": "TOKEN_CLS", "odd": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", UNSUPPORTED)
+def test_unsupported_fields_are_named(adapter, field):
+    edit_json(adapter / "adapter_config.json", **{field: UNSUPPORTED[field]})
+    with pytest.raises(InputError, match=rf"adapter_config\.json: {field} = "):
+        open_adapter(str(adapter))
+
+
+def test_unknown_field_that_is_null_is_accepted(adapter):
+    edit_json(adapter / "adapter_config.json", odd=None)
+    open_adapter(str(adapter))
+
+
+def test_contradicting_rank_is_refused(adapter):
+    edit_json(adapter / "adapter_config.json", r=4)
+    with pytest.raises(InputError, match=r"lora_A.* \[8, 32\].* r = 4"):
+        open_adapter(str(adapter))

@@ -1,0 +1,105 @@
+"""Each faster form against the plain one: values, gradients and random draws."""
+
+import pytest
+import torch
+from helpers import difference, draw
+from torch import nn
+
+from bert import Dropout
+from lora import LinearWithLoRA, LoRALayer
+from support import faster
+from support.faster import FrozenPlusLowRank, draw_kept
+
+
+@pytest.mark.parametrize("p", [0.1, 0.05, 0.001])
+def test_draw_kept(p):
+    torch.manual_seed(0)
+    draws = [draw_kept(torch.empty(100, 104), p) for _ in range(400)]
+    assert torch.stack(draws).unique().tolist() == [0, 1]
+    dropped = torch.stack(draws) == 0  # (400, 100, 104)
+    assert dropped.float().mean().item() == pytest.approx(p, abs=4e-4)
+    eighths = dropped.view(-1, 8).float().mean(0)  # eight numbers come out of one draw
+    assert eighths.tolist() == pytest.approx([p] * 8, abs=1e-3)
+    pairs = (dropped[:, :, 1:] & dropped[:, :, :-1]).float().mean().item()  # neighbours are independent
+    assert pairs == pytest.approx(p * p, abs=2e-4)
+    torch.manual_seed(0)
+    kept = draw_kept(torch.empty(1000, 1000), p)
+    torch.manual_seed(0)
+    assert torch.equal(kept, draw_kept(torch.empty(1000, 1000), p))
+    assert not torch.equal(kept, draw_kept(torch.empty(1000, 1000), p))
+
+
+def test_dropout_in_training_and_in_eval():
+    x, dropout = torch.randn(7, 9, requires_grad=True), Dropout(0.4)
+    torch.manual_seed(0)
+    dropped = dropout(x)
+    dropped.backward(dy := torch.randn(7, 9))
+    torch.manual_seed(0)
+    kept = draw_kept(x, 0.4)
+    assert not kept.all() and kept.any()
+    assert difference(dropped, x * kept / 0.6) < 1e-6
+    assert difference(x.grad, dy * kept / 0.6) < 1e-6
+    assert torch.equal(dropout.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_linear_with_lora_is_the_sum_of_its_parts(use_rslora):
+    linear = nn.Linear(20, 30)
+    path = LoRALayer(20, 30, rank=4, alpha=12, dropout=0.0, use_rslora=use_rslora)
+    assert path.scaling == (6 if use_rslora else 3)
+    assert not path.lora_B.weight.any()
+    draw(path)
+    both, found = LinearWithLoRA(linear, path).double(), []
+    assert not linear.weight.requires_grad
+    assert not linear.bias.requires_grad
+    for forward in both, lambda x: linear(x) + path(x):
+        torch.manual_seed(0)
+        x = torch.randn(2, 5, 20, dtype=torch.float64, requires_grad=True)
+        y = forward(x)
+        grads = torch.autograd.grad(y, [x, path.lora_A.weight, path.lora_B.weight], torch.randn_like(y))
+        found.append([y, *grads])
+    assert all(difference(a, b) < 1e-12 for a, b in zip(*found, strict=True))
+    assert difference(x @ path.delta().T, path(x)) < 1e-12
+
+
+@pytest.mark.parametrize("with_dropout", [False, True])
+def test_hand_written_gradients(with_dropout):
+    torch.manual_seed(0)
+    x, W, b, A, B = (torch.randn(*shape, dtype=torch.float64) for shape in [(3, 4), (5, 4), (5,), (2, 4), (5, 2)])
+    kept = torch.tensor([[0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]]) if with_dropout else None
+    y = FrozenPlusLowRank.apply(x, W, b, A, B, 1.7, kept)
+    assert difference(y, x @ W.T + b + 1.7 * (x if kept is None else x * kept) @ A.T @ B.T) < 1e-12
+    trained = [tensor.requires_grad_() for tensor in (x, A, B)]
+    path = lambda x, A, B: FrozenPlusLowRank.apply(x, W, b, A, B, 1.7, kept)
+    assert torch.autograd.gradcheck(path, trained)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("lengths", [(5, 7), (8,)], ids=str)
+def test_the_plain_sum_and_the_faster_one_are_equal_with_dropout(monkeypatch, lengths, p):
+    """Both draw alike from one seed, so that even what dropout keeps is the same."""
+    both = LinearWithLoRA(nn.Linear(24, 16), LoRALayer(24, 16, rank=3, alpha=6, dropout=p)).double()
+    draw(both.lora)
+    found = []
+    for faster_serves in True, False:
+        x = torch.randn(*lengths, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        torch.manual_seed(0)
+        if not faster_serves:
+            plain = both.linear(x) + both.lora(x)
+            monkeypatch.setattr(faster, "linear_plus_lora", None)  # it must not be what the plain line is held against
+            found.append([plain, *torch.autograd.grad(plain.square().sum(), [x, *both.lora.parameters()])])
+        else:
+            y = both(x)
+            found.append([y, *torch.autograd.grad(y.square().sum(), [x, *both.lora.parameters()])])
+    assert all(difference(a, b) < 1e-12 for a, b in zip(*found, strict=True))
+
+
+@torch.no_grad()
+def test_adding_the_path_to_some_rows_is_the_sum():
+    lora, x, y = LoRALayer(24, 16, rank=3, alpha=6, dropout=0.5).eval(), torch.randn(6, 5, 24), torch.randn(6, 5, 16)
+    draw(lora)
+    expected = y.clone()
+    expected[2:4] += lora(x[2:4])
+    faster.add_low_rank(y[2:4], x[2:4], lora.lora_A.weight, lora.lora_B.weight, lora.scaling)
+    assert difference(y, expected) < 1e-6

@@ -1,0 +1,45 @@
+"""A dataclass as flags and as a TOML file: names, types, limits, and a line for each mistake."""
+
+import re
+from dataclasses import fields
+
+import pytest
+
+from support.files import InputError
+from support.options import parse_options
+from train import Config
+
+
+def test_every_option_has_its_flag_and_its_help(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse_options(Config, ["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{f.name.replace('_', '-')}" in shown and f.metadata["help"][:20] in shown for f in fields(Config))
+
+
+@pytest.mark.parametrize("line", [
+    "--batch-size 8 --lr 1e-3 --epochs 5 --rank 4 --alpha 2 --dropout 0.2 --out a_b --log-every 2",
+    "--batch_size 8 --learning_rate 1e-3 --num_epochs 5 --lora_rank 4 --lora_alpha 2 --lora_dropout 0.2 "
+    "--output_dir a_b --logging_steps 2",
+    "--batch-size=8 --learning-rate=0.001 --num-epochs=5 --lora-rank=4 --alpha=2.0 --dropout=.2 --out=a_b "
+    "--logging-steps=2",
+])  # fmt: skip
+def test_flags_go_by_several_names(line):
+    wanted = Config(batch_size=8, lr=1e-3, epochs=5, rank=4, alpha=2.0, dropout=0.2, out="a_b", log_every=2)
+    assert Config(**parse_options(Config, line.split())) == wanted
+
+
+def test_a_flag_wins_over_the_file(tmp_path):
+    (tmp_path / "a.toml").write_text('lr = 1\nseed = 7\nmodel = "x"\nresume = true\n')
+    config = Config(**parse_options(Config, ["--seed", "8", "--config", str(tmp_path / "a.toml")]))
+    assert config == Config(lr=1.0, seed=8, model="x", resume=True)
+
+
+@pytest.mark.parametrize("content, problem", [("learnrate = 1", "unknown option 'learnrate'"),
+    ("batchsize = 1", "did you mean 'batch_size'?"), ("epochs = 2.5", "epochs must be of type int"),
+    ("dropout = 1", "--dropout 1.0 is not"), ("a = b", "not a TOML file"), ("resume = 1", "of type bool"),
+    ("a." * 10**5 + "a = 1", "too long for one of options")])  # fmt: skip
+def test_a_bad_file_of_options_is_named(tmp_path, content, problem):
+    (tmp_path / "a.toml").write_text(content)
+    with pytest.raises(InputError, match=re.escape(problem)):
+        Config(**parse_options(Config, ["--config", str(tmp_path / "a.toml")]))

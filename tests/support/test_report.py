@@ -1,0 +1,56 @@
+"""The table of parameters against peft's own count, the card as the Hub's client reads it, the curves as a picture."""
+
+from dataclasses import asdict
+
+import peft
+import pytest
+from helpers import open_theirs
+from huggingface_hub import ModelCard
+from matplotlib import image
+
+from lora import trained_whole
+from support import report
+from support.options import changed_flags
+from train import Config, build_model
+
+HISTORY = [
+    {"step": 1, "train_loss": 0.7, "train_accuracy": 0.5},
+    {"step": 2, "validation_loss": 0.6, "validation_accuracy": 0.75},
+]
+
+
+@pytest.mark.parametrize("targets", ["query,value", "all-linear"])
+def test_the_table_counts_as_peft_does(minilm, targets):
+    config = Config(model=minilm, targets=targets, device="cpu")
+    model = build_model(config, ["negative", "positive"])
+    sizes = {name: (p.numel(), p.requires_grad) for name, p in model.named_parameters()}
+    table = report.parameter_table(sizes, trained_whole(model), model.new_modules, "rank 8 on some")
+    targets = targets if targets == "all-linear" else targets.split(",")
+    settings = peft.LoraConfig(task_type="SEQ_CLS", target_modules=targets)
+    theirs = peft.get_peft_model(open_theirs(minilm, num_labels=2), settings)
+    trained, _ = theirs.get_nb_trainable_parameters()
+    lines = dict(line.split(maxsplit=1) for line in table.splitlines())
+    assert lines["LoRA"] == f"{trained - 770:,}  trained: rank 8 on some"
+    assert lines["classifier"] == "770  trained, newly drawn" and lines["BERT"].endswith("frozen")
+    assert lines["total"].startswith(f"{22_713_216 + trained:,}  {trained:,} trained, ")
+
+
+@pytest.mark.parametrize("rank", [8, 0])
+def test_the_hub_reads_the_card(minilm, tmp_path, rank):
+    config = Config(model=minilm, data="nyu-mll/glue/rte@abc", rank=rank, hub_model_id="you/rte", lr=2e-3)
+    content = report.model_card(asdict(config), changed_flags(config), HISTORY, steps=2)
+    card = ModelCard(content)
+    assert card.data.library_name == ("peft" if rank else "transformers")
+    assert card.data.datasets == ["nyu-mll/glue"] and card.data.base_model is None  # a directory is no base on the Hub
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
+        "loss": 0.6,
+        "accuracy": 0.75,
+    }
+    assert "--lr=0.002" in card.text and "--hub-model-id" not in card.text and "| accuracy | 0.7500 |" in card.text
+
+
+def test_the_curves_are_a_picture(tmp_path):
+    report.plot_curves(HISTORY, tmp_path / "curves.png")
+    drawn = image.imread(tmp_path / "curves.png")
+    assert drawn.shape[:2] == (480, 1200) and drawn[:, :, :3].min() < 0.5
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
