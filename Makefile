@@ -21,7 +21,7 @@ train: $(ready)
 test: $(ready-dev)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m pytest -q -n 2 --dist loadgroup $(ARGS)
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(ready-dev)
 	$(PYTHON) benchmarks/compare_hf.py $(ARGS)

@@ -96,9 +96,6 @@ def older() -> Path:
     return home
 
 
-pytestmark = pytest.mark.xdist_group("peers")  # one process for all, so that each release is asked once
-
-
 @pytest.fixture(scope="module", params=["newest", "older"])
 def theirs(request, tmp_path_factory) -> tuple[str, Path, dict]:
     """A release, the folder of what its transformers and peft saved, and what they say of it."""
