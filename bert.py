@@ -62,9 +62,9 @@ class Dropout(nn.Dropout):
     """In training, zero with probability p, and x / (1 - p) otherwise (Srivastava et al., 2014)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.p and faster.serves(x)):
+        if not faster.serves(x):
             return F.dropout(x, self.p, self.training)
-        return faster.dropout(x, self.p)  # the same with cheaper draws; test_faster.py holds them equal
+        return faster.dropout(x, self.p, self.training)  # the same with cheaper draws; test_faster.py holds them equal
 
 
 class BertEmbeddings(nn.Module):
@@ -134,6 +134,8 @@ class BertOutput(nn.Module):
 
 
 class BertAttention(nn.Module):
+    """The first sublayer: self-attention and what follows it."""
+
     def __init__(self, config: BertConfig):
         super().__init__()
         self.self = BertSelfAttention(config)
@@ -144,6 +146,8 @@ class BertAttention(nn.Module):
 
 
 class BertIntermediate(nn.Module):
+    """The first half of the second sublayer: D to I numbers for each token, through GELU (section A.2)."""
+
     def __init__(self, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -172,6 +176,8 @@ class BertLayer(nn.Module):
 
 
 class BertEncoder(nn.Module):
+    """The layers, one after the other."""
+
     def __init__(self, config: BertConfig):
         super().__init__()
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
@@ -183,6 +189,8 @@ class BertEncoder(nn.Module):
 
 
 class BertPooler(nn.Module):
+    """The row of [CLS], which stands for the whole text, through one more layer (section 3.1, task 2)."""
+
     def __init__(self, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
@@ -192,7 +200,7 @@ class BertPooler(nn.Module):
 
 
 class PretrainedModel(nn.Module):
-    """Loading and saving, for the two models below."""
+    """What the two models below share; the loading itself stands after them."""
 
     new_modules: tuple[str, ...] = ()  # the layers that the file lacked, and that had to be drawn
     lora_config: dict | None = None  # lora.apply_lora_to_model notes here what it was given
@@ -209,25 +217,7 @@ class PretrainedModel(nn.Module):
         A classifier or a pooler that the file lacks is drawn from the global generator, and `new_modules` names it;
         any other missing, surplus or wrongly shaped tensor raises InputError with its name.
         """
-        name = f"{name}@{revision}" if revision else name
-        config = BertConfig.from_json(find_file(name, "config.json"))
-        if num_labels and num_labels != config.num_labels:
-            config.id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
-        with faster.shapes_only():
-            model = cls(config)
-        expected = model.state_dict()
-        weights = read_weights(find_file(name, "model.safetensors"), expected)
-        missing = expected.keys() - weights.keys()
-        for module in ("pooler.dense", "bert.pooler.dense", "classifier"):
-            weight, bias = f"{module}.weight", f"{module}.bias"
-            if {weight, bias} <= missing:
-                model.new_modules += (module,)
-                weights[weight] = torch.randn(expected[weight].shape) * config.initializer_range
-                weights[bias] = torch.zeros(expected[bias].shape)
-        if lacking := [key for key in expected if key not in weights]:
-            raise InputError(f"{name}: model.safetensors lacks {listing(lacking)}")
-        model.load_state_dict(weights, assign=True)
-        return model.eval()
+        return open_pretrained(cls, f"{name}@{revision}" if revision else name, num_labels)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, which transformers opens as its own."""
@@ -283,6 +273,28 @@ class BertForSequenceClassification(PretrainedModel):
         """Token ids (B, S), and the rest as in BertModel, to logits (B, C)."""
         _, pooled = self.bert(input_ids, attention_mask, token_type_ids, cls_only=True)  # (B, D)
         return self.classifier(self.dropout(pooled))  # (B, C)
+
+
+def open_pretrained(cls: type[PretrainedModel], name: str, num_labels: int | None) -> PretrainedModel:
+    """A model of the class `cls`, as from_pretrained says."""
+    config = BertConfig.from_json(find_file(name, "config.json"))
+    if num_labels and num_labels != config.num_labels:
+        config.id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
+    with faster.shapes_only():
+        model = cls(config)
+    expected = model.state_dict()
+    weights = read_weights(find_file(name, "model.safetensors"), expected)
+    missing = expected.keys() - weights.keys()
+    for module in ("pooler.dense", "bert.pooler.dense", "classifier"):
+        weight, bias = f"{module}.weight", f"{module}.bias"
+        if {weight, bias} <= missing:
+            model.new_modules += (module,)
+            weights[weight] = torch.randn(expected[weight].shape) * config.initializer_range
+            weights[bias] = torch.zeros(expected[bias].shape)
+    if lacking := [key for key in expected if key not in weights]:
+        raise InputError(f"{name}: model.safetensors lacks {listing(lacking)}")
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
 
 
 def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:

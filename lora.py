@@ -41,15 +41,16 @@ class LoRALayer(nn.Module):
         self, in_features: int, out_features: int, rank: int, alpha: float, dropout: float, use_rslora: bool = False
     ):
         super().__init__()
-        # α/R: a higher rank alone changes little, so that its learning rate serves for another rank too. But doubling
-        # R then halves the part of each column, and a high rank learns little more than a low one; rsLoRA's α/√R
-        # (Kalajdzievski, 2023, arXiv:2312.03732) keeps the size of what the path adds the same at every rank.
+        # BA is a sum of R products, a column of B with a row of A, and AdamW moves each of them alike whatever R is.
+        # If R doubles there are twice as many, and α/R counts each half: the learning rate can stay (section 4.1).
+        # As they point in different directions, their sum grows only as √R, so that with α/R a high rank learns too
+        # slowly; rsLoRA takes α/√R (Kalajdzievski, 2023, arXiv:2312.03732).
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         self.dropout = Dropout(dropout)
         self.lora_A = nn.Linear(in_features, rank, bias=False)  # nn.Linear draws it Kaiming-uniform, a = √5
         self.lora_B = nn.Linear(rank, out_features, bias=False)
-        # B at zero: training starts from the base model itself. Not A too: the gradient of B is made of A's output,
-        # and that of A goes through B, so that with both at zero neither would ever move.
+        # B is zero: training starts from the base model itself. A is drawn, in R different directions: B's gradient is
+        # made of A's output, and A's of B, so that with both at zero neither would ever move.
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -304,12 +305,11 @@ class AdapterBank:
         self.routes |= {n: slice(ordered.index(n), ordered.index(n) + ordered.count(n)) for n in ordered}
         inputs = [None if t is None else t[order] for t in (input_ids, attention_mask, token_type_ids)]
         x, _ = self.mixed(*inputs, cls_only=True)  # (B, 1, D)
-        results: list = [None] * len(names)
+        logits: list[Tensor] = []
         for name, rows in self.routes.items():
             model = self.models[name]
-            for row, logits in zip(order[rows], model.classifier(model.bert.pooler(x[rows])), strict=True):
-                results[row] = logits  # (C,)
-        return results
+            logits += model.classifier(model.bert.pooler(x[rows]))  # (rows of this adapter, C)
+        return [logits[order.index(i)] for i in range(len(names))]
 
 
 def merge(adapter: str, folder: str, base: str | None, dtype: str) -> None:

@@ -24,13 +24,6 @@ from support.console import prompt, run_main
 from support.files import InputError
 from support.options import OneLineParser
 
-DEMO = [
-    "a gripping, beautifully acted film that stays with you",
-    "two hours of my life that nobody will give back",
-    "not bad at all, though it takes its time",
-    "the plot is thin, the jokes are thinner",
-]
-
 
 @torch.inference_mode()
 def classify(
@@ -94,7 +87,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.max_length is not None and arguments.max_length < 3:
         raise InputError(f"--max-length {arguments.max_length} is not at least 3")
-    texts = tables.given_texts(DEMO if arguments.demo else arguments.texts, arguments.file)
+    texts = tables.given_texts(tables.DEMO if arguments.demo else arguments.texts, arguments.file)
     names = arguments.adapter or ([arguments.model] if arguments.model else ["out/best"])
     if names == ["out/best"] and not Path("out/best").exists():
         raise InputError("out/best: no adapter yet; train one with `make train`, or name one with --adapter")

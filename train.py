@@ -80,6 +80,10 @@ class Run:
     progress: Progress = field(default_factory=Progress)  # step, best, window (losses not yet logged), history
 
     @property
+    def device(self) -> torch.device:
+        return self.train.input_ids.device
+
+    @property
     def step_size(self) -> int:
         return self.config.batch_size * self.config.grad_accum
 
@@ -139,19 +143,14 @@ def place(model: BertForSequenceClassification, config: Config) -> BertForSequen
     """The model on its device, with bfloat16 and torch.compile where they are chosen."""
     device = devices.choose_device(config.device)
     devices.move(model, device)
-    if chosen(config.dtype, device):
-        for module in model.modules():  # frozen: no float32 original is needed, and no cast in each step
+    if devices.chosen(config.dtype, device):
+        for module in model.modules():  # frozen: no float32 original is needed, and no conversion in each step
             if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
                 module.to(torch.bfloat16)
-    if chosen(config.compile, device):
+    if devices.chosen(config.compile, device):
         for layer in model.bert.encoder.layer[:-1]:  # the last one, for [CLS] alone, is another computation
             layer.compile(fullgraph=True, dynamic=True)  # they share their code: compiled once, for every length
     return model
-
-
-def chosen(option: str, device: str) -> bool:
-    """Whether --dtype or --compile asks for bfloat16 or torch.compile; "auto" does on CUDA."""
-    return option in ("bfloat16", "yes") or (option == "auto" and device == "cuda")
 
 
 # The loop: one step, all steps, the evaluation, what is kept.
@@ -160,8 +159,9 @@ def chosen(option: str, device: str) -> bool:
 def learning_rate(config: Config, step: int, steps: int) -> float:
     """Linear warm-up from 0 to lr, then linear decay to 0: the rate of step 0, 1, …, as transformers has it.
 
-    Warm-up, as AdamW's first steps divide by a variance known from a few gradients, and the new classifier sends large
-    ones; decay, as with a constant rate the weights would end up wherever the last batches threw them.
+    Warm-up, as AdamW's first steps divide by a variance known from few gradients (Liu et al., 2019, arXiv:1908.03265),
+    and the new classifier sends large ones; decay, as a constant rate would leave the weights where the last batches
+    happened to throw them.
     """
     warmup = math.ceil(config.warmup_ratio * steps)
     return config.lr * (step / warmup if step < warmup else (steps - step) / max(1, steps - warmup))
@@ -169,12 +169,12 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
 
 def forward(run: Run, data: Encoded, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """Logits (B, C) in float32, and labels (B,)."""
-    device = data.input_ids.device.type
+    device = run.device.type
     # On CUDA few lengths mean few kernels; elsewhere padding only costs.
     ids, mask, types, labels = make_batch(data, rows, run.model.config.pad_token_id, 8 if device == "cuda" else 1)
-    if mask is None and chosen(run.config.compile, device):
+    if mask is None and devices.chosen(run.config.compile, device):
         mask = torch.ones_like(ids)  # with and without a mask would be two compilations
-    with torch.autocast(device, torch.bfloat16, enabled=chosen(run.config.dtype, device)):
+    with torch.autocast(device, torch.bfloat16, enabled=devices.chosen(run.config.dtype, device)):
         return run.model(ids, mask, types).float(), labels
 
 
@@ -199,7 +199,6 @@ def train_step(run: Run, rows: np.ndarray) -> list:
 def fit(run: Run, stop: list[int]) -> None:
     """Goes from run.progress to the last step, or to the end of the step in which `stop` received a signal."""
     config, progress, plan = run.config, run.progress, None
-    cpu = run.train.input_ids.device.type == "cpu"
     run.log.start(config.epochs * len(run.train.lengths), progress.step * run.step_size)
     run.model.train()
     while progress.step < run.steps and not stop:
@@ -214,7 +213,7 @@ def fit(run: Run, stop: list[int]) -> None:
         evaluating = index + 1 == run.steps_per_epoch or (config.eval_every and progress.step % config.eval_every == 0)
         saving = evaluating or run.checkpoint.due(progress.step)
         logging = progress.step % config.log_every == 0
-        if logging or saving or cpu:  # elsewhere this waits for the device
+        if logging or saving or run.device.type == "cpu":  # elsewhere this waits for the device
             progress.settle()
         if logging:
             run.log.show(f"step {progress.step}/{run.steps}", progress.note_training())
@@ -257,16 +256,12 @@ def keep_if_best(run: Run, scores: dict[str, float]) -> None:
 
 def summary(run: Run) -> str:
     """What is trained on what, and the table of parameters."""
-    config, lengths, where = run.config, run.train.lengths, run.model.classifier.weight.device
+    config, lengths = run.config, run.train.lengths
     padding = padding_fraction(lengths, plan_batches(lengths, run.step_size, config.seed, epoch=0))
-    drawn = () if config.init_adapter else run.model.new_modules
     sizes = {name: (p.numel(), p.requires_grad) for name, p in run.model.named_parameters()}
-    table = report.parameter_table(sizes, trained_whole(run.model), drawn, f"rank {config.rank} on {config.targets}")
-    return f"""model  {config.model} on {where}
-data   {config.data}
-       {len(lengths):,} sentences to train on, {len(run.validation.lengths):,} to validate on; \
-padding {padding:.2%} of the tokens
-{table}"""
+    drawn = () if config.init_adapter else run.model.new_modules
+    head = report.data_lines(config.model, run.device, config.data, len(lengths), len(run.validation.lengths), padding)
+    return head + report.parameter_table(sizes, trained_whole(run.model), drawn, config.rank, config.targets)
 
 
 def save_model(run: Run, folder: Path) -> None:

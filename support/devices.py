@@ -15,6 +15,11 @@ def choose_device(wanted: str) -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def chosen(option: str, device: str) -> bool:
+    """Whether --dtype or --compile asks for bfloat16 or torch.compile; "auto" does on CUDA."""
+    return option in ("bfloat16", "yes") or (option == "auto" and device == "cuda")
+
+
 def move(model: nn.Module, device: str) -> None:
     """Moves the model, in place. Raises InputError if this PyTorch or this machine has no such device."""
     try:

@@ -6,16 +6,29 @@ from pathlib import Path
 from support.files import written_whole
 
 
-def parameter_table(parameters: dict[str, tuple[int, bool]], whole: set[str], drawn: tuple[str, ...], lora: str) -> str:
-    """How many parameters stand in BERT, in LoRA (which `lora` describes) and in the layers that are trained `whole`,
-    some of them newly `drawn`; from the size of each by name, and whether it is trained."""
+def data_lines(model: str, device, data: str, train: int, validation: int, padding: float) -> str:
+    """What is trained on what, and how many sentences there are; `padding` is a fraction of the tokens."""
+    return (
+        f"model  {model} on {device}\n"
+        f"data   {data}\n"
+        f"       {train:,} sentences to train on, {validation:,} to validate on; padding {padding:.2%} of the tokens\n"
+    )
+
+
+def parameter_table(
+    parameters: dict[str, tuple[int, bool]], whole: set[str], drawn: tuple[str, ...], rank: int, targets: str
+) -> str:
+    """How many parameters stand in BERT, in LoRA, and in the layers that are trained `whole`, some newly `drawn`.
+
+    `parameters` has by name the size of each, and whether it is trained.
+    """
     parts = dict.fromkeys(["BERT", "LoRA", *sorted(whole)], 0)
     for name, (size, _) in parameters.items():
         layer = name.rpartition(".")[0]
         parts[layer if layer in whole else "LoRA" if ".lora." in name else "BERT"] += size
     total, trained = sum(parts.values()), sum(size for size, is_trained in parameters.values() if is_trained)
     states = {name: "trained, newly drawn" if name in drawn else "trained" for name in whole}
-    states |= {"BERT": "frozen" if parts["LoRA"] else "trained", "LoRA": f"trained: {lora}"}
+    states |= {"BERT": "frozen" if parts["LoRA"] else "trained", "LoRA": f"trained: rank {rank} on {targets}"}
     states["total"] = f"{trained:,} trained, {trained / total:.2%}"
     rows = (parts | {"total": total}).items()
     return "\n".join(f"{name:<10} {size:>12,}  {states[name]}" for name, size in rows if size)

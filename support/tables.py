@@ -135,6 +135,13 @@ def hold_out(split: Split, where: str) -> tuple[Split, Split]:
 
 # Texts to classify.
 
+DEMO = [
+    "a gripping, beautifully acted film that stays with you",
+    "two hours of my life that nobody will give back",
+    "not bad at all, though it takes its time",
+    "the plot is thin, the jokes are thinner",
+]
+
 
 def given_texts(texts: list[str], file: str | None) -> list[str]:
     """The texts of a command line, of a file, or of standard input: for "-", and for none where no person types."""

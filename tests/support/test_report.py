@@ -24,7 +24,7 @@ def test_the_table_counts_as_peft_does(minilm, targets):
     config = Config(model=minilm, targets=targets, device="cpu")
     model = build_model(config, ["negative", "positive"])
     sizes = {name: (p.numel(), p.requires_grad) for name, p in model.named_parameters()}
-    table = report.parameter_table(sizes, trained_whole(model), model.new_modules, "rank 8 on some")
+    table = report.parameter_table(sizes, trained_whole(model), model.new_modules, 8, "some")
     targets = targets if targets == "all-linear" else targets.split(",")
     settings = peft.LoraConfig(task_type="SEQ_CLS", target_modules=targets)
     theirs = peft.get_peft_model(open_theirs(minilm, num_labels=2), settings)
