@@ -3,14 +3,15 @@
     model = BertForSequenceClassification.from_pretrained("google-bert/bert-base-uncased")
     logits = model(torch.tensor([[101, 2307, 2143, 102]]))          # "[CLS] great film [SEP]" -> (1, 2)
 
-Every module bears the name it has in the official checkpoint, so `state_dict()` is the file. The file reads as the
-data flows: embeddings, attention, layer, encoder, pooler, classifier; then the loading. One set of letters gives the
-shapes in the whole project:
+A text begins with the token [CLS], whose last state stands for the whole text, and ends with [SEP]. Every module has
+the name that it has in the official checkpoint, so `state_dict()` is the file. This file reads as the data flows:
+embeddings, attention, layer, encoder, pooler, classifier; then the loading. One set of letters gives the shapes in the
+whole project:
 
     B  sentences in a batch        D  hidden size (768)           I  intermediate size (3072)
     S  tokens in a sentence        H  attention heads (12)        C  classes
-    Q  tokens that attend: S or 1  W  width of a head, D = H·W    R  LoRA rank
-    N  sentences of a data set     T  tokens laid in one row
+    Q  tokens that attend:         W  width of a head, D = H·W    R  LoRA rank
+       all S, or [CLS] alone       N  sentences of a data set     T  tokens laid in one row
 """
 
 from dataclasses import asdict, dataclass, field
@@ -62,9 +63,9 @@ class Dropout(nn.Dropout):
     """In training, zero with probability p, and x / (1 - p) otherwise (Srivastava et al., 2014)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not faster.serves(x):
+        if not faster.on_cpu(x):
             return F.dropout(x, self.p, self.training)
-        return faster.dropout(x, self.p, self.training)  # the same with cheaper draws; test_faster.py holds them equal
+        return faster.dropout(x, self.p, self.training)  # the same at the same rate, drawn sooner: test_faster.py
 
 
 class BertEmbeddings(nn.Module):
@@ -84,8 +85,9 @@ class BertEmbeddings(nn.Module):
             segment = self.token_type_embeddings.weight[0]  # (D,)
         else:
             segment = self.token_type_embeddings(token_type_ids)  # (B, S, D)
-        x = self.word_embeddings(input_ids) + segment + self.position_embeddings.weight[:S]  # (B, S, D)
-        return self.dropout(self.LayerNorm(x))
+        position = self.position_embeddings.weight[:S]  # (S, D)
+        x = self.word_embeddings(input_ids) + segment + position  # (B, S, D)
+        return self.dropout(self.LayerNorm(x))  # (B, S, D)
 
 
 class BertSelfAttention(nn.Module):
@@ -115,13 +117,13 @@ class BertSelfAttention(nn.Module):
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
             context = self.dropout(scores.softmax(-1)) @ v  # (B, H, Q, W)
-        else:  # the same in one kernel, which on a CPU knows no dropout; test_bert.py holds them equal
+        else:  # the same in one fused kernel, which PyTorch has on a CPU only without dropout: test_bert.py
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)  # (B, H, Q, W)
         return context.transpose(1, 2).flatten(2)  # (B, Q, D)
 
 
 class BertOutput(nn.Module):
-    """Projection, dropout, residual, LayerNorm: the second half of both sublayers (post-norm)."""
+    """Projection, dropout, residual, LayerNorm: the end of each half of a layer."""
 
     def __init__(self, in_features: int, config: BertConfig):
         super().__init__()
@@ -134,7 +136,7 @@ class BertOutput(nn.Module):
 
 
 class BertAttention(nn.Module):
-    """The first sublayer: self-attention and what follows it."""
+    """The first half of a layer: self-attention and what follows it."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -146,7 +148,7 @@ class BertAttention(nn.Module):
 
 
 class BertIntermediate(nn.Module):
-    """The first half of the second sublayer: D to I numbers for each token, through GELU (section A.2)."""
+    """The second half of a layer begins: from D to I numbers for each token, through GELU (section A.2)."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -168,7 +170,8 @@ class BertLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cls_only: bool = False) -> Tensor:
         """`x` (B, S, D) to (B, S, D); with `cls_only` to (B, 1, D), the row of the first token, [CLS].
 
-        That row is exact: it attends to all tokens, and after attention each row is computed without the others.
+        That row is exact: it attends to all tokens, and after attention each row is computed without the others. Only
+        the last layer may leave the others out, because a next one would attend to them.
         """
         queries = x[:, :1] if cls_only else x  # (B, Q, D)
         attended = self.attention(x, queries, mask)  # (B, Q, D)
@@ -202,8 +205,8 @@ class BertPooler(nn.Module):
 class PretrainedModel(nn.Module):
     """What the two models below share; the loading itself stands after them."""
 
-    new_modules: tuple[str, ...] = ()  # the layers that the file lacked, and that had to be drawn
-    lora_config: dict | None = None  # lora.apply_lora_to_model notes here what it was given
+    new_modules: tuple[str, ...] = ()  # the layers that the file lacked: they are drawn, and trained whole
+    lora_config: dict | None = None  # the settings of LoRA, once lora.py has rewritten the model
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -248,8 +251,7 @@ class BertModel(PretrainedModel):
         `token_type_ids` (B, S) is 0 on the first text and 1 on the second. With `cls_only` the last layer computes the
         row of [CLS] alone, the one that the pooler reads, and `last_hidden_state` is (B, 1, D).
         """
-        if input_ids.shape[1] > self.config.max_position_embeddings:
-            limit = self.config.max_position_embeddings
+        if input_ids.shape[1] > (limit := self.config.max_position_embeddings):
             raise InputError(f"{input_ids.shape[1]} tokens are more than the {limit} positions of this model")
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
         x = self.embeddings(input_ids, token_type_ids)  # (B, S, D)
@@ -301,7 +303,7 @@ def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a BERT safetensors file, in float32, under the names in `expected`.
 
     Raises InputError, naming the tensor, for one that is surplus, has another shape than in `expected`, is no
-    floating-point tensor or holds NaN or infinity. Missing ones are the caller's.
+    floating-point tensor or holds NaN or infinity. Missing ones are left to the caller.
     """
     ours = {name.removeprefix("bert."): name for name in expected}
     weights = {}
@@ -312,7 +314,7 @@ def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
             name = name.replace("LayerNorm.beta", "LayerNorm.bias")
             if name in ours:
                 weights[ours[name]] = read_tensor(file, path, key, expected[ours[name]].shape)
-            # Heads of pre-training and of fine-tuning, and a buffer of early transformers: none of our weights.
+            # What an encoder does not need: heads of pre-training and fine-tuning, a buffer of early transformers.
             elif not name.startswith(("cls.", "classifier.")) and name != "embeddings.position_ids":
                 raise InputError(f"{path}: surplus tensor {key}, which a BERT of this config.json does not have")
     return weights

@@ -1,4 +1,4 @@
-"""Text to batches: read the table, tokenize once, group sentences of like length.
+"""Text to batches: read the table, tokenize once, group sentences of similar length.
 
     tokenizer = load_tokenizer("google-bert/bert-base-uncased", max_length=128)
     task = load_task("nyu-mll/glue/sst2")               # or a directory, or one .parquet .csv .tsv .jsonl file
@@ -16,11 +16,12 @@ The first two sentences of SST-2, both negative (label 0), on their way:
     batch    input_ids 101 5342 2047 3595 8496 2013 1996 18643 3197  102    0    attention_mask 1 1 1 1 1 1 1 1 1 1 0
                        101 3397 2053 15966 1010 2069 4450 2098 18201 2015 102                   1 1 1 1 1 1 1 1 1 1 1
 
-The tokens of all N sentences lie in one flat array of T numbers, 4 bytes a token. As the sentences of a batch have
-nearly always the same length, nearly nothing is padded (0.12 % of the tokens of SST-2 at batch size 32), and a batch
-without padding carries no mask. (The letters of the shapes are explained in bert.py.)
+The tokens of all N sentences lie in one flat array of T numbers, 4 bytes a token. The sentences of a batch nearly
+always have the same length, so that nearly nothing is padded (on a CPU 0.12 % of the tokens of SST-2, in batches of
+32), and a batch without padding has no mask. (The letters of the shapes are explained in bert.py.)
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,8 @@ def load_task(data: str, text_columns: list[str] = (), label_column: str = "labe
         train, validation = tables.hold_out(whole, data)
     else:
         train = tables.read_split(tables.find_split(data, "train"), columns, label_column, label_names)
-        validation = tables.find_split(data, "validation")
-        validation = tables.read_split(validation, columns, label_column, train.label_names)
+        files = tables.find_split(data, "validation")
+        validation = tables.read_split(files, columns, label_column, train.label_names)
     return Task(train, validation, train.label_names, metric)
 
 
@@ -67,7 +68,7 @@ class Encoded:
     """A tokenized split: sentence n is input_ids[starts[n] : starts[n] + lengths[n]], [CLS] and [SEP] included."""
 
     input_ids: Tensor  # (T,) int32
-    token_type_ids: Tensor | None  # (T,) uint8; None where the texts are no pairs
+    token_type_ids: Tensor | None  # (T,) uint8; None unless the texts are pairs
     starts: np.ndarray  # (N,) int64
     lengths: np.ndarray  # (N,) int64
     labels: Tensor | None  # (N,) int64
@@ -117,9 +118,9 @@ def plan_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) ->
     """Which rows form which batch in an epoch: a function of its arguments alone, so a run can be resumed anywhere.
 
     The rows are shuffled, then sorted by length, stably, so that equals stay shuffled; then cut into batches; then the
-    batches are shuffled. A batch is a random draw among sentences of its length, another in each epoch, and lengths
-    come in random order: for SST-2, whose labels hardly depend on the length, the gradient noise is that of uniform
-    batches, and so is the accuracy (docs/results.md).
+    batches are shuffled. So a batch is a random draw among sentences of its length, another in each epoch, and lengths
+    come in random order. Where labels hardly depend on the length, as in SST-2, such a batch tells as much as any, and
+    the accuracy is the same (docs/results.md).
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
@@ -128,9 +129,9 @@ def plan_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) ->
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def padding_fraction(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
+def padding_fraction(lengths: np.ndarray, batches: list[np.ndarray], multiple: int = 1) -> float:
     """The fraction of the tokens computed that are padding."""
-    computed = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+    computed = sum(len(rows) * math.ceil(lengths[rows].max() / multiple) * multiple for rows in batches)
     return 1 - int(lengths.sum()) / computed
 
 
@@ -139,18 +140,19 @@ def make_batch(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """`(input_ids, attention_mask, token_type_ids, labels)` of the rows, shapes (B, S), (B, S), (B, S), (B,).
 
-    S is the longest row's length, rounded up to a `multiple`. The mask, 1 on tokens and 0 on padding, is None where
-    nothing is padded; token_type_ids is None where the texts are no pairs.
+    S is the longest row's length, rounded up to a `multiple`. The mask, true on tokens and false on padding, is None
+    where nothing is padded; token_type_ids is None unless the texts are pairs.
     """
-    device, lengths = data.input_ids.device, data.lengths[rows]
-    S = -(-int(lengths.max()) // multiple) * multiple
-    position = torch.arange(S, device=device)
-    at = torch.from_numpy(data.starts[rows]).to(device)[:, None] + position  # (B, S), places in the flat array
-    labels = None if data.labels is None else data.labels[torch.from_numpy(rows).to(device)]  # (B,)
+    device, lengths = data.input_ids.device, data.lengths[rows]  # lengths (B,)
+    move = lambda array: torch.from_numpy(array).to(device, non_blocking=True)
+    S = math.ceil(lengths.max() / multiple) * multiple
+    position = torch.arange(S, device=device)  # (S,)
+    at = move(data.starts[rows])[:, None] + position  # (B, S), places in the flat array
+    labels = None if data.labels is None else data.labels[move(rows)]  # (B,)
     types = data.token_type_ids
     if lengths.min() == S:
-        return data.input_ids[at], None, None if types is None else types[at].long(), labels
-    mask = position < torch.from_numpy(lengths).to(device)[:, None]  # (B, S)
+        return data.input_ids[at], None, None if types is None else types[at].long(), labels  # (B, S)
+    mask = position < move(lengths)[:, None]  # (B, S)
     at = at.where(mask, 0)
     input_ids = data.input_ids[at].where(mask, pad_id)  # (B, S)
     return input_ids, mask, None if types is None else types[at].long(), labels

@@ -12,9 +12,10 @@ A frozen layer y = Wx + b gets a trained path beside it. Only A and B learn:
 
     apply_lora_to_model(model, ["query", "value"], rank=8, alpha=16, dropout=0.05)
     mark_only_lora_as_trainable(model)      # then train, and
-    save_adapter(model, "out/best", base)   # adapter_config.json, adapter_model.safetensors: PEFT's format
+    save_adapter(model, "out/best", base)   # adapter_config.json, adapter_model.safetensors
 
-print(model) shows each rewritten layer. On the command line:
+All A and B together with the classifier are the adapter; the model beside which it was trained is its base. The files
+are those of PEFT, Hugging Face's library for adapters. print(model) shows each rewritten layer. On the command line:
 
     python lora.py merge out/best merged/           # the adapter folded into its base: a plain checkpoint
     python lora.py push out/best you/bert-lora      # to the Hugging Face Hub, with its model card
@@ -41,16 +42,15 @@ class LoRALayer(nn.Module):
         self, in_features: int, out_features: int, rank: int, alpha: float, dropout: float, use_rslora: bool = False
     ):
         super().__init__()
-        # BA is a sum of R products, a column of B with a row of A, and AdamW moves each of them alike whatever R is.
-        # If R doubles there are twice as many, and α/R counts each half: the learning rate can stay (section 4.1).
-        # As they point in different directions, their sum grows only as √R, so that with α/R a high rank learns too
-        # slowly; rsLoRA takes α/√R (Kalajdzievski, 2023, arXiv:2312.03732).
+        # BA is a sum of R products, a column of B by a row of A. α/R takes their mean, as if the sum grew with R: when
+        # R and with it the number of parameters doubles, the learning rate can stay (section 4.1). In fact such sums
+        # grow as √R, so a high rank adds less; rsLoRA takes α/√R (Kalajdzievski, 2023, arXiv:2312.03732).
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         self.dropout = Dropout(dropout)
-        self.lora_A = nn.Linear(in_features, rank, bias=False)  # nn.Linear draws it Kaiming-uniform, a = √5
+        self.lora_A = nn.Linear(in_features, rank, bias=False)  # drawn uniformly within ±1/√in, as in the paper's code
         self.lora_B = nn.Linear(rank, out_features, bias=False)
-        # B is zero: training starts from the base model itself. A is drawn, in R different directions: B's gradient is
-        # made of A's output, and A's of B, so that with both at zero neither would ever move.
+        # B is zero, so that training starts from the base model itself. A is not: the gradient of B is made of Ax, and
+        # that of A of B, so that with both at zero neither would ever move; and it is random, so that its rows differ.
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,16 +73,16 @@ class LinearWithLoRA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.unmerged_weight is not None:
             return self.linear(x)  # (…, out)
-        if not faster.serves(x):
+        if not faster.on_cpu(x):
             return self.linear(x) + self.lora(x)  # (…, out)
-        # On a CPU the same sum, with its gradients written by hand; test_faster.py holds them equal.
+        # On a CPU the same sum, with its gradients written by hand; tests/support/test_faster.py holds the two equal.
         linear, A, B, scaling = self.linear, self.lora.lora_A, self.lora.lora_B, self.lora.scaling
-        p = self.lora.dropout.p if self.training else 0.0
+        p = self.lora.dropout.p if self.lora.training else 0.0
         return faster.linear_plus_lora(x, linear.weight, linear.bias, A.weight, B.weight, scaling, p)  # (…, out)
 
     @torch.no_grad()
     def merge_weights(self) -> None:
-        """Folds the adapter into W: one matrix product again. Never a side effect of eval()."""
+        """Folds the adapter into W: one matrix product again. train() and eval() never do so by themselves."""
         if self.unmerged_weight is None:
             merged = self.linear.weight + self.lora.delta().to(self.linear.weight.dtype)
             self.unmerged_weight = self.linear.weight
@@ -101,9 +101,9 @@ POOLER = "bert.pooler.dense"
 
 
 def trained_whole(model: nn.Module) -> set[str]:
-    """The layers that learn in full: the classifier, and whatever else the base's file lacked.
+    """The layers that are trained in full: the classifier, and the pooler if the base's file lacked one.
 
-    They were drawn at random, so that there is nothing to adapt; and the classifier is small: C · (D + 1) numbers.
+    They were drawn at random, so that there is nothing to adapt; and the classifier is small, C · (D + 1) numbers.
     """
     return {"classifier", *model.new_modules}
 
@@ -129,8 +129,8 @@ def apply_lora_to_model(
 ) -> nn.Module:
     """Rewrites, in place, the layers that find_targets finds into LinearWithLoRA; returns the model.
 
-    Query and value are the default, as for one number of parameters the paper found these two together best
-    (section 7.1, table 5). All-linear trains four times as many parameters, and is a little better (docs/results.md).
+    Query and value are the default: of all choices with the same number of parameters, the paper found these two best
+    overall (section 7.1, table 5). Every linear layer is better still, with 4.5 times as many (docs/results.md).
     """
     if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise InputError("LoRA takes a rank of at least 1, an alpha above 0, a dropout of at least 0 and below 1")
@@ -140,7 +140,7 @@ def apply_lora_to_model(
         lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha, dropout, use_rslora)
         model.set_submodule(name, LinearWithLoRA(linear, lora.to(linear.weight.device)).train(linear.training))
     if POOLER in trained_whole(model):
-        target_modules = names  # spelt out, as PEFT would adapt the pooler too
+        target_modules = names  # the layers themselves: PEFT would count the pooler among "all-linear"
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
     model.lora_config = {"target_modules": targets, "r": rank, "lora_alpha": alpha}  # PEFT's names
     model.lora_config |= {"lora_dropout": dropout, "use_rslora": use_rslora}
@@ -148,13 +148,13 @@ def apply_lora_to_model(
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained and saved, by name: A, B and the layers that learn in full."""
+    """What is trained and saved, by name: A, B and the layers that are trained in full."""
     whole = trained_whole(model)
     return {n: p for n, p in model.named_parameters() if ".lora." in n or n.rpartition(".")[0] in whole}
 
 
 def mark_only_lora_as_trainable(model: nn.Module) -> None:
-    """Freezes everything but A, B and the layers that learn in full."""
+    """Freezes everything but A, B and the layers that are trained in full."""
     model.requires_grad_(False)
     for parameter in trained_parameters(model).values():
         parameter.requires_grad_(True)
@@ -204,9 +204,10 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str) -> None:
 
 
 def open_adapter(adapter: str, base: str | nn.Module | None = None) -> BertForSequenceClassification:
-    """The adapter of a directory or Hub repository on its base, or on another one that is named or already in memory.
+    """Loads the adapter of a directory or Hub repository; returns its base model with it, in eval mode.
 
-    On a base in memory the result is a model of its own, but its frozen tensors are the base's, and cost nothing.
+    `base` is another base than the one that the adapter names: a directory, a Hub repository, or a model in memory,
+    whose tensors the result then shares.
     """
     config = adapter_files.read_config(adapter)
     state = adapter_files.read_tensors(adapter, config["r"])
@@ -240,9 +241,6 @@ def replace_heads(model: BertForSequenceClassification, adapter: str, state: dic
     model.new_modules = (POOLER,) if brings_pooler or POOLER in model.new_modules else ()
 
 
-# Many adapters on one base, whatever their ranks, targets and classes.
-
-
 class RoutedLinear(nn.Module):
     """A frozen nn.Linear and the LoRALayers of several adapters, each for its own rows of the batch."""
 
@@ -252,18 +250,18 @@ class RoutedLinear(nn.Module):
         self.loras: dict[str, LoRALayer] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)  # (B, S, out)
+        y = self.linear(x)  # (B, …, out)
         for name in self.routes.keys() & self.loras.keys():
             rows, lora = self.routes[name], self.loras[name]
-            if not faster.serves(x):
+            if not faster.on_cpu(x):
                 y[rows] += lora(x[rows])
-            else:  # the same in one product; test_faster.py holds them equal
+            else:  # the same, added in one product; test_faster.py holds the two equal
                 faster.add_low_rank(y[rows], x[rows], lora.lora_A.weight, lora.lora_B.weight, lora.scaling)
         return y
 
 
 class AdapterBank:
-    """Any number of adapters by name on one base in memory.
+    """Any number of adapters by name on one base in memory, whatever their ranks, targets and classes.
 
     `bank.load("sst2", "out/sst2")` adds one. Switching is picking another model: `bank.models["sst2"](input_ids)`;
     `bank.forward_rows(["sst2", "cola"], input_ids)` takes another adapter for each row, in one pass through the base.
@@ -304,7 +302,7 @@ class AdapterBank:
         self.routes.clear()
         self.routes |= {n: slice(ordered.index(n), ordered.index(n) + ordered.count(n)) for n in ordered}
         inputs = [None if t is None else t[order] for t in (input_ids, attention_mask, token_type_ids)]
-        x, _ = self.mixed(*inputs, cls_only=True)  # (B, 1, D)
+        x, _ = self.mixed(*inputs, cls_only=True)  # (B, 1, D); each adapter has a pooler of its own
         logits: list[Tensor] = []
         for name, rows in self.routes.items():
             model = self.models[name]

@@ -1,7 +1,7 @@
 """Classifies text with a trained adapter.
 
     python sample.py "great film"                     # with out/best, on the base model that it names
-    python sample.py --file reviews.txt --json        # a text a line, in batches
+    python sample.py --file reviews.txt --json        # one text per line, in batches
     head reviews.txt | python sample.py -             # the same from standard input
     python sample.py                                  # asks for texts
     python sample.py --adapter out/best --adapter you/bert-lora-cola "great film"
@@ -29,14 +29,14 @@ from support.options import OneLineParser
 def classify(
     model: BertForSequenceClassification, tokenizer: Tokenizer, texts: list[str], batch_size: int = 32
 ) -> np.ndarray:
-    """Class probabilities (N, C) of N texts, in batches of like length."""
+    """Class probabilities (N, C) of N texts, on a CPU, in batches of similar length."""
     encoded = encode(tokenizer, [texts])
     order = np.argsort(encoded.lengths, kind="stable")
     result = np.empty((len(texts), model.config.num_labels), dtype=np.float32)
     for rows in np.split(order, range(batch_size, len(order), batch_size)):
         logits = model(*make_batch(encoded, rows, model.config.pad_token_id)[:3])  # (B, C)
         result[rows] = logits.softmax(-1).numpy()
-    return result
+    return result  # (N, C)
 
 
 def open_model(name: str, bases: dict, base: str | None = None, max_length: int | None = None) -> tuple:

@@ -34,7 +34,10 @@ from support.progress import Progress, advice
 
 @dataclass
 class Config(Surroundings):
-    """Every field is a flag (--batch-size) and a key of the --config file (batch_size); the flag wins."""
+    """Every field is a flag (--batch-size) and a key of the --config file (batch_size); the flag wins.
+
+    Surroundings adds what decides nothing about the training, such as --out and --resume (support/options.py).
+    """
 
     model: str = option(OFFICIAL_MODEL, "base model: a directory, or owner/name[@revision] on the Hub")
     data: str = option(OFFICIAL_DATA, "a directory or a Hub data set in GLUE's layout, or a .parquet .csv .tsv .jsonl")
@@ -44,7 +47,8 @@ class Config(Surroundings):
     epochs: int = option(3, "passes over the training data", AT_LEAST_1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", AT_LEAST_1)
     grad_accum: int = option(1, "batches per step: N of them train as one of N times the size", AT_LEAST_1)
-    # Rate, warm-up and rank are those of the LoRA paper for RoBERTa-base on SST-2 (table 9).
+    # Rate, warm-up, rank and alpha are those of the LoRA authors' script for RoBERTa-base on SST-2 (microsoft/LoRA,
+    # NLU/roberta_base_sst2.sh). A smaller base takes a higher rate: 1e-3 for MiniLM (docs/results.md).
     lr: float = option(5e-4, "the learning rate at its peak", ABOVE_0, also="learning-rate")
     warmup_ratio: float = option(0.06, "the part of the steps in which the learning rate rises", FRACTION)
     weight_decay: float = option(0.01, "AdamW's weight decay, on matrices", AT_LEAST_0)
@@ -61,15 +65,13 @@ class Config(Surroundings):
     eval_every: int = option(0, "steps between evaluations, beside those that end the epochs", AT_LEAST_0)
     log_every: int = option(20, "steps between lines of the log", AT_LEAST_1, also="logging-steps")
 
-    def __post_init__(self):
-        options.check_options(self)
-
 
 @dataclass
 class Run:
     """What the loop works with."""
 
     config: Config
+    device: torch.device
     model: BertForSequenceClassification
     optimizer: torch.optim.Optimizer
     train: Encoded
@@ -80,16 +82,17 @@ class Run:
     progress: Progress = field(default_factory=Progress)  # step, best, window (losses not yet logged), history
 
     @property
-    def device(self) -> torch.device:
-        return self.train.input_ids.device
+    def length_multiple(self) -> int:
+        """On CUDA few lengths mean few kernels, if none exceeds the positions; elsewhere padding only costs."""
+        return 8 if self.device.type == "cuda" and self.model.config.max_position_embeddings % 8 == 0 else 1
 
     @property
-    def step_size(self) -> int:
+    def sentences_per_step(self) -> int:
         return self.config.batch_size * self.config.grad_accum
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.train.lengths) // self.step_size)
+        return math.ceil(len(self.train.lengths) / self.sentences_per_step)
 
     @property
     def steps(self) -> int:
@@ -106,7 +109,7 @@ def set_up(config: Config) -> Run:
         raise InputError(f"--max-length {config.max_length} is more than the {most} positions of {config.model}")
     train, validation = (encode(tokenizer, s.texts, s.labels) for s in (task.train, task.validation))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    # Decay pulls weights towards zero. Matrices can do with smaller ones; biases and LayerNorms set levels.
+    # Decay pulls A and B, and with them ΔW, towards zero. Biases and LayerNorms are left out, as in BERT's own code.
     matrices, vectors = [p for p in trained.values() if p.ndim > 1], [p for p in trained.values() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
@@ -114,8 +117,8 @@ def set_up(config: Config) -> Run:
     contents = fingerprint(hub.find_file(config.model, "model.safetensors"), data)
     identity, out = options.deciding_options(config) | {"contents": contents}, Path(config.out)
     kept = Checkpoint(out / run_folder.CHECKPOINT, identity, config.save_every, trained, optimizer)
-    train, validation = (split.to(model.classifier.weight.device) for split in (train, validation))
-    return Run(config, model, optimizer, train, validation, task.metric, Log(out / run_folder.LOG), kept)
+    device, log = model.classifier.weight.device, Log(out / run_folder.LOG)
+    return Run(config, device, model, optimizer, train.to(device), validation.to(device), task.metric, log, kept)
 
 
 def build_model(config: Config, label_names: list[str]) -> BertForSequenceClassification:
@@ -157,11 +160,10 @@ def place(model: BertForSequenceClassification, config: Config) -> BertForSequen
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:
-    """Linear warm-up from 0 to lr, then linear decay to 0: the rate of step 0, 1, …, as transformers has it.
+    """Linear warm-up from 0 to lr, then linear decay to 0: the rate of step 0, 1, …, as in transformers.
 
-    Warm-up, as AdamW's first steps divide by a variance known from few gradients (Liu et al., 2019, arXiv:1908.03265),
-    and the new classifier sends large ones; decay, as a constant rate would leave the weights where the last batches
-    happened to throw them.
+    Warm-up, because AdamW's first steps divide by a variance that it knows from few gradients (Liu et al., 2019,
+    arXiv:1908.03265), and those of the new classifier are large. Decay, because smaller steps come nearer to a minimum.
     """
     warmup = math.ceil(config.warmup_ratio * steps)
     return config.lr * (step / warmup if step < warmup else (steps - step) / max(1, steps - warmup))
@@ -170,8 +172,7 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
 def forward(run: Run, data: Encoded, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """Logits (B, C) in float32, and labels (B,)."""
     device = run.device.type
-    # On CUDA few lengths mean few kernels; elsewhere padding only costs.
-    ids, mask, types, labels = make_batch(data, rows, run.model.config.pad_token_id, 8 if device == "cuda" else 1)
+    ids, mask, types, labels = make_batch(data, rows, run.model.config.pad_token_id, run.length_multiple)  # (B, S)
     if mask is None and devices.chosen(run.config.compile, device):
         mask = torch.ones_like(ids)  # with and without a mask would be two compilations
     with torch.autocast(device, torch.bfloat16, enabled=devices.chosen(run.config.dtype, device)):
@@ -182,13 +183,14 @@ def train_step(run: Run, rows: np.ndarray) -> list:
     """One optimizer step on a batch; returns [loss sum, correct, sentences]. Nothing here waits for the GPU."""
     loss_sum = correct = 0
     for part in np.split(rows, range(run.config.batch_size, len(rows), run.config.batch_size)):
-        logits, labels = forward(run, run.train, part)
+        logits, labels = forward(run, run.train, part)  # (B, C), (B,)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         (loss / len(rows)).backward()  # the parts' gradients add up to that of the mean over all rows
         loss_sum += loss.detach()
         correct += (logits.detach().argmax(-1) == labels).sum()
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm)  # one odd batch must not undo many steps
+    # One odd batch must not spoil AdamW's running averages for many steps; the limit of 1 is that of BERT's own code.
+    torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.config, run.progress.step, run.steps)
     run.optimizer.step()
@@ -197,14 +199,14 @@ def train_step(run: Run, rows: np.ndarray) -> list:
 
 
 def fit(run: Run, stop: list[int]) -> None:
-    """Goes from run.progress to the last step, or to the end of the step in which `stop` received a signal."""
+    """Goes from run.progress to the last step, or to the end of the one in which a signal is noted in `stop`."""
     config, progress, plan = run.config, run.progress, None
-    run.log.start(config.epochs * len(run.train.lengths), progress.step * run.step_size)
+    run.log.start(config.epochs * len(run.train.lengths), progress.step * run.sentences_per_step)
     run.model.train()
     while progress.step < run.steps and not stop:
         epoch, index = divmod(progress.step, run.steps_per_epoch)
         if plan is None or index == 0:
-            plan = plan_batches(run.train.lengths, run.step_size, config.seed, epoch)
+            plan = plan_batches(run.train.lengths, run.sentences_per_step, config.seed, epoch)
 
         progress.window.append(train_step(run, plan[index]))
         progress.step += 1
@@ -213,7 +215,7 @@ def fit(run: Run, stop: list[int]) -> None:
         evaluating = index + 1 == run.steps_per_epoch or (config.eval_every and progress.step % config.eval_every == 0)
         saving = evaluating or run.checkpoint.due(progress.step)
         logging = progress.step % config.log_every == 0
-        if logging or saving or run.device.type == "cpu":  # elsewhere this waits for the device
+        if logging or saving or run.device.type == "cpu":  # rarely on a GPU, where the losses must be waited for
             progress.settle()
         if logging:
             run.log.show(f"step {progress.step}/{run.steps}", progress.note_training())
@@ -233,7 +235,7 @@ def evaluate(run: Run) -> dict[str, float]:
     run.model.eval()
     loss_sum, predicted, labels = 0.0, [], []
     for rows in plan_batches(run.validation.lengths, 64, seed=0, epoch=0):
-        logits, truth = forward(run, run.validation, rows)
+        logits, truth = forward(run, run.validation, rows)  # (B, C), (B,)
         loss_sum += F.cross_entropy(logits, truth, reduction="sum").item()
         predicted.append(logits.argmax(-1).cpu().numpy())
         labels.append(truth.cpu().numpy())
@@ -244,20 +246,19 @@ def evaluate(run: Run) -> dict[str, float]:
 
 def keep_if_best(run: Run, scores: dict[str, float]) -> None:
     """Keeps the model if no evaluation before was better, and brings metrics.jsonl up to date."""
-    progress, out = run.progress, Path(run.config.out)
-    better = progress.note_evaluation(scores, run.metric)
+    out = Path(run.config.out)
+    better, text = run.progress.note_evaluation(scores, run.metric)
     if better:
         save_model(run, out / "best")
-    progress.write(out / "metrics.jsonl")
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    epoch = progress.step / run.steps_per_epoch
-    run.log.say(f"epoch {epoch:.2f}  validation {shown}" + ("  (best so far)" if better else ""))
+    run.progress.write(out / "metrics.jsonl")
+    run.log.say(f"epoch {run.progress.step / run.steps_per_epoch:.2f}  validation {text}")
 
 
 def summary(run: Run) -> str:
     """What is trained on what, and the table of parameters."""
     config, lengths = run.config, run.train.lengths
-    padding = padding_fraction(lengths, plan_batches(lengths, run.step_size, config.seed, epoch=0))
+    plan = plan_batches(lengths, run.sentences_per_step, config.seed, epoch=0)
+    padding = padding_fraction(lengths, plan, run.length_multiple)
     sizes = {name: (p.numel(), p.requires_grad) for name, p in run.model.named_parameters()}
     drawn = () if config.init_adapter else run.model.new_modules
     head = report.data_lines(config.model, run.device, config.data, len(lengths), len(run.validation.lengths), padding)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-def serves(x: Tensor) -> bool:
-    """Whether the forms below serve for x: on a CPU, outside torch.compile."""
+def on_cpu(x: Tensor) -> bool:
+    """Whether the forms below are the faster ones for x: on a CPU, outside torch.compile."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

@@ -49,6 +49,9 @@ class Surroundings:
     hub_model_id: str = option("", "where to push to: owner/name")
     hub_private: bool = option(False, "if that repository is new, make it private")
 
+    def __post_init__(self):
+        check_options(self)
+
 
 def check_options(config) -> None:
     """Raises InputError for a value of another type than its field's, or one that it does not take."""

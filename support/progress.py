@@ -38,14 +38,15 @@ class Progress:
         self.history.append({"step": self.step, "train_loss": loss / count, "train_accuracy": correct / count})
         return f"loss {loss / count:.3f}  accuracy {correct / count:.1%}"
 
-    def note_evaluation(self, scores: dict[str, float], metric: str) -> bool:
-        """Adds the scores to the history, and says whether this is the best evaluation by `metric` so far."""
+    def note_evaluation(self, scores: dict[str, float], metric: str) -> tuple[bool, str]:
+        """Adds the scores to the history; returns whether `metric` was never better, and the scores as a text."""
         if not math.isfinite(scores["loss"]):
             raise NotFinite(scores["loss"], self.step - 1)
         self.history.append({"step": self.step, **{f"validation_{name}": value for name, value in scores.items()}})
         better = self.best is None or scores[metric] > self.best
         self.best = scores[metric] if better else self.best
-        return better
+        text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        return better, text + ("  (best so far)" if better else "")
 
     def write(self, path: Path) -> None:
         write_text(path, "".join(json.dumps(record) + "\n" for record in self.history))

@@ -1,4 +1,4 @@
-"""What the README tells people to type, typed."""
+"""What the README and the documents tell people to type, typed; and what they point at, there."""
 
 import os
 import re
@@ -10,8 +10,10 @@ import sys
 import pytest
 from helpers import ROOT
 
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+COMPATIBILITY = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README + COMPATIBILITY, re.DOTALL | re.MULTILINE)
 COMMANDS = [line for kind, block in BLOCKS if not kind for line in block.splitlines() if line.startswith("python ")]
 SNIPPETS = [block for kind, block in BLOCKS if kind == "python"]
 TRAINED = ["--epochs", "1", "--max-length", "12", "--batch-size", "16"]
@@ -22,7 +24,7 @@ def home(minilm, table, tmp_path, hub):
     """A folder that looks like the project's after `make train`, and a function that runs a program there."""
     home = tmp_path / "home"
     home.mkdir()
-    for name in ("bert.py", "lora.py", "data.py", "train.py", "sample.py"):
+    for name in ("bert.py", "lora.py", "data.py", "train.py", "sample.py", "support"):
         (home / name).symlink_to(ROOT / name)
     (home / "offline").symlink_to(ROOT / "offline")
     shutil.copy(table, home / "reviews.csv")
@@ -85,3 +87,21 @@ def test_make_with_a_python_of_ones_own_installs_nothing(target):
     assert done.returncode == 0, done.stderr
     assert all(line.startswith("/my/python ") and "pip" not in line for line in done.stdout.splitlines())
     assert done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_point_at_something(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_reading_path_names_what_is_there():
+    path = re.findall(r"^\| `(\w+)` \| \[(\w+\.py)\]\(\2\)", README, re.MULTILINE)
+    assert len(path) == 10
+    for symbol, file in path:
+        assert re.search(rf"^(class|def) {symbol}\b", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), symbol
+
+
+def test_the_readme_is_a_screen_and_a_half():
+    assert len(README.splitlines()) <= 110

@@ -20,9 +20,11 @@ def test_a_line_of_the_log_is_the_mean_over_sentences(tmp_path):
     assert all(type(loss) is float and type(correct) is int for loss, correct, _ in progress.window)
     text = progress.note_training()
     assert progress.window == [] and text == f"loss {losses.sum() / 17:.3f}  accuracy {5 / 17:.1%}"
-    assert progress.note_evaluation({"loss": 0.5, "accuracy": 0.7}, "accuracy")
-    assert not progress.note_evaluation({"loss": 0.4, "accuracy": 0.7}, "accuracy")
-    assert progress.note_evaluation({"loss": 0.6, "accuracy": 0.8}, "accuracy") and progress.best == 0.8
+    first = progress.note_evaluation({"loss": 0.5, "accuracy": 0.7}, "accuracy")
+    assert first == (True, "loss 0.5000  accuracy 0.7000  (best so far)")
+    second = progress.note_evaluation({"loss": 0.4, "accuracy": 0.7}, "accuracy")
+    assert second == (False, "loss 0.4000  accuracy 0.7000")
+    assert progress.note_evaluation({"loss": 0.6, "accuracy": 0.8}, "accuracy")[0] and progress.best == 0.8
     progress.write(tmp_path / "metrics.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == progress.history and lines[0]["train_loss"] == pytest.approx(losses.sum() / 17)
