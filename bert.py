@@ -203,7 +203,7 @@ class BertPooler(nn.Module):
 
 
 class PretrainedModel(nn.Module):
-    """What the two models below share; the loading itself stands after them."""
+    """What the two models below share; the loading itself comes after them."""
 
     new_modules: tuple[str, ...] = ()  # the layers that the file lacked: they are drawn, and trained whole
     lora_config: dict | None = None  # the settings of LoRA, once lora.py has rewritten the model

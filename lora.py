@@ -229,16 +229,16 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def replace_heads(model: BertForSequenceClassification, adapter: str, state: dict[str, Tensor]) -> None:
-    """Gives the model a classifier of the adapter's classes, and a pooler where the adapter brings one."""
-    C, brings_pooler = adapter_files.heads(state)
+    """Gives the model a classifier for the adapter's classes, and a pooler if the adapter has one."""
+    C, has_pooler = adapter_files.heads(state)
     labels = hub.find_file(adapter, "config.json", required=False)
     names = BertConfig.from_json(labels).id2label if labels else {}
     model.config.id2label = names if len(names) == C else {i: f"LABEL_{i}" for i in range(C)}
     D = model.config.hidden_size
     model.classifier = nn.Linear(D, C)
-    if brings_pooler:
+    if has_pooler:
         model.bert.pooler.dense = nn.Linear(D, D)
-    model.new_modules = (POOLER,) if brings_pooler or POOLER in model.new_modules else ()
+    model.new_modules = (POOLER,) if has_pooler or POOLER in model.new_modules else ()
 
 
 class RoutedLinear(nn.Module):

@@ -245,7 +245,7 @@ def evaluate(run: Run) -> dict[str, float]:
 
 
 def keep_if_best(run: Run, scores: dict[str, float]) -> None:
-    """Keeps the model if no evaluation before was better, and brings metrics.jsonl up to date."""
+    """Keeps the model if no evaluation was better before, and writes metrics.jsonl."""
     out = Path(run.config.out)
     better, text = run.progress.note_evaluation(scores, run.metric)
     if better:

@@ -1,7 +1,7 @@
 """An adapter's files in PEFT's format: adapter_config.json as plain settings, adapter_model.safetensors as tensors.
 
-The names of the fields are PEFT's: r, lora_alpha, lora_dropout, use_rslora, target_modules. A field that asks for
-more than a plain LoRA is refused by its name.
+The names of the fields are PEFT's: r, lora_alpha, lora_dropout, use_rslora, target_modules. A field that
+means more than a plain LoRA is refused by its name.
 """
 
 import difflib
@@ -65,7 +65,7 @@ def write(folder: Path, base: str, settings: dict, tensors: dict[str, Tensor], w
 
 
 def read_config(adapter: str) -> dict:
-    """The adapter_config.json of a directory or Hub repository. InputError names any field that asks for more."""
+    """The adapter_config.json of a directory or Hub repository. InputError names any field that means more."""
     path = find_file(adapter, "adapter_config.json")
     config = read_json(path)
     if isinstance(config.get("modules_to_save"), list):  # PEFT repeats itself there
@@ -141,6 +141,6 @@ def refuse_another_model(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) 
 
 
 def heads(tensors: dict[str, Tensor]) -> tuple[int, bool]:
-    """How many classes the adapter's classifier has, and whether it brings a pooler, as for a base that lacks one."""
+    """How many classes the adapter's classifier has, and whether it has a pooler, as for a base without one."""
     classes = [len(t) for name, t in tensors.items() if re.search(r"\.classifier\..*weight$", name)]
     return (*classes, 2)[0], any(".pooler." in name and ".lora_" not in name for name in tensors)

@@ -1,6 +1,6 @@
 """The files of a base model beside its weights, as others wrote them: config.json and the tokenizer, checked.
 
-What this project computes is one architecture, BERT's, with its own tokenizer; a file that asks for anything
+What this project computes is one architecture, BERT's, with its own tokenizer; a file of anything
 else is refused by the name of the field.
 """
 

@@ -76,7 +76,7 @@ def deciding_options(config: Surroundings) -> dict:
 
 
 def changed_flags(config: Surroundings) -> list[str]:
-    """The flags that, beside the defaults, ask for the same training."""
+    """The flags that, with the defaults, repeat the same training."""
     defaults = {f.name: f.default for f in fields(config)}
     return [f"{flag(name)}={value}" for name, value in deciding_options(config).items() if value != defaults[name]]
 

@@ -17,7 +17,7 @@ LAST = Path("final") / "README.md"  # the last file that a run writes
 
 
 def refuse_to_overwrite(out: Path, resume: bool, overwrite: bool) -> None:
-    """Raises InputError if a run stands in `out` that these two options do not give up."""
+    """Raises InputError if `out` holds a run that these two options do not allow to change."""
     if (out / LAST).exists() and not overwrite:
         raise InputError(f"{out} holds a finished run: --overwrite replaces it, another --out keeps it")
     if (out / "checkpoint").exists() and not (overwrite or resume):
