@@ -65,7 +65,7 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not faster.on_cpu(x):
             return F.dropout(x, self.p, self.training)
-        return faster.dropout(x, self.p, self.training)  # the same at the same rate, drawn sooner: test_faster.py
+        return faster.dropout(x, self.p, self.training)  # the same, by cheaper random draws: test_faster.py
 
 
 class BertEmbeddings(nn.Module):
@@ -112,7 +112,7 @@ class BertSelfAttention(nn.Module):
         k = self.split_heads(self.key(x))  # (B, H, S, W)
         v = self.split_heads(self.value(x))  # (B, H, S, W)
         p = self.dropout.p if self.training else 0.0
-        if p and x.device.type == "cpu":
+        if p and x.device.type == "cpu":  # in training on a CPU
             scores = (q @ k.transpose(-2, -1)).mul_(q.shape[-1] ** -0.5)  # (B, H, Q, S)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)

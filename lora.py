@@ -54,6 +54,7 @@ class LoRALayer(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        # What runs on a GPU. On a CPU, LinearWithLoRA takes the faster form of the same sum: see support/faster.py.
         return self.lora_B(self.lora_A(self.dropout(x))) * self.scaling  # (…, in) -> (…, R) -> (…, out)
 
     def delta(self) -> Tensor:

@@ -4,8 +4,9 @@
     hub            a file in a directory or on the Hugging Face Hub; login, upload
     base_files     config.json and the tokenizer of a base model, checked
     adapter_files  an adapter's files in PEFT's format
-    faster         the same results sooner, on a CPU: dropout's draws, LoRA's gradients
+    faster         the same results sooner on a CPU: cheaper draws for dropout, hand-written gradients for LoRA
     tables         parquet, csv, tsv, jsonl; numbering labels; holding out
+    texts          texts to classify: from the command line, a file, standard input
     glue           GLUE's tasks: columns, class names, metrics
     options        a dataclass as flags and as a TOML file
     console        one-line errors, signals, the progress bar and the log

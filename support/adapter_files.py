@@ -142,5 +142,5 @@ def refuse_another_model(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) 
 
 def heads(tensors: dict[str, Tensor]) -> tuple[int, bool]:
     """How many classes the adapter's classifier has, and whether it has a pooler, as for a base without one."""
-    classes = [len(t) for name, t in tensors.items() if re.search(r"\.classifier\..*weight$", name)]
-    return (*classes, 2)[0], any(".pooler." in name and ".lora_" not in name for name in tensors)
+    classes = (len(t) for name, t in tensors.items() if re.search(r"\.classifier\..*weight$", name))
+    return next(classes, 2), any(".pooler." in name and ".lora_" not in name for name in tensors)

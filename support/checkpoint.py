@@ -11,12 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
 from support.devices import is_out_of_memory
-from support.files import InputError, open_safetensors, write_tensors
+from support.files import InputError, write_tensors
 from support.progress import Progress
 
 
@@ -29,9 +29,9 @@ def fingerprint(weights: str | Path, tensors: list[Tensor]) -> str:
     return sha256.hexdigest()
 
 
-def random_state() -> dict[str, Tensor]:
+def random_state(on_cuda: bool) -> dict[str, Tensor]:
     states = {"random.cpu": torch.get_rng_state()}
-    return states | ({"random.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+    return states | ({"random.cuda": torch.cuda.get_rng_state()} if on_cuda else {})
 
 
 def digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
@@ -53,6 +53,7 @@ class Checkpoint:
     def __init__(self, path: Path, identity: dict, every: int, trained: dict[str, Tensor], optimizer: Optimizer):
         self.path, self.identity, self.every = path, identity, every
         self.trained, self.optimizer = trained, optimizer
+        self.on_cuda = any(parameter.is_cuda for parameter in trained.values())
         self.saved, self.cost = time.perf_counter(), 0.0
 
     def tensors(self) -> dict[str, Tensor]:
@@ -74,7 +75,7 @@ class Checkpoint:
 
     def save(self, progress: Progress) -> None:
         begun = time.perf_counter()
-        tensors = random_state() | self.tensors()
+        tensors = random_state(self.on_cuda) | self.tensors()
         header = {"identity": json.dumps(self.identity), "progress": json.dumps(asdict(progress))}
         self.path.parent.mkdir(exist_ok=True)
         write_tensors(self.path, tensors, header | {"sha256": digest(header, tensors)})
@@ -87,29 +88,33 @@ class Checkpoint:
 
         Raises InputError if the file is damaged, or was written by a run of another identity or of fewer `steps`.
         """
+        damaged = InputError(f"{self.path}: not a whole checkpoint; --overwrite starts anew")
         try:
             header, found = self.read()
             progress = Progress(**json.loads(header["progress"]))
             self.refuse_another_run(json.loads(header["identity"]))
             progress.check(steps)
-            states, tensors = random_state(), self.tensors()
+            if ("random.cuda" in found) != self.on_cuda:
+                there, here = ("a GPU", "a CPU") if "random.cuda" in found else ("a CPU", "a GPU")
+                raise InputError(f"{self.path}: that run was on {there}, and this one is on {here}")
+            states, tensors = random_state(self.on_cuda), self.tensors()
             kinds = lambda tensors: {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
             if kinds(found) != kinds(states | tensors):
                 raise ValueError("other tensors")
             torch.set_rng_state(found["random.cpu"])
             if "random.cuda" in states:
                 torch.cuda.set_rng_state(found["random.cuda"])
-        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            raise InputError(f"{self.path}: not a whole checkpoint; --overwrite starts anew") from None
+            raise damaged from None
         for name, tensor in tensors.items():
             tensor.copy_(found[name])
         return progress
 
     def read(self) -> tuple[dict[str, str], dict[str, Tensor]]:
         """The header and the tensors, where the hash is right; else ValueError or another of those in load."""
-        with open_safetensors(self.path) as file:
+        with safe_open(self.path, "pt") as file:
             header, found = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
         if header["sha256"] != digest(header, found):
             raise ValueError("another hash")

@@ -1,7 +1,16 @@
 """The same results, sooner: what a plain line of the five files says, in fewer passes over the memory of a CPU.
 
-The five files name each of these beside its plain form, and tests/support/test_faster.py holds the two equal.
-On CUDA and under torch.compile the plain form is used. The letters of the shapes are those of bert.py.
+The five files name each of these beside its plain form, and tests/support/test_faster.py holds the two equal:
+
+    plain line                       on a CPU                   on a GPU, and under torch.compile
+    Dropout.forward                  dropout                    the plain line
+    LinearWithLoRA.forward           linear_plus_lora           the plain line
+    RoutedLinear.forward             add_low_rank               the plain line
+    BertSelfAttention.forward        the plain line where       PyTorch's fused kernel
+                                     dropout is on; else fused
+
+To try a change of LoRALayer or Dropout on a CPU, set ENABLED to False: then their plain lines run there too.
+The letters of the shapes are those of bert.py.
 """
 
 import contextlib
@@ -11,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+ENABLED = True
+
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether the forms below are the faster ones for x: on a CPU, outside torch.compile."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether the forms below are to be taken for x: on a CPU, outside torch.compile."""
+    return ENABLED and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 # Dropout.
@@ -83,13 +94,14 @@ class FrozenPlusLowRank(torch.autograd.Function):
         return dx, None, None, dA, dB, None, None
 
 
-def linear_plus_lora(x: Tensor, W: Tensor, b: Tensor, A: Tensor, B: Tensor, scaling: float, p: float) -> Tensor:
+def linear_plus_lora(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float) -> Tensor:
     """Wx + b + scaling · B(A(dropout(x))), x of the shape (…, in), in the type that autocast asks for: (…, out)."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    rows = x.flatten(0, -2).to(dtype)  # (T, in)
+    rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (T, in)
     kept = draw_kept(rows, p) if p else None  # (T, in)
-    y = FrozenPlusLowRank.apply(rows, *(w.to(dtype) for w in (W, b, A, B)), scaling / (1 - p), kept)  # (T, out)
-    return y.unflatten(0, x.shape[:-1])
+    weights = (None if w is None else w.to(dtype) for w in (W, b, A, B))
+    y = FrozenPlusLowRank.apply(rows, *weights, scaling / (1 - p), kept)  # (T, out)
+    return y.view(*x.shape[:-1], -1)
 
 
 def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> None:
@@ -98,7 +110,7 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> 
     y.flatten(0, -2).addmm_(z, B.t(), alpha=scaling)  # (T, out)
 
 
-# Modules that a file fills.
+# Models that a file fills.
 
 
 class NoInit(TorchFunctionMode):

@@ -38,7 +38,7 @@ def option(default, help: str, allowed=None, also: str = ""):
 
 @dataclass(kw_only=True)
 class Surroundings:
-    """The options around a training, which change nothing about what is trained."""
+    """The options around a training. None decides what is trained; offline_fallback sets others that do."""
 
     out: str = option("out", "where everything goes", also="output-dir")
     save_every: int = option(0, "steps between checkpoints; 0: as often as a hundredth of the time allows", AT_LEAST_0)

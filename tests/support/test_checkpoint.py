@@ -141,6 +141,14 @@ def test_another_run_is_named(path, other, message):
         Run(path, **other).checkpoint.load(7)
 
 
+def test_a_run_on_a_gpu_is_not_called_damaged(path):
+    run = Run(path).go(3)
+    run.checkpoint.save(run.progress)
+    rewritten(path, True, lambda _, tensors: tensors.update({"random.cuda": torch.ones(16, dtype=torch.uint8)}))
+    with pytest.raises(InputError, match="that run was on a GPU, and this one is on a CPU"):
+        run.checkpoint.load(7)
+
+
 def test_too_little_memory_is_not_called_a_damaged_file(path, monkeypatch):
     run = Run(path).go(3)
     run.checkpoint.save(run.progress)

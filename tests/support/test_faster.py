@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import difference, draw
+from helpers import adapted, difference, draw, gradients, inputs
 from torch import nn
 
 from bert import Dropout
@@ -76,23 +76,38 @@ def test_hand_written_gradients(with_dropout):
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize("lengths", [(5, 7), (8,)], ids=str)
-def test_the_plain_sum_and_the_faster_one_are_equal_with_dropout(monkeypatch, lengths, p):
-    """Both draw alike from one seed, so that even what dropout keeps is the same."""
-    both = LinearWithLoRA(nn.Linear(24, 16), LoRALayer(24, 16, rank=3, alpha=6, dropout=p)).double()
+@pytest.mark.parametrize("shape", [(5, 7, 24), (8, 24), (24,)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_plain_lines_are_equal_with_dropout_too(monkeypatch, shape, p, bias):
+    """In the plain line only the draws are those of the faster form, so that both keep the same numbers."""
+    both = LinearWithLoRA(nn.Linear(24, 16, bias=bias), LoRALayer(24, 16, rank=3, alpha=6, dropout=p)).double()
     draw(both.lora)
+    x = torch.randn(*shape, dtype=torch.float64).requires_grad_()
     found = []
-    for faster_serves in True, False:
-        x = torch.randn(*lengths, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    for plain in False, True:
+        if plain:
+            monkeypatch.setattr(faster, "ENABLED", False)
+            monkeypatch.setattr(faster, "linear_plus_lora", None)
+            monkeypatch.setattr(both.lora.dropout, "forward", lambda x: faster.dropout(x, p, training=True))
         torch.manual_seed(0)
-        if not faster_serves:
-            plain = both.linear(x) + both.lora(x)
-            monkeypatch.setattr(faster, "linear_plus_lora", None)  # it must not be what the plain line is held against
-            found.append([plain, *torch.autograd.grad(plain.square().sum(), [x, *both.lora.parameters()])])
-        else:
-            y = both(x)
-            found.append([y, *torch.autograd.grad(y.square().sum(), [x, *both.lora.parameters()])])
+        y = both(x)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, *both.lora.parameters()])])
     assert all(difference(a, b) < 1e-12 for a, b in zip(*found, strict=True))
+
+
+def test_a_model_without_the_faster_forms_gives_the_same(minilm, monkeypatch):
+    model, (input_ids, mask) = adapted(minilm, "all-linear"), inputs(30522, [14, 9, 2])
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    found = []
+    for enabled in True, False:
+        monkeypatch.setattr(faster, "ENABLED", enabled)
+        logits = model.train()(input_ids, mask)
+        logits.logsumexp(1).mean().backward()
+        found.append([logits, *gradients(model).values()])
+        model.zero_grad()
+    assert all(difference(a, b) < 1e-5 for a, b in zip(*found, strict=True))
 
 
 @torch.no_grad()
