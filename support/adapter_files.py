@@ -142,5 +142,9 @@ def refuse_another_model(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) 
 
 def heads(tensors: dict[str, Tensor]) -> tuple[int, bool]:
     """How many classes the adapter's classifier has, and whether it has a pooler, as for a base without one."""
-    classes = (len(t) for name, t in tensors.items() if re.search(r"\.classifier\..*weight$", name))
-    return next(classes, 2), any(".pooler." in name and ".lora_" not in name for name in tensors)
+    classifiers = [t for name, t in tensors.items() if re.search(r"\.classifier\..*weight$", name)]
+    if any(t.ndim != 2 or not t.numel() for t in classifiers):
+        raise InputError(
+            f"the adapter's classifier has the shape {list(classifiers[0].shape)}, expected [classes, hidden size]"
+        )
+    return next(map(len, classifiers), 2), any(".pooler." in name and ".lora_" not in name for name in tensors)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import peft
 import pytest
+import torch
 from helpers import edit_json, open_theirs, saved_base
+from safetensors.torch import load_file, save_file
 
 from lora import open_adapter
 from support.files import InputError
@@ -33,6 +35,16 @@ def test_unsupported_fields_are_named(adapter, field):
 def test_unknown_field_that_is_null_is_accepted(adapter):
     edit_json(adapter / "adapter_config.json", odd=None)
     open_adapter(str(adapter))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 32), (3, 0), (3, 32, 1)], ids=str)
+def test_a_classifier_of_no_shape_is_refused(adapter, shape):
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors["base_model.model.classifier.weight"] = torch.ones(shape)
+    save_file(tensors, path)
+    with pytest.raises(InputError, match=r"classifier has the shape \["):
+        open_adapter(str(adapter))
 
 
 def test_contradicting_rank_is_refused(adapter):
