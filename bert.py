@@ -295,7 +295,7 @@ def open_pretrained(cls: type[PretrainedModel], name: str, num_labels: int | Non
             weights[bias] = torch.zeros(expected[bias].shape)
     if lacking := [key for key in expected if key not in weights]:
         raise InputError(f"{name}: model.safetensors lacks {listing(lacking)}")
-    model.load_state_dict(weights, assign=True)
+    model.load_state_dict(weights, assign=True)  # until here the parameters had shapes, but no memory
     return model.eval()
 
 

@@ -42,9 +42,9 @@ class LoRALayer(nn.Module):
         self, in_features: int, out_features: int, rank: int, alpha: float, dropout: float, use_rslora: bool = False
     ):
         super().__init__()
-        # BA is a sum of R products, a column of B by a row of A. α/R takes their mean, as if the sum grew with R: when
-        # R and with it the number of parameters doubles, the learning rate can stay (section 4.1). In fact such sums
-        # grow as √R, so a high rank adds less; rsLoRA takes α/√R (Kalajdzievski, 2023, arXiv:2312.03732).
+        # BA is a sum of R products, a column of B by a row of A, and α/R takes their mean. Were the products alike, it
+        # would be the same when R doubles, and so would the best learning rate (section 4.1). But they differ, and the
+        # mean shrinks by 1/√2; rsLoRA keeps its size by α/√R (Kalajdzievski, 2023, arXiv:2312.03732).
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         self.dropout = Dropout(dropout)
         self.lora_A = nn.Linear(in_features, rank, bias=False)  # drawn uniformly within ±1/√in, as in the paper's code
@@ -54,7 +54,7 @@ class LoRALayer(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        # What runs on a GPU. On a CPU, LinearWithLoRA takes the faster form of the same sum: see support/faster.py.
+        # This runs on a GPU. On a CPU LinearWithLoRA takes a faster form of it, unless you set faster.ENABLED = False.
         return self.lora_B(self.lora_A(self.dropout(x))) * self.scaling  # (…, in) -> (…, R) -> (…, out)
 
     def delta(self) -> Tensor:
@@ -235,10 +235,10 @@ def replace_heads(model: BertForSequenceClassification, adapter: str, state: dic
     labels = hub.find_file(adapter, "config.json", required=False)
     names = BertConfig.from_json(labels).id2label if labels else {}
     model.config.id2label = names if len(names) == C else {i: f"LABEL_{i}" for i in range(C)}
-    D = model.config.hidden_size
-    model.classifier = nn.Linear(D, C)
+    D, device = model.config.hidden_size, model.classifier.weight.device
+    model.classifier = nn.Linear(D, C, device=device)
     if has_pooler:
-        model.bert.pooler.dense = nn.Linear(D, D)
+        model.bert.pooler.dense = nn.Linear(D, D, device=device)
     model.new_modules = (POOLER,) if has_pooler or POOLER in model.new_modules else ()
 
 

@@ -19,10 +19,11 @@ from tokenizers import Tokenizer
 from bert import BertForSequenceClassification
 from data import encode, load_tokenizer, make_batch
 from lora import open_adapter
-from support import adapter_files, hub, texts
+from support import adapter_files, hub
 from support.console import prompt, run_main
 from support.files import InputError
 from support.options import OneLineParser
+from support.texts import DEMO, checked_texts, given_texts
 
 
 @torch.inference_mode()
@@ -87,21 +88,21 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.max_length is not None and arguments.max_length < 3:
         raise InputError(f"--max-length {arguments.max_length} is not at least 3")
-    given = texts.given_texts(texts.DEMO if arguments.demo else arguments.texts, arguments.file)
+    texts = given_texts(DEMO if arguments.demo else arguments.texts, arguments.file)
     names = arguments.adapter or ([arguments.model] if arguments.model else ["out/best"])
     if names == ["out/best"] and not Path("out/best").exists():
         raise InputError("out/best: no adapter yet; train one with `make train`, or name one with --adapter")
     bases = {}
     open_named = lambda name: open_model(name, bases, arguments.model, arguments.max_length)
     models = {name: open_named(name) for name in names}
-    if given:
-        return show(models, given, arguments.json)
+    if texts:
+        return show(models, texts, arguments.json)
 
     def switch(name: str) -> None:
         nonlocal models
         models = {name: open_named(name)}
 
-    prompt(lambda text: show(models, texts.checked_texts([text]), arguments.json), switch)
+    prompt(lambda text: show(models, checked_texts([text]), arguments.json), switch)
 
 
 if __name__ == "__main__":

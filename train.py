@@ -48,7 +48,7 @@ class Config(Surroundings):
     batch_size: int = option(32, "sentences in a batch", AT_LEAST_1)
     grad_accum: int = option(1, "batches per step: N of them train as one of N times the size", AT_LEAST_1)
     # Rate, warm-up, rank and alpha are those of the LoRA authors' script for RoBERTa-base on SST-2 (microsoft/LoRA,
-    # NLU/roberta_base_sst2.sh). A smaller base takes a higher rate: 1e-3 for MiniLM (docs/results.md).
+    # NLU/roberta_base_sst2.sh). A smaller base takes a higher rate: MiniLM 1e-3 (support/offline.py, docs/results.md).
     lr: float = option(5e-4, "the learning rate at its peak", ABOVE_0, also="learning-rate")
     warmup_ratio: float = option(0.06, "the part of the steps in which the learning rate rises", FRACTION)
     weight_decay: float = option(0.01, "AdamW's weight decay, on matrices", AT_LEAST_0)
@@ -139,20 +139,8 @@ def build_model(config: Config, label_names: list[str]) -> BertForSequenceClassi
     model.config.id2label = dict(enumerate(label_names))
     if config.rank:
         mark_only_lora_as_trainable(model)
-    return place(model, config)
-
-
-def place(model: BertForSequenceClassification, config: Config) -> BertForSequenceClassification:
-    """The model on its device, with bfloat16 and torch.compile where they are chosen."""
-    device = devices.choose_device(config.device)
-    devices.move(model, device)
-    if devices.chosen(config.dtype, device):
-        for module in model.modules():  # frozen: no float32 original is needed, and no conversion in each step
-            if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
-                module.to(torch.bfloat16)
-    if devices.chosen(config.compile, device):
-        for layer in model.bert.encoder.layer[:-1]:  # the last one, for [CLS] alone, is another computation
-            layer.compile(fullgraph=True, dynamic=True)  # they share their code: compiled once, for every length
+    repeated = model.bert.encoder.layer[:-1]  # the last one, for [CLS] alone, is another computation
+    devices.place(model, repeated, config.device, config.dtype, config.compile)
     return model
 
 
@@ -201,7 +189,8 @@ def train_step(run: Run, rows: np.ndarray) -> list:
 def fit(run: Run, stop: list[int]) -> None:
     """Goes from run.progress to the last step, or to the end of the one in which a signal is noted in `stop`."""
     config, progress, plan = run.config, run.progress, None
-    run.log.start(config.epochs * len(run.train.lengths), progress.step * run.sentences_per_step)
+    N, (epoch, index) = len(run.train.lengths), divmod(progress.step, run.steps_per_epoch)
+    run.log.start(config.epochs * N, epoch * N + index * run.sentences_per_step)
     run.model.train()
     while progress.step < run.steps and not stop:
         epoch, index = divmod(progress.step, run.steps_per_epoch)

@@ -10,7 +10,7 @@
     glue           GLUE's tasks: columns, class names, metrics
     options        a dataclass as flags and as a TOML file
     console        one-line errors, signals, the progress bar and the log
-    devices        choosing cuda, mps or cpu; running out of memory
+    devices        cuda, mps or cpu; bfloat16, torch.compile; running out of memory
     run_folder     what --out may replace; one run at a time
     progress       where a run stands, what it has measured, and advice where it can go no further
     checkpoint     a run's state as one file, exactly, and its checks

@@ -1,4 +1,4 @@
-"""Where a model computes: choosing the device, moving there, and knowing an out-of-memory error."""
+"""Where and how a model computes: its device, bfloat16, torch.compile; and knowing an out-of-memory error."""
 
 import re
 
@@ -18,6 +18,22 @@ def choose_device(wanted: str) -> str:
 def chosen(option: str, device: str) -> bool:
     """Whether --dtype or --compile asks for bfloat16 or torch.compile; "auto" does on CUDA."""
     return option in ("bfloat16", "yes") or (option == "auto" and device == "cuda")
+
+
+def place(model: nn.Module, repeated: list[nn.Module], device: str, dtype: str, compile: str) -> None:
+    """Moves the model to its device, in place, with bfloat16 and torch.compile where they are chosen.
+
+    The layers `repeated` share their code, so that it is compiled once, for every length.
+    """
+    device = choose_device(device)
+    move(model, device)
+    if chosen(dtype, device):
+        for module in model.modules():  # frozen: no float32 original is needed, and no conversion in each step
+            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+                module.to(torch.bfloat16)
+    if chosen(compile, device):
+        for layer in repeated:
+            layer.compile(fullgraph=True, dynamic=True)
 
 
 def move(model: nn.Module, device: str) -> None:
