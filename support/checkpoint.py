@@ -88,7 +88,6 @@ class Checkpoint:
 
         Raises InputError if the file is damaged, or was written by a run of another identity or of fewer `steps`.
         """
-        damaged = InputError(f"{self.path}: not a whole checkpoint; --overwrite starts anew")
         try:
             header, found = self.read()
             progress = Progress(**json.loads(header["progress"]))
@@ -107,7 +106,7 @@ class Checkpoint:
         except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            raise damaged from None
+            raise InputError(f"{self.path}: not a whole checkpoint; --overwrite starts anew") from None
         for name, tensor in tensors.items():
             tensor.copy_(found[name])
         return progress

@@ -10,8 +10,8 @@ from pathlib import Path
 from support.files import InputError, write_text
 
 FOLDERS = ("checkpoint", "final", "best")
-FILES = ("training_curves.png", "training_log.txt", "metrics.jsonl", "config.toml")
 LOG = "training_log.txt"
+FILES = ("training_curves.png", LOG, "metrics.jsonl", "config.toml")
 CHECKPOINT = Path("checkpoint") / "checkpoint.safetensors"
 LAST = Path("final") / "README.md"  # the last file that a run writes
 
@@ -28,19 +28,18 @@ def refuse_to_overwrite(out: Path, resume: bool, overwrite: bool) -> None:
 def claimed(out: Path, resume: bool, overwrite: bool):
     """Keeps other runs out of `out` inside the block. Yields whether there is a checkpoint to go on from; if not,
     what a former run left is removed."""
-    lock = claim(out)
-    refuse_to_overwrite(out, resume, overwrite)  # a run that ended in the meantime
-    resuming = resume and (out / CHECKPOINT).exists() and not overwrite
-    if not resuming:
-        clear(out)
-    with lock:
+    with claim(out):
+        refuse_to_overwrite(out, resume, overwrite)  # a run that ended in the meantime
+        resuming = resume and (out / CHECKPOINT).exists() and not overwrite
+        if not resuming:
+            clear(out)
         yield resuming
 
 
 def claim(out: Path):
     """Keeps a second run out of `out` for as long as the returned file stays open."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("best", "final", "checkpoint", "training_log.txt"):
+    for name in (*FOLDERS, LOG):
         if (out / name).is_symlink():
             raise InputError(f"{out / name}: a symbolic link, which is not written through; remove it")
     lock = os.fdopen(os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666))
