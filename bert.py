@@ -44,6 +44,7 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
+    text_pairs: bool | None = None  # of this project alone: whether it was trained on pairs; None: nobody said
 
     @property
     def num_labels(self) -> int:
@@ -217,8 +218,9 @@ class PretrainedModel(nn.Module):
         """Opens a directory or a Hub repository (`owner/name` or `owner/name@revision`), in float32, in eval mode.
 
         Reads config.json and model.safetensors, in float32, float16 or bfloat16. `num_labels` overrides the config's.
-        A classifier or a pooler that the file lacks is drawn from the global generator, and `new_modules` names it;
-        any other missing, surplus or wrongly shaped tensor raises InputError with its name.
+        A classifier or a pooler that the file lacks is drawn from the global generator, as is a classifier of another
+        number of classes; `new_modules` names them. Any other missing, surplus or wrongly shaped tensor raises
+        InputError with its name.
         """
         return open_pretrained(cls, f"{name}@{revision}" if revision else name, num_labels)
 
@@ -280,12 +282,14 @@ class BertForSequenceClassification(PretrainedModel):
 def open_pretrained(cls: type[PretrainedModel], name: str, num_labels: int | None) -> PretrainedModel:
     """A model of the class `cls`, as from_pretrained says."""
     config = BertConfig.from_json(find_file(name, "config.json"))
-    if num_labels and num_labels != config.num_labels:
+    redrawn = num_labels and num_labels != config.num_labels
+    if redrawn:
         config.id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
     with faster.shapes_only():
         model = cls(config)
     expected = model.state_dict()
-    weights = read_weights(find_file(name, "model.safetensors"), expected)
+    kept = {key: tensor for key, tensor in expected.items() if not (redrawn and key.startswith("classifier."))}
+    weights = read_weights(find_file(name, "model.safetensors"), kept)
     missing = expected.keys() - weights.keys()
     for module in ("pooler.dense", "bert.pooler.dense", "classifier"):
         weight, bias = f"{module}.weight", f"{module}.bias"

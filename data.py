@@ -1,7 +1,7 @@
 """Text to batches: read the table, tokenize once, group sentences of similar length.
 
     tokenizer = load_tokenizer("google-bert/bert-base-uncased", max_length=128)
-    task = load_task("nyu-mll/glue/sst2")               # or a directory, or one .parquet .csv .tsv .jsonl file
+    task = load_task("nyu-mll/glue/sst2", tokenizer)    # or a directory, or one .parquet .csv .tsv .jsonl file
     train = encode(tokenizer, task.train.texts, task.train.labels)
     for rows in plan_batches(train.lengths, batch_size=32, seed=42, epoch=0):
         input_ids, attention_mask, token_type_ids, labels = make_batch(train, rows, pad_id=0)
@@ -43,24 +43,27 @@ class Task:
     metric: str
 
 
-def load_task(data: str, text_columns: list[str] = (), label_column: str = "label") -> Task:
+def load_task(
+    data: str, tokenizer: Tokenizer | None = None, text_columns=(), label_column="label", label_names=(), metric=""
+) -> Task:
     """Reads a classification task.
 
     `data` is a directory that holds train and validation files, as `train-00000-of-00001.parquet` or `train.csv`;
     or the Hub's `owner/name[/folder][@revision]` in that layout; or one file, of which a tenth of the distinct texts,
-    always the same ones, is held out for validation. Raises InputError for whatever is missing, empty, of another
-    type or out of range.
+    always the same ones, is held out for validation; with a `tokenizer` those are distinct that the model sees as such.
+    Two `text_columns` are a pair. `label_names` and `metric` win over what a file or the name of a GLUE task tells.
+    Raises InputError for whatever is missing, empty, of another type or out of range.
     """
-    metric, label_names = glue.TASKS.get(Path(data.partition("@")[0]).name, glue.OTHER_TASK)
     columns = [list(text_columns)] if text_columns else glue.TEXT_COLUMNS
+    usual_metric, usual_names = glue.task_of(data)
+    how = (columns, label_column, label_names, usual_names)
     if Path(data).is_file():
-        whole = tables.read_split([Path(data)], columns, label_column, label_names)
-        train, validation = tables.hold_out(whole, data)
+        train, validation = tables.hold_out(tables.read_split([Path(data)], *how), tokenizer, data)
     else:
-        train = tables.read_split(tables.find_split(data, "train"), columns, label_column, label_names)
-        files = tables.find_split(data, "validation")
-        validation = tables.read_split(files, columns, label_column, train.label_names)
-    return Task(train, validation, train.label_names, metric)
+        train = tables.read_split(tables.find_split(data, "train"), *how)
+        validation = tables.read_split(tables.find_split(data, "validation"), *how, train.classes)
+    names = train.classes.names
+    return Task(train, validation, names, glue.checked_metric(metric or usual_metric, names))
 
 
 @dataclass

@@ -204,11 +204,13 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str) -> None:
     adapter_files.write(folder, base, model.lora_config, get_lora_state_dict(model), POOLER in trained_whole(model))
 
 
-def open_adapter(adapter: str, base: str | nn.Module | None = None) -> BertForSequenceClassification:
+def open_adapter(
+    adapter: str, base: str | nn.Module | None = None, dropout: float | None = None
+) -> BertForSequenceClassification:
     """Loads the adapter of a directory or Hub repository; returns its base model with it, in eval mode.
 
     `base` is another base than the one that the adapter names: a directory, a Hub repository, or a model in memory,
-    whose tensors the result then shares.
+    whose tensors the result then shares. `dropout` is another than the adapter's, for going on with its training.
     """
     config = adapter_files.read_config(adapter)
     state = adapter_files.read_tensors(adapter, config["r"])
@@ -216,8 +218,9 @@ def open_adapter(adapter: str, base: str | nn.Module | None = None) -> BertForSe
     in_memory = isinstance(base, nn.Module)
     model = shared_copy(base) if in_memory else BertForSequenceClassification.from_pretrained(base)
     replace_heads(model, adapter, state)
-    layers, targets = adapter_files.adapted(state, config["target_modules"])
-    settings = [config[name] for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")]
+    layers, targets = adapter_files.adapted(state, find_targets(model, "all-linear"), config["target_modules"])
+    dropout = config["lora_dropout"] if dropout is None else dropout
+    settings = (config["r"], config["lora_alpha"], dropout, config["use_rslora"])
     apply_lora_to_model(model, layers if isinstance(targets, str) else targets, *settings)
     load_lora_state_dict(model, state)
     model.lora_config |= {"target_modules": targets, "base_model_name_or_path": None if in_memory else base}
@@ -232,9 +235,10 @@ def shared_copy(model: nn.Module) -> nn.Module:
 def replace_heads(model: BertForSequenceClassification, adapter: str, state: dict[str, Tensor]) -> None:
     """Gives the model a classifier for the adapter's classes, and a pooler if the adapter has one."""
     C, has_pooler = adapter_files.heads(state)
-    labels = hub.find_file(adapter, "config.json", required=False)
-    names = BertConfig.from_json(labels).id2label if labels else {}
-    model.config.id2label = names if len(names) == C else {i: f"LABEL_{i}" for i in range(C)}
+    path = hub.find_file(adapter, "config.json", required=False)
+    told = BertConfig.from_json(path) if path else BertConfig(id2label={})
+    model.config.id2label = told.id2label if told.num_labels == C else {i: f"LABEL_{i}" for i in range(C)}
+    model.config.text_pairs = told.text_pairs
     D, device = model.config.hidden_size, model.classifier.weight.device
     model.classifier = nn.Linear(D, C, device=device)
     if has_pooler:

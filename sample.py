@@ -3,6 +3,7 @@
     python sample.py "great film"                     # with out/best, on the base model that it names
     python sample.py --file reviews.txt --json        # one text per line, in batches
     head reviews.txt | python sample.py -             # the same from standard input
+    python sample.py --pair "He slept." "He is awake."    # for an adapter of pairs, as RTE's; in files a tab between
     python sample.py                                  # asks for texts
     python sample.py --adapter out/best --adapter you/bert-lora-cola "great film"
 
@@ -23,20 +24,22 @@ from support import adapter_files, hub
 from support.console import prompt, run_main
 from support.files import InputError
 from support.options import OneLineParser
-from support.texts import DEMO, checked_texts, given_texts
+from support.texts import checked_texts, columns, fields, fitting, given_texts
 
 
 @torch.inference_mode()
 def classify(
-    model: BertForSequenceClassification, tokenizer: Tokenizer, texts: list[str], batch_size: int = 32
+    model: BertForSequenceClassification, tokenizer: Tokenizer, texts: list, batch_size: int = 32
 ) -> np.ndarray:
-    """Class probabilities (N, C) of N texts, on a CPU, in batches of similar length."""
-    encoded = encode(tokenizer, [texts])
+    """Class probabilities (N, C) of N texts, or pairs of two, on a CPU, in batches of similar length."""
+    encoded = encode(tokenizer, columns(texts))
     order = np.argsort(encoded.lengths, kind="stable")
     result = np.empty((len(texts), model.config.num_labels), dtype=np.float32)
     for rows in np.split(order, range(batch_size, len(order), batch_size)):
         logits = model(*make_batch(encoded, rows, model.config.pad_token_id)[:3])  # (B, C)
         result[rows] = logits.softmax(-1).numpy()
+    if not np.isfinite(result).all():
+        raise InputError("the model gives no finite numbers: its weights, or its adapter's, are damaged")
     return result  # (N, C)
 
 
@@ -59,25 +62,27 @@ def open_model(name: str, bases: dict, base: str | None = None, max_length: int 
 
 def show(models: dict[str, tuple], texts: list[str], as_json: bool) -> None:
     """Prints a line for each text and model: label, confidence, text; or JSON with every probability."""
-    answers = {name: classify(model, tokenizer, texts) for name, (model, tokenizer) in models.items()}
-    for row, text in enumerate(texts):
+    taken = {name: fitting(texts, model.config.text_pairs, name) for name, (model, _) in models.items()}
+    answers = {name: classify(model, tokenizer, taken[name]) for name, (model, tokenizer) in models.items()}
+    for row in range(len(texts)):
         for name, (model, _) in models.items():
             probabilities, labels = answers[name][row], model.config.id2label  # (C,)
-            best = int(probabilities.argmax())
-            several = len(models) > 1
+            best, text, several = int(probabilities.argmax()), fields(taken[name][row]), len(models) > 1
             if as_json:
                 scores = {labels[i]: round(float(p), 6) for i, p in enumerate(probabilities)}
                 line = {"adapter": name} if several else {}
-                line |= {"text": text, "label": labels[best], "confidence": scores[labels[best]], "scores": scores}
+                line |= text | {"label": labels[best], "confidence": scores[labels[best]], "scores": scores}
                 print(json.dumps(line, ensure_ascii=False))
             else:
-                print(f"{labels[best]:<10} {probabilities[best]:6.1%}  " + f"{name}: " * several + text)
+                shown = f"{name}: " * several + " | ".join(text.values())
+                print(f"{labels[best]:<10} {probabilities[best]:6.1%}  {shown}")
 
 
 def main() -> None:
     parser = OneLineParser(description=__doc__.partition("\n")[0])
     parser.add_argument("texts", nargs="*", metavar="TEXT", help='a text to classify; "-" reads standard input')
-    parser.add_argument("--file", help="a UTF-8 file with a text a line")
+    parser.add_argument("--pair", nargs=2, action="append", metavar="TEXT", help="two texts, for an adapter of pairs")
+    parser.add_argument("--file", help="a UTF-8 file with a text a line, or with the two of a pair and a tab between")
     more = "a directory or a Hub id (default: out/best); may be repeated"
     parser.add_argument("--adapter", action="append", help=more)
     parser.add_argument("--model", help="another base than the adapter names; alone: a fine-tuned model as it is")
@@ -88,7 +93,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.max_length is not None and arguments.max_length < 3:
         raise InputError(f"--max-length {arguments.max_length} is not at least 3")
-    texts = given_texts(DEMO if arguments.demo else arguments.texts, arguments.file)
+    texts = given_texts(arguments.texts, arguments.pair, arguments.file, arguments.demo)
     names = arguments.adapter or ([arguments.model] if arguments.model else ["out/best"])
     if names == ["out/best"] and not Path("out/best").exists():
         raise InputError("out/best: no adapter yet; train one with `make train`, or name one with --adapter")

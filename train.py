@@ -22,11 +22,11 @@ from torch import Tensor
 from bert import BertForSequenceClassification
 from data import Encoded, encode, load_task, load_tokenizer, make_batch, padding_fraction, plan_batches
 from lora import apply_lora_to_model, mark_only_lora_as_trainable, open_adapter, save_adapter, trained_whole
-from support import base_files, console, devices, hub, options, report, run_folder
+from support import adapter_files, base_files, console, devices, hub, options, report, run_folder
 from support.checkpoint import Checkpoint, fingerprint
 from support.console import Log
 from support.files import InputError, write_text
-from support.glue import score
+from support.glue import METRICS, score
 from support.offline import OFFICIAL_DATA, OFFICIAL_MODEL, official_or_offline
 from support.options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, AT_LEAST_3, BELOW_1, FRACTION, INT64, Surroundings, option
 from support.progress import Progress, advice
@@ -43,6 +43,8 @@ class Config(Surroundings):
     data: str = option(OFFICIAL_DATA, "a directory or a Hub data set in GLUE's layout, or a .parquet .csv .tsv .jsonl")
     text_columns: str = option("", "the column of the text, or the two of a pair: a,b (default: GLUE's names, text)")
     label_column: str = option("label", "the column of the label: numbers from 0, or names")
+    label_names: str = option("", "the names of the classes 0, 1, …: a,b,c (default: what the data tells)")
+    metric: str = option("", "what best/ is best by (default: GLUE's for its tasks, else accuracy)", ["", *METRICS])
     init_adapter: str = option("", "go on training this adapter, a directory or a Hub repository: its rank and targets")
     epochs: int = option(3, "passes over the training data", AT_LEAST_1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", AT_LEAST_1)
@@ -101,10 +103,11 @@ class Run:
 
 def set_up(config: Config) -> Run:
     """Reads data and model, and puts together all that the loop needs."""
-    task = load_task(config.data, [c for c in config.text_columns.split(",") if c], config.label_column)
     tokenizer = load_tokenizer(config.model, config.max_length)
+    columns, names = (list(filter(None, text.split(","))) for text in (config.text_columns, config.label_names))
+    task = load_task(config.data, tokenizer, columns, config.label_column, names, config.metric)
     torch.manual_seed(config.seed)
-    model = build_model(config, task.label_names)
+    model = build_model(config, task.label_names, pairs=len(task.train.texts) == 2)
     if config.max_length > (most := model.config.max_position_embeddings):
         raise InputError(f"--max-length {config.max_length} is more than the {most} positions of {config.model}")
     train, validation = (encode(tokenizer, s.texts, s.labels) for s in (task.train, task.validation))
@@ -115,28 +118,24 @@ def set_up(config: Config) -> Run:
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
     data = [train.input_ids, train.labels, validation.input_ids, validation.labels]
     contents = fingerprint(hub.find_file(config.model, "model.safetensors"), data)
-    identity, out = options.deciding_options(config) | {"contents": contents}, Path(config.out)
+    identity = options.deciding_options(config) | {"contents": contents, "classes": [*model.config.id2label.values()]}
+    out = Path(config.out)
     kept = Checkpoint(out / run_folder.CHECKPOINT, identity, config.save_every, trained, optimizer)
     device, log = model.classifier.weight.device, Log(out / run_folder.LOG)
     return Run(config, device, model, optimizer, train.to(device), validation.to(device), task.metric, log, kept)
 
 
-def build_model(config: Config, label_names: list[str]) -> BertForSequenceClassification:
+def build_model(config: Config, label_names: list[str], pairs: bool = False) -> BertForSequenceClassification:
     """The base with adapters, fresh or those of --init-adapter, and the rest frozen; on its device."""
-    C = len(label_names)
     if config.init_adapter:
-        model = open_adapter(config.init_adapter, config.model)
-        if model.config.num_labels != C:
-            raise InputError(f"{config.init_adapter}: has {model.config.num_labels} classes, the data {C}")
-        targets = model.lora_config["target_modules"]
-        config.targets = targets if isinstance(targets, str) else ",".join(targets)
-        config.rank, config.alpha = model.lora_config["r"], float(model.lora_config["lora_alpha"])
+        model = open_adapter(config.init_adapter, config.model, config.dropout)
+        label_names = adapter_files.same_classes(config.init_adapter, model.config.id2label, label_names)
     else:
-        model = BertForSequenceClassification.from_pretrained(config.model, num_labels=C)
+        model = BertForSequenceClassification.from_pretrained(config.model, num_labels=len(label_names))
         if config.rank:
             targets = config.targets if config.targets == "all-linear" else config.targets.split(",")
             apply_lora_to_model(model, targets, config.rank, config.alpha, config.dropout)
-    model.config.id2label = dict(enumerate(label_names))
+    model.config.id2label, model.config.text_pairs = dict(enumerate(label_names)), pairs
     if config.rank:
         mark_only_lora_as_trainable(model)
     repeated = model.bert.encoder.layer[:-1]  # the last one, for [CLS] alone, is another computation
@@ -250,7 +249,8 @@ def summary(run: Run) -> str:
     padding = padding_fraction(lengths, plan, run.length_multiple)
     sizes = {name: (p.numel(), p.requires_grad) for name, p in run.model.named_parameters()}
     drawn = () if config.init_adapter else run.model.new_modules
-    head = report.data_lines(config.model, run.device, config.data, len(lengths), len(run.validation.lengths), padding)
+    classes, numbers = [*run.model.config.id2label.values()], (len(lengths), len(run.validation.lengths))
+    head = report.data_lines(config.model, run.device, config.data, *numbers, padding, classes, run.metric)
     return head + report.parameter_table(sizes, trained_whole(run.model), drawn, config.rank, config.targets)
 
 
@@ -302,6 +302,8 @@ def main() -> None:
         run_folder.refuse_to_overwrite(Path(config.out), config.resume, config.overwrite)  # before any download
         defaults, notice = official_or_offline()
         config = Config(**defaults | given)
+    if config.init_adapter:
+        config = Config(**asdict(config) | adapter_files.as_options(config.init_adapter, given))
     train(config, notice)
 
 

@@ -95,6 +95,35 @@ def named_base(adapter: str) -> str:
     return f"{base}@{revision}" if revision else base
 
 
+def as_options(adapter: str, given: dict) -> dict:
+    """The options of train.py that an adapter decides when training goes on from it: its rank, alpha and targets.
+
+    Its base and its dropout are taken unless others are among the `given` options. Raises InputError for a given one
+    that an adapter cannot change.
+    """
+    config = read_config(adapter)
+    targets = config["target_modules"]
+    targets = targets if isinstance(targets, str) else ",".join(targets)
+    own = {"rank": config["r"], "alpha": float(config["lora_alpha"]), "targets": targets}
+    for name, value in own.items():
+        if (wanted := given.get(name, value)) != value and set(str(wanted).split(",")) != set(str(value).split(",")):
+            raise InputError(f"--{name} {wanted} does not go with --init-adapter: {adapter} has {value}")
+    dropout = given.get("dropout", float(config["lora_dropout"]))
+    return own | {"dropout": dropout, "model": given.get("model") or named_base(adapter)}
+
+
+def same_classes(adapter: str, id2label: dict[int, str], found: list[str]) -> list[str]:
+    """The names of the classes where training goes on from an adapter, on data that has the classes `found`.
+
+    Raises InputError if both have names, and others; classes that are mere numbers (LABEL_0) take the other's names.
+    """
+    theirs, unnamed = list(id2label.values()), [f"LABEL_{number}" for number in range(len(found))]
+    if len(theirs) != len(found) or (theirs != found and unnamed not in (theirs, found)):
+        problem = f"has the {len(theirs)} classes {listing(theirs)}, but the data the {len(found)} {listing(found)}"
+        raise InputError(f"{adapter}: {problem}; --label-names says which the data's are")
+    return found if theirs == unnamed else theirs
+
+
 def read_tensors(adapter: str, rank: int) -> dict[str, Tensor]:
     """The tensors of an adapter of this rank, under the names as PEFT saves them today."""
     path = find_file(adapter, "adapter_model.safetensors")
@@ -111,16 +140,37 @@ def plain_name(key: str) -> str:
     return re.sub(r"\.modules_to_save|\.default(?=\.)", "", key)
 
 
-def adapted(tensors: dict[str, Tensor], target_modules: list[str] | str) -> tuple[list[str], list[str] | str]:
-    """The layers that have an A among an adapter's tensors, and the targets: of a list, those that match one of them.
+def adapted(tensors: dict[str, Tensor], names: list[str], target_modules: list[str] | str) -> tuple[list, list | str]:
+    """The linear layers, of all `names`, that an adapter adapts, and its targets: of a list, those that match any.
 
-    So the tensors say which layers are meant: no regular expression out of a file is run, and PEFT too lets some of a
-    list's targets match nothing.
+    PEFT too lets some of a list's targets match nothing. Raises InputError where the tensors of a layer are lacking
+    that the targets mean: without them the model would answer as another one.
     """
     layers = sorted(key.removeprefix(PREFIX).partition(".lora_A.")[0] for key in tensors if ".lora_A." in key)
-    if isinstance(target_modules, str):
-        return layers, target_modules
-    return layers, [t for t in target_modules if any(f".{layer}".endswith(f".{t}") for layer in layers)]
+    if isinstance(target_modules, list):
+        ends = lambda name: [target for target in target_modules if f".{name}".endswith(f".{target}")]
+        target_modules = [target for target in target_modules if any(target in ends(name) for name in names)]
+        meant = [name for name in names if ends(name)]
+    elif target_modules == "all-linear":
+        meant = names
+    else:
+        meant = [name for name in names if re.fullmatch(quick_pattern(target_modules), name)]
+    if lacking := sorted(set(meant) - set(layers)):
+        raise InputError(f"the adapter lacks the tensors of {listing(lacking)}, which its target_modules mean")
+    return layers, target_modules
+
+
+def quick_pattern(pattern: str) -> str:
+    """A regular expression out of a file, if it cannot take long: few repetitions, and none of a group."""
+    plain = re.sub(r"\\.", "", pattern)
+    try:
+        if len(re.findall(r"[*+{]", plain)) > 3 or re.search(r"\)[*+{]", plain) or re.compile(pattern).groups > 20:
+            raise InputError(
+                f"target_modules: the expression {pattern!r:.60} may take too long; list the layers instead"
+            )
+    except re.error as error:
+        raise InputError(f"target_modules: {pattern!r:.60} is no regular expression: {error}") from None
+    return pattern
 
 
 def peft_name(name: str) -> str:

@@ -45,6 +45,8 @@ def read_config(path: str | Path, cls: type) -> dict:
         fraction = f.type in (float, float | None) and value is not None
         if fraction and not (type(value) in (int, float) and 0 <= value < 1):
             raise InputError(f"{path}: {f.name} must be at least 0 and below 1, not {value!r:.40}")
+        if f.type == (bool | None) and type(value) not in (bool, type(None)):
+            raise InputError(f"{path}: {f.name} must be true or false, not {value!r:.40}")
     whole = {f.name: f.default for f in fields(cls)} | found
     if whole["hidden_size"] % whole["num_attention_heads"] or whole["num_hidden_layers"] > 200:
         raise InputError(f"{path}: hidden_size must be a multiple of num_attention_heads, and layers at most 200")

@@ -6,12 +6,19 @@ from pathlib import Path
 from support.files import written_whole
 
 
-def data_lines(model: str, device, data: str, train: int, validation: int, padding: float) -> str:
-    """What is trained on what, and how many sentences there are; `padding` is a fraction of the tokens."""
+def data_lines(
+    model: str, device, data: str, train: int, validation: int, padding: float, classes: list[str], metric: str
+) -> str:
+    """What is trained on what, how many sentences there are, and what decides which model is best.
+
+    `padding` is a fraction of the tokens.
+    """
+    shown = ", ".join(classes[:10]) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
     return (
         f"model  {model} on {device}\n"
         f"data   {data}\n"
         f"       {train:,} sentences to train on, {validation:,} to validate on; padding {padding:.2%} of the tokens\n"
+        f"       classes {shown}; the best model is that of the best {metric.replace('_', ' ')}\n"
     )
 
 

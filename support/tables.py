@@ -1,28 +1,53 @@
 """Tables: parquet, csv, tsv and jsonl to texts and numbered labels; holding out.
 
-pyarrow reads; what is checked here is that every row has a text and a label that mean something.
+pyarrow reads; what is checked here is that every row has a text and a label that mean something. Which labels there
+are is decided once, on the training split: a label of the validation split that is none of them is an error.
 """
 
+import bisect
+import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from support.files import InputError, first_line, listing
 from support.hub import find_file
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+MISSING = {"na", "n/a", "nan", "nil", "none", "null", "?", "-", "--", "."}  # what programs write where there is nothing
+
+Place = Callable[[int], str]  # where the row of a number stands, from 0: "train.csv: row 8"
+
+
+@dataclass
+class Classes:
+    """The names of the classes 0, 1, …, and whether a table tells a class by its name; if not, by its number."""
+
+    names: list[str]
+    by_name: bool
+
+    def number(self, label: str) -> int | None:
+        """The class that a label means, or None."""
+        if self.by_name:
+            return self.names.index(label) if label in self.names else None
+        return number if (number := whole(label)) is not None and 0 <= number < len(self.names) else None
 
 
 @dataclass
 class Split:
-    """Rows of a table: `texts` holds one Arrow column, or two for pairs; `labels` (N,) index `label_names`."""
+    """Rows of a table: `texts` holds one Arrow column, or two for pairs; `labels` (N,) are classes."""
 
     texts: list
     labels: np.ndarray
-    label_names: list[str]
+    classes: Classes
+
+
+# Which files.
 
 
 def find_split(data: str, split: str) -> list[Path]:
@@ -31,6 +56,7 @@ def find_split(data: str, split: str) -> list[Path]:
     if path.is_dir():
         pattern = rf"{split}(_matched)?(-\d+-of-\d+)?\.(parquet|csv|tsv|jsonl)"
         files = sorted(file for file in path.iterdir() if re.fullmatch(pattern, file.name))
+        refuse_other_files(files)
     elif path.suffix in SUFFIXES or name.count("/") < 1:
         raise InputError(f"{data}: no such file or directory, and no Hub data set (owner/name/folder)")
     else:
@@ -44,8 +70,29 @@ def find_split(data: str, split: str) -> list[Path]:
     return files
 
 
-def read_table(paths: list[Path]):
-    """One Arrow table out of files of one kind. In .tsv quotes are plain text, as in GLUE's."""
+def refuse_other_files(files: list[Path]) -> None:
+    """Raises InputError unless the files of a split are one file, or all the parts of one."""
+    for file in files[1:]:
+        kinds = [re.sub(r"-\d+-of-", "-of-", name) for name in (files[0].name, file.name)]
+        if kinds[0] != kinds[1]:
+            raise InputError(f"{file}: beside {files[0].name}, and only one of them can be meant; move the other away")
+    for file in files:
+        if counted := re.search(r"-(\d+)-of-(\d+)\.", file.name):
+            digits, parts = len(counted[1]), int(counted[2])
+            wanted = (file.name.replace(counted[0], f"-{n:0{digits}}-of-{counted[2]}.") for n in range(parts))
+            lacking = next((name for name in wanted if not file.with_name(name).is_file()), None)
+            if lacking or len(files) != parts:
+                raise InputError(f"{file}: one of {parts} parts, of which {lacking or 'another number'} is missing")
+
+
+# Reading them.
+
+
+def read_table(paths: list[Path]) -> tuple:
+    """One Arrow table out of files of one kind, and a function that says where the row of a number stands.
+
+    In .tsv quotes are plain text, as in GLUE's.
+    """
     import pyarrow  # late: sample.py reads no tables, and Arrow takes a while to import
     from pyarrow import csv, json, parquet
 
@@ -62,71 +109,156 @@ def read_table(paths: list[Path]):
             types = dict.fromkeys(file.schema.names, pyarrow.string())
         return csv.read_csv(path, parse_options=how, convert_options=csv.ConvertOptions(column_types=types))
 
-    if paths[0].suffix not in SUFFIXES:
-        raise InputError(f"{paths[0]}: the name must end in {', '.join(SUFFIXES)}")
-    try:
-        table = pyarrow.concat_tables(read(path) for path in paths)
-        table.validate(full=True)  # text that is no UTF-8, above all
-        return table
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{paths[0]}: cannot be read as {paths[0].suffix[1:]} ({first_line(error)})") from None
+    tables, ends = [], []
+    for path in paths:
+        if path.suffix not in SUFFIXES:
+            raise InputError(f"{path}: the name must end in {', '.join(SUFFIXES)}")
+        try:
+            tables.append(read(path))
+            tables[-1].validate(full=True)  # text that is no UTF-8, above all
+            tables = [pyarrow.concat_tables(tables)]
+            ends.append(tables[0].num_rows)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read as {path.suffix[1:]} ({first_line(error)})") from None
+
+    def place(row: int) -> str:
+        part = bisect.bisect_right(ends, row)
+        return f"{paths[part]}: row {row - [0, *ends][part] + 1}"
+
+    return tables[0], place
 
 
-def read_split(paths: list[Path], candidates: list[list[str]], label_column: str, label_names: list[str]) -> Split:
+def read_split(
+    paths: list[Path],
+    candidates: list[list[str]],
+    label_column: str = "label",
+    names: list[str] = (),
+    usual: list[str] = (),
+    trained: Classes | None = None,
+) -> Split:
     """The files of one split as texts and labels; an InputError says which column or row cannot be used.
 
-    The columns of the texts are the first of the `candidates` that are all there.
+    The columns of the texts are the first of the `candidates` that are all there. The names of the classes are
+    `names`, or those that the file itself tells, or the `usual` ones, or what is found; but where other rows were
+    `trained` on, theirs.
     """
-    table, where = read_table(paths), paths[0]
+    (table, place), where = read_table(paths), paths[0]
     there = table.column_names
-    columns = next((names for names in candidates if set(names) <= set(there)), None)
+    columns = next((wanted for wanted in candidates if set(wanted) <= set(there)), None)
     columns = columns or (candidates[0] if len(candidates) == 1 else ["sentence"])
-    for name in [*columns, label_column]:
-        if there.count(name) != 1:
-            hint = "say which to read with --text-columns and --label-column"
-            raise InputError(f"{where}: no column {name!r} among {listing(there)}; {hint}")
+    for column in [*columns, label_column]:
+        if (count := there.count(column)) != 1:
+            problem = f"no column {column!r} among {listing(there)}" if count == 0 else f"{count} columns {column!r}"
+            raise InputError(f"{where}: {problem}; say which to read with --text-columns and --label-column")
     if not table.num_rows:
         raise InputError(f"{where}: holds no rows")
-    for name in columns:
-        if str(table[name].type) not in ("string", "large_string"):
-            raise InputError(f"{where}: the column {name!r} is {table[name].type}, expected text")
-        for row, text in enumerate(table[name].to_pylist(), 1):
+    for column in columns:
+        if str(table[column].type) not in ("string", "large_string"):
+            raise InputError(f"{where}: the column {column!r} is {table[column].type}, expected text")
+        for row, text in enumerate(table[column].to_pylist()):
             if not text or text.isspace():
-                raise InputError(f"{where}: row {row} has no text in {name!r}; remove the row")
-    labels, label_names = number_labels(table[label_column].to_pylist(), label_names, where)
-    return Split([table[name] for name in columns], labels, label_names)
-
-
-def number_labels(labels: list, label_names: list[str], where: Path) -> tuple[np.ndarray, list[str]]:
-    """Labels as numbers from 0, and the names of the classes: `label_names`, or where that is empty, what is found."""
-    if all(isinstance(label, str) for label in labels):
-        if all(re.fullmatch(r"[-+.\d]{1,20}", label) for label in labels):  # numbers, in a file that knows only text
-            labels = [int(label) if re.fullmatch(r"-?\d+", label) else label for label in labels]
-        else:
-            label_names = label_names or sorted(set(labels))
-            numbers = {name: number for number, name in enumerate(label_names)}
-            labels = [numbers.get(label, label) for label in labels]
-    if not label_names and all(type(label) is int for label in labels):
-        label_names = [f"LABEL_{number}" for number in range(len(set(labels)))]  # so that a gap shows below
-    for row, label in enumerate(labels, 1):
-        if type(label) is not int or not 0 <= label < len(label_names):
-            names = f"one of {listing(label_names)}" if label_names else "a name"
-            raise InputError(
-                f"{where}: row {row} has the label {label!r:.40}, expected 0 to n-1 without a gap, or {names}"
-            )
-    if len(label_names) < 2:
+                raise InputError(f"{place(row)} has no text in {column!r}; remove the row")
+    labels, told = as_text(table[label_column].to_pylist(), place), names_in_schema(table.schema, label_column)
+    if trained and told and not names and told != trained.names:
+        raise InputError(f"{where}: names the classes {listing(told)}, but the training split {listing(trained.names)}")
+    if not (trained or names) and len(set(labels)) > max(20, len(labels) / 2):
+        raise InputError(f"{where}: {len(set(labels))} different labels in {len(labels)} rows; is that their column?")
+    classes = trained or find_classes(labels, names or told or usual, place)
+    numbers = numbered(labels, classes, place, trained is not None)
+    if not trained and len(set(labels)) < 2:
         raise InputError(f"{where}: every row has the same label; there is nothing to learn")
-    return np.array(labels, dtype=np.int64), label_names
+    return Split([table[column] for column in columns], numbers, classes)
 
 
-def hold_out(split: Split, where: str) -> tuple[Split, Split]:
-    """Training and validation: a tenth of the distinct texts, always the same ones; no text stands on both sides."""
+def names_in_schema(schema, column: str) -> list[str]:
+    """The names of the classes where a parquet file tells them, as those of the Hub's data sets do; else []."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return [str(name) for name in features[column]["names"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+# Labels.
+
+
+def as_text(labels: list, place: Place) -> list[str]:
+    """Labels as one kind of value, whatever the file: 1, 1.0 and "1" are "1", True is "true", a name is itself."""
+    result = []
+    for row, label in enumerate(labels):
+        if label is None or label != label or (isinstance(label, str) and not label.strip()):
+            raise InputError(f"{place(row)} has no label; remove the row")
+        if isinstance(label, bool):
+            label = str(label).lower()
+        elif isinstance(label, float) and label.is_integer():
+            label = int(label)
+        if not isinstance(label, (int, str)):
+            raise InputError(f"{place(row)} has the label {label!r:.40}, expected a whole number or a name")
+        result.append(str(label))
+    return result
+
+
+def whole(label: str) -> int | None:
+    """The whole number that a label is, written as 1, +1 or 1.0; or None."""
+    return int(float(label)) if re.fullmatch(r"[-+]?\d{1,15}(\.0*)?", label, re.ASCII) else None
+
+
+def find_classes(labels: list[str], names: list[str], place: Place) -> Classes:
+    """The classes of a training split: the given `names`, or else numbers from 0, or else the names that are found."""
+    first = {label: row for row, label in reversed([*enumerate(labels)])}  # the first row of each
+    if names:
+        return Classes(list(names), by_name=set(first) <= set(names))
+    numbers = {whole(label) for label in first}
+    if None not in numbers:
+        return Classes([f"LABEL_{number}" for number in range(len(numbers))], by_name=False)  # so that a gap shows
+    outright = "make them the same, or name the classes outright with --label-names"
+    alike = {}
+    for label, row in sorted(first.items(), key=lambda item: item[1]):
+        text = re.sub(r"[\u200b-\u200f\u2060\ufeff\u00ad]", "", label).strip().casefold()  # what a reader sees
+        if label != label.strip() and whole(text) is not None:
+            raise InputError(f"{place(row)} has the label {label!r:.40}, a number with spaces; remove them")
+        if text in MISSING and numbers != {None}:
+            raise InputError(f"{place(row)} has the label {label!r:.40} among numbers; {outright}")
+        if (other := alike.setdefault(text, label)) != label:
+            raise InputError(f"{place(row)} has the label {label!r:.40}, others {other!r:.40}; {outright}")
+    return Classes(sorted(first), by_name=True)
+
+
+def numbered(labels: list[str], classes: Classes, place: Place, is_trained: bool) -> np.ndarray:
+    """The classes (N,) of the labels. Raises InputError for the first row that has none of them."""
+    numbers = {label: classes.number(label) for label in set(labels)}
+    for row, label in enumerate(labels):
+        if numbers[label] is None:
+            expected = f"one of {listing(classes.names)}" if classes.by_name else f"0 to {len(classes.names) - 1}"
+            hint = ", as in the training split" if is_trained else " without a gap" if not classes.by_name else ""
+            if label == "-1":
+                hint += " (GLUE marks rows without a label by -1)"
+            elif not is_trained and len(numbers) <= 10:
+                hint += f"; to take all that are there as names: --label-names={','.join(sorted(numbers))}"
+            shown = label if whole(label) is not None else f"{label!r:.40}"
+            raise InputError(f"{place(row)} has the label {shown}, expected {expected}{hint}")
+    return np.array([numbers[label] for label in labels], dtype=np.int64)
+
+
+# Holding out.
+
+
+def hold_out(split: Split, tokenizer: Tokenizer | None, where: str) -> tuple[Split, Split]:
+    """Training and validation: a tenth of the distinct texts, always the same ones; no text stands on both sides.
+
+    With a tokenizer texts are the same if their tokens are, which is all that a model sees of them: upper and lower
+    case, spaces, and what is cut off make no difference then.
+    """
     keys = list(zip(*(column.to_pylist() for column in split.texts), strict=True))
+    for start in range(0, len(keys) if tokenizer else 0, 4096):  # in pieces, as encodings are large
+        texts = keys[start : start + 4096]
+        encodings = tokenizer.encode_batch_fast(texts if len(split.texts) == 2 else [text for (text,) in texts])
+        keys[start : start + 4096] = [np.array(encoding.ids, dtype=np.int32).tobytes() for encoding in encodings]
     distinct = list(dict.fromkeys(keys))
     chosen = np.random.default_rng(0).permutation(len(distinct))[: len(distinct) // 10 or 1]
     held = {distinct[i] for i in chosen}
     side = np.array([key in held for key in keys])
     if side.all():
         raise InputError(f"{where}: needs two different texts at least, one of them to validate on")
-    part = lambda mask: Split([column.filter(mask) for column in split.texts], split.labels[mask], split.label_names)
+    part = lambda mask: Split([column.filter(mask) for column in split.texts], split.labels[mask], split.classes)
     return part(~side), part(side)

@@ -1,4 +1,7 @@
-"""Texts to classify: from the command line, a file or standard input, each of them checked."""
+"""Texts to classify: from the command line, a file or standard input, each of them checked.
+
+A text is a string, or a tuple of two for a pair; in a line the two of a pair stand with a tab between them.
+"""
 
 import sys
 from pathlib import Path
@@ -13,13 +16,48 @@ DEMO = [
 ]
 
 
-def given_texts(texts: list[str], file: str | None) -> list[str]:
-    """The texts of a command line, of a file, or of standard input: for "-", and for none where no person types."""
+def given_texts(texts: list[str], pairs: list[list[str]] | None, file: str | None, demo: bool) -> list:
+    """The texts of a command line, of a file, or of standard input: for "-", and for none where no person types.
+
+    Raises InputError if they are given in two ways at once, as one of them would be left out.
+    """
+    ways = {"texts": texts, "--pair": pairs, "--file": file, "--demo": demo}
+    if len(given := [way for way, value in ways.items() if value]) > 1:
+        raise InputError(f"{' and '.join(given)} are two ways to give texts; take one of them")
+    if pairs:
+        checked_texts([text for pair in pairs for text in pair])
+        return [tuple(pair) for pair in pairs]
     if file or texts == ["-"]:
         return read_lines(file or "-")
-    if texts:
-        return checked_texts(texts)
+    if texts or demo:
+        return checked_texts(texts or DEMO)
     return [] if sys.stdin.isatty() else read_lines("-")
+
+
+def fitting(texts: list, are_pairs: bool | None, name: str) -> list:
+    """The texts as the model `name` takes them: pairs, or single ones, or for None either, as its makers did not say.
+
+    Raises InputError for a text of the other kind.
+    """
+    if are_pairs:
+        texts = [tuple(text.split("\t")) if isinstance(text, str) else text for text in texts]
+        for number, text in enumerate(texts, 1):
+            if len(text) != 2 or not all(part.strip() for part in text):
+                hint = "give --pair TEXT TEXT, or lines with one tab between the two"
+                raise InputError(f"text {number}: {name} classifies pairs of texts; {hint}")
+    elif are_pairs is False and any(isinstance(text, tuple) for text in texts):
+        raise InputError(f"{name} classifies single texts, not pairs; leave out --pair")
+    return texts
+
+
+def columns(texts: list) -> list[list[str]]:
+    """One column of texts, or two for pairs."""
+    return [list(column) for column in zip(*texts, strict=True)] if isinstance(texts[0], tuple) else [texts]
+
+
+def fields(text: str | tuple[str, str]) -> dict[str, str]:
+    """A text under the names that Hugging Face's pipelines give it."""
+    return {"text": text} if isinstance(text, str) else dict(zip(("text", "text_pair"), text, strict=True))
 
 
 def read_lines(name: str) -> list[str]:

@@ -278,6 +278,39 @@ def test_adapter_of_another_base_is_refused(adapter, tmp_path, other):
         open_adapter(str(adapter), str(folder))
 
 
+@pytest.mark.parametrize("settings", OF_PEFT, ids=str)
+def test_an_adapter_that_lacks_a_layer_is_refused(base, tmp_path, settings):
+    """Each layer in turn, then all layers of a kind: without them the model would answer, but as another one."""
+    config = peft.LoraConfig(task_type="SEQ_CLS", **settings)
+    peft.get_peft_model(open_theirs(base), config).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    whole = load_file(path)
+    layers = sorted({name.partition(".lora_")[0] for name in whole if ".lora_" in name})
+    for part in [*layers, r".1.output", *{layer.rpartition(".")[2] for layer in layers}]:
+        left = {name: tensor for name, tensor in whole.items() if f"{part}.lora_" not in name}
+        if left.keys() == whole.keys():
+            continue
+        save_file(left, path)
+        with pytest.raises(InputError, match=f"lacks the tensors of .*{part.rpartition('model.')[2]}"):
+            open_adapter(str(tmp_path))
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(x|x)*", ".*.*.*.*query", "(query"])
+def test_an_expression_that_may_take_forever_is_refused(adapter, pattern):
+    edit_json(adapter / "adapter_config.json", target_modules=pattern)
+    with pytest.raises(InputError, match=r"target_modules: .*(may take too long|no regular expression)"):
+        open_adapter(str(adapter))
+
+
+def test_a_base_with_a_classifier_of_other_classes_gets_a_new_one(base):
+    """As in transformers with ignore_mismatched_sizes: the encoder is the file's, and the classifier is drawn."""
+    model = BertForSequenceClassification.from_pretrained(base, num_labels=5)
+    assert (model.new_modules, model.classifier.weight.shape[0]) == (("classifier",), 5)
+    theirs = open_theirs(base, num_labels=5, ignore_mismatched_sizes=True)
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in theirs.state_dict().items() if "classifier" not in n)
+    assert BertForSequenceClassification.from_pretrained(base, num_labels=3).new_modules == ()
+
+
 # Compilation.
 
 

@@ -16,7 +16,8 @@ import peft
 import pytest
 import torch
 import transformers
-from helpers import ROOT, saved_base
+from helpers import ROOT, saved_base, write_table
+from safetensors.torch import load_file, save_file
 
 import sample
 import train
@@ -212,6 +213,59 @@ def test_a_bad_model_or_adapter_is_one_line(fails, adapter, whole, minilm, tmp_p
     broken = shutil.copytree(adapter, tmp_path / "broken")
     os.truncate(broken / "adapter_model.safetensors", 1000)
     assert "not a whole safetensors file" in fails("--adapter", str(broken), "good")
+
+
+@pytest.fixture(scope="session")
+def of_pairs(quick, reviews, tmp_path_factory) -> str:
+    """The adapter of a quick run on pairs."""
+    folder = tmp_path_factory.mktemp("pairs")
+    texts = load_task(reviews).validation.texts[0][:40].to_pylist()
+    table = {"sentence1": texts, "sentence2": texts[::-1], "label": ["same", "other"] * 20}
+    quick(folder / "out", "--data", write_table(folder / "pairs.jsonl", table), "--max-length", 40, "--lr", "0.01")
+    return str(folder / "out" / "best")
+
+
+def test_pairs(says, fails, of_pairs, adapter, tiny, tmp_path):
+    pairs = [("it rains", "the street is wet"), ("dull", "a gripping film, and a long one")]
+    model = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2), of_pairs
+    )
+    tokenizer = load_tokenizer(tiny)
+    with torch.inference_mode():
+        coded = [tokenizer.encode(*pair) for pair in pairs]
+        logits = [model.eval()(torch.tensor([e.ids]), token_type_ids=torch.tensor([e.type_ids])).logits for e in coded]
+    theirs = torch.cat(logits).softmax(-1).numpy()
+    asked = [word for pair in pairs for word in ("--pair", *pair)]
+    shown = records(says("--adapter", of_pairs, "--json", *asked))
+    assert [(record["text"], record["text_pair"]) for record in shown] == pairs
+    assert np.abs(np.array([list(record["scores"].values()) for record in shown]) - theirs).max() < 1e-5
+    lines = "".join("\t".join(pair) + "\n" for pair in pairs)
+    (tmp_path / "pairs.tsv").write_text(lines)
+    plain = says("--adapter", of_pairs, *asked)
+    assert "it rains | the street is wet" in plain
+    assert plain == says("--adapter", of_pairs, "--file", str(tmp_path / "pairs.tsv"))
+    assert plain == says("--adapter", of_pairs, "-", stdin=lines.encode())
+    for single in ["great film"], ["--demo"], ["a\tb\tc"], ["a\t "]:
+        assert "classifies pairs of texts; give --pair" in fails("--adapter", of_pairs, *single)
+    assert "classifies single texts, not pairs" in fails("--adapter", adapter, "--pair", "a", "b")
+    assert "text 2 is empty" in fails("--adapter", of_pairs, "--pair", "a", " ")
+
+
+@pytest.mark.parametrize(
+    "ways", ["--demo great", "--file f great", "--pair a b great", "--file f -", "--demo --file f"]
+)
+def test_texts_given_in_two_ways_are_refused(fails, adapter, ways):
+    assert "are two ways to give texts; take one" in fails("--adapter", adapter, *ways.split())
+
+
+@pytest.mark.parametrize("kind", [".lora_A", ".lora_B"])
+def test_absurd_weights_give_no_answer(fails, adapter, tmp_path, kind):
+    broken = shutil.copytree(adapter, tmp_path / "broken")
+    tensors = load_file(broken / "adapter_model.safetensors")
+    tensors = {name: tensor * (3e37 if kind in name else 1) for name, tensor in tensors.items()}
+    save_file(tensors, broken / "adapter_model.safetensors")
+    for options in [], ["--json"]:
+        assert "no finite numbers" in fails("--adapter", str(broken), *options, "good")
 
 
 def test_classes_keep_their_names_and_their_number(says, minilm, tmp_path):

@@ -16,10 +16,12 @@ import threading
 import tomllib
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 import torch
 import transformers
 from helpers import ROOT, edit_json
+from pyarrow import csv, parquet
 from safetensors.torch import load_file, save_file
 
 from train import Config, learning_rate
@@ -165,6 +167,48 @@ def test_rank_0_trains_everything(quick, tiny, tmp_path):
     assert not [name for name, tensor in model.state_dict().items() if torch.equal(tensor, base[name])]
 
 
+def test_going_on_from_an_adapter(run, quick, refused, tiny, some_reviews, tmp_path):
+    """Its base, rank, alpha and targets stay; its dropout too, unless told; its classes keep their names."""
+    quick(tmp_path / "a", "--rank", 4, "--targets", "query", "--dropout", 0.1)
+    common = ["--init-adapter", tmp_path / "a" / "best", "--max-length", 16, "--epochs", 1, "--batch-size", 16]
+    for option, value in ("rank", "0"), ("rank", "8"), ("alpha", "3.0"), ("targets", "query,value"):
+        problem = refused(*common, "--data", some_reviews, "--out", tmp_path / "out", f"--{option}={value}")
+        assert f"--{option} {value} does not go with --init-adapter" in problem
+    numbers = tmp_path / "numbers.csv"
+    numbers.write_text(
+        re.sub('"(positive|negative)"', lambda m: str(int(m[1] == "positive")), some_reviews.read_text())
+    )
+    for name, dropout, data in ("kept", [], numbers), ("told", ["--dropout", "0.5"], some_reviews):
+        done = run("train.py", *common, *dropout, "--data", data, "--out", tmp_path / name)
+        assert done.returncode == 0 and "classes negative, positive" in done.stdout, done.stderr
+        options = tomllib.loads((tmp_path / name / "config.toml").read_text())
+        wanted = {"model": str(tiny), "rank": 4, "targets": "query", "dropout": float(dropout[1] if dropout else 0.1)}
+        assert options == options | wanted
+        written = json.loads((tmp_path / name / "best" / "adapter_config.json").read_text())
+        assert (written["r"], written["lora_dropout"]) == (4, wanted["dropout"])
+    losses = [(tmp_path / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("kept", "told")]
+    assert losses[0] != losses[1]
+    others = tmp_path / "others.csv"
+    others.write_text(some_reviews.read_text().replace('"positive"', '"ham"').replace('"negative"', '"spam"'))
+    problem = refused(*common, "--data", others, "--out", tmp_path / "out")
+    assert "has the 2 classes negative, positive, but the data the 2 ham, spam" in problem
+
+
+def test_a_run_whose_classes_were_renamed_is_not_gone_on_with(quick, refused, some_reviews, tmp_path):
+    rows = csv.read_csv(some_reviews)
+    numbers = rows.set_column(
+        rows.column_names.index("label"), "label", pc.equal(rows["label"], "positive").cast("int8")
+    )
+    for names in ["negative", "positive"], ["positive", "negative"]:
+        told = {b"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}}).encode()}
+        parquet.write_table(numbers.replace_schema_metadata(told), tmp_path / "reviews.parquet")
+        if names[0] == "negative":
+            quick(tmp_path / "out", "--data", tmp_path / "reviews.parquet")
+            shutil.rmtree(tmp_path / "out" / "final")
+    problem = refused("--config", tmp_path / "out" / "config.toml", "--resume")
+    assert "started with classes ['negative', 'positive'], not ['positive', 'negative']" in problem
+
+
 @pytest.mark.parametrize("arguments, problem", [
     ("--rank -1", "--rank -1 is not at least 0"),
     ("--batch-size 0", "--batch-size 0 is not at least 1"),
@@ -180,6 +224,8 @@ def test_rank_0_trains_everything(quick, tiny, tmp_path):
     ("--targets querry,value", "'querry' matches no linear layer of this model; closest: query"),
     ("--max-length 41", "--max-length 41 is more than the 40 positions"),
     ("--text-columns words", "no column 'words'"),
+    ("--metric f2", "--metric f2 is not one of"),
+    ("--label-names no,yes", "row 1 has the label 'negative', expected 0 to 1"),
     pytest.param("--device cuda", "--device cuda cannot be used", marks=no_cuda),
 ])  # fmt: skip
 def test_bad_options_are_one_line(refused, tiny, some_reviews, tmp_path, arguments, problem):

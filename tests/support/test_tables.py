@@ -1,11 +1,16 @@
 """Tables of every format, whole or spoilt, and what is held out of them."""
 
+import json
+import os
 import re
 
+import pyarrow as pa
 import pytest
 from helpers import texts_of, write_table
+from pyarrow import parquet
+from transformers import AutoTokenizer
 
-from data import load_task
+from data import load_task, load_tokenizer
 from support.files import InputError
 
 GOOD, BAD = "Good, \"very\" 'good'", '"007" bad 1.0'
@@ -44,6 +49,121 @@ def test_hold_out_has_no_text_on_both_sides(tmp_path):
     assert len(set(texts_of(task.validation))) == 5
 
 
+@pytest.mark.parametrize("max_length", [128, 5])
+def test_hold_out_has_no_tokens_on_both_sides(minilm, tmp_path, max_length):
+    """Texts that differ only in what BERT does not see: case, spaces, marks of no width, what is cut off."""
+    plain = [f"film {i} is {word}, as they say" for i in range(30) for word in ("good", "bad")]
+    texts = [
+        *plain,
+        *(t.upper() for t in plain),
+        *(t.replace(" ", "  ") for t in plain),
+        *(t + "\u200b" for t in plain),
+    ]
+    labels = ["good" if "good" in text.lower() else "bad" for text in texts]
+    task = load_task(
+        write_table(tmp_path / "a.jsonl", {"text": texts, "label": labels}), load_tokenizer(minilm, max_length)
+    )
+    theirs = AutoTokenizer.from_pretrained(minilm)
+    seen = lambda split: {
+        tuple(theirs(text, truncation=True, max_length=max_length)["input_ids"]) for (text,) in texts_of(split)
+    }
+    assert not seen(task.train) & seen(task.validation)
+    assert len(seen(task.validation)) == (6 if max_length == 128 else 3)
+    assert len(task.train.labels) + len(task.validation.labels) == 240
+
+
+@pytest.mark.parametrize("labels, names", [
+    (["+", "-", "+"], ["+", "-"]),
+    (["1.0", "1.1", "1.0"], ["1.0", "1.1"]),
+    ([True, False, True], ["false", "true"]),
+    ([1.0, 0.0, 1.0], ["LABEL_0", "LABEL_1"]),
+    (["1.0", "0.0", "1.0"], ["LABEL_0", "LABEL_1"]),
+    (["1", "2", "other"], ["1", "2", "other"]),
+    (["yes", "no", "NA"], ["NA", "no", "yes"]),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_labels_that_can_be_understood(tmp_path, suffix, labels, names):
+    texts = [f"{label} {i}" for i, label in enumerate(labels * 20)]
+    if suffix == "csv" and not isinstance(labels[0], str):
+        labels = [str(label).lower() for label in labels]  # as pandas and Arrow write them
+    task = load_task(write_table(tmp_path / f"a.{suffix}", {"text": texts, "label": labels * 20}))
+    assert task.label_names == names
+    for (text,), number in zip(texts_of(task.train), task.train.labels, strict=True):
+        label = text.split()[0].lower() if "true" in names else text.split()[0]
+        assert label == names[number] or (names[0] == "LABEL_0" and float(label) == number)
+
+
+def split_table(folder, train, validation, suffix="csv"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, labels in ("train", train), ("validation", validation):
+        write_table(
+            folder / f"{split}.{suffix}", {"text": [f"{split} {i}" for i in range(len(labels))], "label": labels}
+        )
+    return str(folder)
+
+
+def test_the_training_split_alone_decides_the_classes(tmp_path):
+    task = load_task(split_table(tmp_path / "a", ["1", "2", "3", "other"], ["1", "3", "2"]))
+    assert (task.label_names, task.validation.labels.tolist()) == (["1", "2", "3", "other"], [0, 2, 1])
+    assert load_task(split_table(tmp_path / "b", ["0", "1", "2"], ["2", "2"])).validation.labels.tolist() == [2, 2]
+    for train, validation in (["no", "yes"], ["no", "maybe"]), (["0", "1"], ["1", "2"]), (["0", "1"], ["0", "yes"]):
+        with pytest.raises(InputError, match=r"validation.csv: row 2 has the label .*, as in the training split"):
+            load_task(split_table(tmp_path / "c", train, validation))
+
+
+def with_schema(path, table, names):
+    """A parquet file as the Hub's data sets write it: the names of the classes stand in its schema."""
+    features = {"label": {"names": names, "_type": "ClassLabel"}, "text": {"dtype": "string", "_type": "Value"}}
+    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    parquet.write_table(pa.table(table).replace_schema_metadata(told), path)
+
+
+def test_names_and_metric_come_from_the_file_the_folder_or_the_user(tmp_path, monkeypatch):
+    names, table = ["unacceptable", "acceptable"], {"text": ["one", "two", "three"], "label": [1, 0, 1]}
+    cola = split_table(tmp_path / "x@y" / "cola", [1, 0], [1], "parquet")
+    copied = tmp_path / "my copy"
+    copied.mkdir()
+    for split in "train", "validation":
+        with_schema(copied / f"{split}.parquet", table, names)
+    told = lambda *args, **more: (lambda task: (task.label_names, task.metric))(load_task(*args, **more))
+    assert told(cola) == told(f"{cola}/") == told(str(copied)) == (names, "matthews_correlation")
+    monkeypatch.chdir(cola)
+    assert told(".") == (names, "matthews_correlation")
+    assert told(cola, label_names=["bad", "good"]) == (["bad", "good"], "matthews_correlation")
+    assert told(cola, metric="f1") == (names, "f1")
+    with_schema(copied / "validation.parquet", table, names[::-1])
+    with pytest.raises(InputError, match="names the classes acceptable, unacceptable, but the training split"):
+        load_task(str(copied))
+    stars = split_table(tmp_path / "stars", ["1", "2", "3"], ["3"])
+    with pytest.raises(InputError, match=r"label 3, expected 0 to 2 .*--label-names=1,2,3"):
+        load_task(stars)
+    assert load_task(stars, label_names=["1", "2", "3"]).validation.labels.tolist() == [2]
+    with pytest.raises(InputError, match="--metric f1 is one of two classes, and the data has 3"):
+        load_task(stars, label_names=["1", "2", "3"], metric="f1")
+
+
+def test_files_that_lack_or_contradict_each_other_are_named(tmp_path):
+    table = {"text": ["one", "two", "three"], "label": [1, 0, 1]}
+    for name in "train-00000-of-00003.csv", "train-00002-of-00003.csv", "validation.csv":
+        write_table(tmp_path / name, table)
+    with pytest.raises(InputError, match=r"one of 3 parts, of which train-00001-of-00003.csv is missing"):
+        load_task(str(tmp_path))
+    write_table(tmp_path / "train-00001-of-00003.csv", table | {"label": [1, None, 1]})
+    with pytest.raises(InputError, match=r"train-00001-of-00003.csv: row 2 has no label"):
+        load_task(str(tmp_path))
+    write_table(tmp_path / "train-00001-of-00003.csv", {"word": ["one"], "label": [1]})
+    with pytest.raises(InputError, match=r"train-00001-of-00003.csv: cannot be read"):
+        load_task(str(tmp_path))
+    write_table(tmp_path / "train-00001-of-00003.csv", table)
+    assert len(load_task(str(tmp_path)).train.labels) == 9
+    for other in "train.parquet", "train.csv", "train-00000-of-00002.csv", "validation_matched.csv":
+        path = tmp_path / other
+        write_table(path, table)
+        with pytest.raises(InputError, match="only one of them can be meant"):
+            load_task(str(tmp_path))
+        os.remove(path)
+
+
 TWO = {"sentence": ["good", "bad"], "label": [1, 0]}
 
 
@@ -53,8 +173,20 @@ TWO = {"sentence": ["good", "bad"], "label": [1, 0]}
     ("c.parquet", TWO | {"label": [0, -1]}, "row 2 .*label -1"),
     ("d.csv", TWO | {"label": [-1, 0]}, "row 1 .*label -1"),
     ("e.jsonl", TWO | {"label": [0, 2]}, "row 2 .*label 2"),
-    ("f.parquet", TWO | {"label": [0.0, 1.0]}, "label 0.0"),
-    ("g.parquet", TWO | {"label": [None, 1]}, "row 1 .*label None"),
+    ("f.parquet", TWO | {"label": [0.0, 0.5]}, "row 2 .*label 0.5, expected a whole number or a name"),
+    ("g.parquet", TWO | {"label": [None, 1]}, "row 1 has no label"),
+    ("g.parquet", TWO | {"label": [1, None]}, "row 2 has no label"),
+    ("g.parquet", TWO | {"label": [1.0, float("nan")]}, "row 2 has no label"),
+    ("g.parquet", TWO | {"label": [[1], [0]]}, r"row 1 has the label \[1\], expected a whole number or a name"),
+    ("g.csv", TWO | {"label": ["good", ""]}, "row 2 has no label"),
+    ("g.csv", TWO | {"label": ["good", " "]}, "row 2 has no label"),
+    ("g.csv", TWO | {"label": ["1", "NA"]}, "row 2 has the label 'NA' among numbers"),
+    ("g.csv", TWO | {"label": ["1", " 0"]}, "row 2 has the label ' 0', a number with spaces"),
+    ("g.csv", TWO | {"label": ["good", "Good "]}, "row 2 has the label 'Good ', others 'good'; .*--label-names"),
+    ("g.csv", TWO | {"label": ["good", "go\u200bod"]}, "row 2 has the label .*, others 'good'"),
+    ("g.csv", {"sentence": [f"text {i}" for i in range(50)], "label": [f"id {i}" for i in range(50)]},
+     "50 different labels in 50 rows"),
+    ("g.csv", b"sentence,sentence,label\ngood,x,1\nbad,y,0\n", "2 columns 'sentence'"),
     ("h.parquet", TWO | {"sentence": [1.5, 2.5]}, "'sentence' is double"),
     ("i.parquet", TWO | {"sentence": ["good", ""]}, "row 2 has no text"),
     ("j.csv", TWO | {"sentence": [" ", "bad"]}, "row 1 has no text"),
