@@ -148,9 +148,11 @@ def adapted(tensors: dict[str, Tensor], names: list[str], target_modules: list[s
     """
     layers = sorted(key.removeprefix(PREFIX).partition(".lora_A.")[0] for key in tensors if ".lora_A." in key)
     if isinstance(target_modules, list):
-        ends = lambda name: [target for target in target_modules if f".{name}".endswith(f".{target}")]
-        target_modules = [target for target in target_modules if any(target in ends(name) for name in names)]
-        meant = [name for name in names if ends(name)]
+        ends = {
+            name: {name[start:] for start in [0, *(dot.end() for dot in re.finditer(r"\.", name))]} for name in names
+        }
+        meant = [name for name in names if ends[name].intersection(target_modules)]
+        target_modules = [target for target in target_modules if target in set().union(*ends.values())]
     elif target_modules == "all-linear":
         meant = names
     else:
@@ -168,7 +170,7 @@ def quick_pattern(pattern: str) -> str:
             raise InputError(
                 f"target_modules: the expression {pattern!r:.60} may take too long; list the layers instead"
             )
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise InputError(f"target_modules: {pattern!r:.60} is no regular expression: {error}") from None
     return pattern
 

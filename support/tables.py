@@ -192,7 +192,7 @@ def as_text(labels: list, place: Place) -> list[str]:
             label = str(label).lower()
         elif isinstance(label, float) and label.is_integer():
             label = int(label)
-        if not isinstance(label, (int, str)):
+        if not isinstance(label, (int, str)) or (isinstance(label, int) and abs(label) > 10**15):
             raise InputError(f"{place(row)} has the label {label!r:.40}, expected a whole number or a name")
         result.append(str(label))
     return result
@@ -211,16 +211,16 @@ def find_classes(labels: list[str], names: list[str], place: Place) -> Classes:
     numbers = {whole(label) for label in first}
     if None not in numbers:
         return Classes([f"LABEL_{number}" for number in range(len(numbers))], by_name=False)  # so that a gap shows
-    outright = "make them the same, or name the classes outright with --label-names"
+    outright = "or name the classes outright with --label-names"
     alike = {}
     for label, row in sorted(first.items(), key=lambda item: item[1]):
         text = re.sub(r"[\u200b-\u200f\u2060\ufeff\u00ad]", "", label).strip().casefold()  # what a reader sees
         if label != label.strip() and whole(text) is not None:
             raise InputError(f"{place(row)} has the label {label!r:.40}, a number with spaces; remove them")
         if text in MISSING and numbers != {None}:
-            raise InputError(f"{place(row)} has the label {label!r:.40} among numbers; {outright}")
+            raise InputError(f"{place(row)} has the label {label!r:.40} among numbers; remove the row, {outright}")
         if (other := alike.setdefault(text, label)) != label:
-            raise InputError(f"{place(row)} has the label {label!r:.40}, others {other!r:.40}; {outright}")
+            raise InputError(f"{place(row)} has the label {label!r:.40}, others {other!r:.40}; make them the same, {outright}")
     return Classes(sorted(first), by_name=True)
 
 

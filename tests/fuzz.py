@@ -52,7 +52,7 @@ from tokenizers.implementations import BertWordPieceTokenizer
 import data
 from support.checkpoint import digest
 from support.console import run_main
-from support.files import first_line
+from support.files import InputError, first_line, read_json
 from support.offline import offline_pair
 from support.options import parse_options
 
@@ -76,6 +76,37 @@ def read_table(path: str) -> None:
     encoded = data.encode(tokenizer, task.validation.texts, task.validation.labels)
     for rows in data.plan_batches(encoded.lengths, 32, seed=0, epoch=0):
         data.make_batch(encoded, rows, pad_id=0)
+
+
+def read_labels(path: str) -> None:
+    """Two splits with these labels: each that is taken must be a class of the training split, the one it says."""
+    tables = read_json(path)
+    shutil.rmtree("labels")
+    os.mkdir("labels")
+    for split in ("train", "validation"):
+        labels = tables.get(split) if isinstance(tables.get(split), list) else []
+        if tables.get("kind") == "csv":  # which knows only text
+            tables[split] = labels = ["" if label is None else str(label) for label in labels]
+        table = {"text": [f"text {i}" for i in range(len(labels))], "label": labels}
+        try:
+            if tables.get("kind") == "jsonl":
+                rows = zip(*table.values(), strict=True)
+                lines = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
+                Path(f"labels/{split}.jsonl").write_text(lines)
+            elif tables.get("kind") == "csv":
+                csv.write_csv(pyarrow.table(table), f"labels/{split}.csv")
+            else:
+                parquet.write_table(pyarrow.table(table), f"labels/{split}.parquet")
+        except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            raise InputError(f"no such table: {first_line(error)}") from None
+    task = data.load_task("labels")
+    names, seen = task.label_names, [word.strip().casefold() for word in task.label_names]
+    assert len(set(seen)) == len(names) > 1 and all(seen), names
+    for split, found in ("train", task.train.labels), ("validation", task.validation.labels):
+        for label, number in zip(tables[split], found, strict=True):
+            meant = str(label).lower() if isinstance(label, bool) else label
+            assert names[number] == str(meant) or (names[0] == "LABEL_0" and float(meant) == number), (label, names)
+    assert set(task.train.labels) == set(range(len(names))), "a class without a row"
 
 
 def resume() -> None:
@@ -106,6 +137,7 @@ READERS = {
     "adapter/config.json": lambda: classify("--adapter", "adapter"), "out/checkpoint/checkpoint.safetensors": resume,
     **{f"reviews.{kind}": functools.partial(read_table, f"reviews.{kind}")
        for kind in ("parquet", "csv", "tsv", "jsonl")},
+    "labels.json": functools.partial(read_labels, "labels.json"),
     "config.toml": lambda: train.Config(**parse_options(train.Config, ["--config", "config.toml"])), "text": read_texts,
 }  # fmt: skip
 
@@ -125,6 +157,8 @@ def write_good_files() -> None:
     rows = "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(texts))
     (HOME / "reviews.tsv").write_text("sentence\tlabel\n" + rows)
     (HOME / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    (HOME / "labels").mkdir()
+    (HOME / "labels.json").write_text(json.dumps({"kind": "csv", "train": ["no", "yes"], "validation": ["yes"]}))
     (HOME / "config.toml").write_text('model = "base"\nlr = 5e-4\nepochs = 3\nresume = true\ntargets = "query"\n')
     (HOME / "text").write_text("great film, good film")
     sys.exit(0)
@@ -313,7 +347,7 @@ def odd_parquet(good: bytes) -> dict[str, bytes]:
         "label whole floats": (texts, [1.0] * 20), "label null": (texts, [None] * 20),
         "a label null": (texts, [*labels[1:], None]), "label date": (texts, array(labels, pyarrow.date32())),
         "label lists": (texts, [[0]] * 20), "label decimal": (texts, array(labels).cast(pyarrow.decimal128(20))),
-        "label bool": (texts, [True, False] * 10), "label negative": (texts, [-1] * 20),
+        "=label bool": (texts, [True, False] * 10), "label negative": (texts, [-1] * 20),
         "label 2**64 - 1": (texts, array([2**64 - 1] * 20, pyarrow.uint64())),
         "label structs": (texts, [{"a": 0}] * 20), "label gap": (texts, [0, 5] * 10),
         "label not UTF-8": (texts, broken), "label bytes": (texts, [b"0"] * 20), "one text": (["x"] * 20, labels),
@@ -361,6 +395,25 @@ def odd_texts(good: bytes, kind: str) -> dict[str, bytes]:
     }  # fmt: skip
 
 
+LABELS = [[0, 1], [0, 1, 2], ["0", "1"], ["a", "b"], ["1", "2", "other"], [True, False], [0.0, 1.0], ["+", "-"],
+          ["1.0", "1.1"], [1, 2, 3, 4, 5], [-1, 1], ["yes", "no", "maybe"], ["NA", "b", "c"]]  # fmt: skip
+ODD_LABELS = [None, "", " ", "NA", "nan", "?", "1", " 1", "1 ", "01", "+1", "-1", "1.0", "1e0", "٣", "²", "true",
+              "A", "a ", "a\u200b", "LABEL_1", 0, 1, 2, -1, 7, 10**18, 0.5, 1e300, NAN, INF, True, [1], {}]  # fmt: skip
+
+
+def odd_labels(good: bytes) -> dict[str, bytes]:
+    """Tables of every kind of label, in most of which a row or two of another kind have got."""
+    draw, crafted = random.Random(0), {}
+    for i in range(400):
+        pool, tables = draw.choice(LABELS), {"kind": draw.choice(("csv", "csv", "parquet", "jsonl"))}
+        for split, rows in ("train", 12), ("validation", 5):
+            tables[split] = [draw.choice(pool) for _ in range(rows)]
+            for _ in range(draw.choice((0, 1, 1, 2))):
+                tables[split][draw.randrange(rows)] = draw.choice(ODD_LABELS)
+        crafted[f"?table {i}"] = json.dumps(tables).encode()
+    return crafted
+
+
 TOML = r"""lr = nan; lr = inf; lr = -1.0; lr = "x"; lr = 1979-05-27; epochs = 1.5; epochs = true; epochs = 0; out = 5
 resume = 1; seed = 1e3; seed = 9223372036854775808; seed = -1; [model]; model = []; model = {a = 1}; "a\nb" = 1
 epochs; device = "tpu"; dropout = 1.0; model = "\ud800"; lr = 1e999; a.b = 1; epochs = 3 4; epochs = 0x"""
@@ -393,7 +446,7 @@ CRAFTED = {
     "adapter/config.json": lambda good: edits(good, {name: [(value,) for value in CONFIG[name]] for name in CONFIG}),
     "out/checkpoint/checkpoint.safetensors": odd_checkpoints, "reviews.parquet": odd_parquet,
     **{f"reviews.{kind}": functools.partial(odd_texts, kind=kind) for kind in ("csv", "tsv", "jsonl")},
-    "config.toml": odd_toml, "text": odd_lines,
+    "labels.json": odd_labels, "config.toml": odd_toml, "text": odd_lines,
 }  # fmt: skip
 
 
