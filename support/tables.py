@@ -220,7 +220,9 @@ def find_classes(labels: list[str], names: list[str], place: Place) -> Classes:
         if text in MISSING and numbers != {None}:
             raise InputError(f"{place(row)} has the label {label!r:.40} among numbers; remove the row, {outright}")
         if (other := alike.setdefault(text, label)) != label:
-            raise InputError(f"{place(row)} has the label {label!r:.40}, others {other!r:.40}; make them the same, {outright}")
+            raise InputError(
+                f"{place(row)} has the label {label!r:.40}, others {other!r:.40}; make them the same, {outright}"
+            )
     return Classes(sorted(first), by_name=True)
 
 

@@ -1,0 +1,209 @@
+"""Runs train.py with every setting and seed that a TOML file lists, and draws one table and one picture of all.
+
+    python experiments/run.py experiments/reviews.toml             # hours; --dry-run says how many
+    python experiments/run.py experiments/sst2.toml --jobs 2       # two runs at once, half the cores each
+
+Each run has its own --out under out-experiments/. A finished one is never run again, and one that was killed goes on
+from its checkpoint. On a machine with GPUs, --jobs takes one for each run. Afterwards, and with --table at any time,
+table.md and picture.png stand beside the runs. Everything here is train.py's own: what it prints, and what it leaves.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from support.console import run_main
+from support.files import InputError, write_json, write_text
+from support.offline import offline_pair
+from support.tables import find_split, read_table
+
+DONE = "result.json"
+
+
+def read_plan(path: Path) -> dict:
+    """A TOML file of experiments. Raises InputError if it is none."""
+    try:
+        plan = tomllib.loads(path.read_text(encoding="utf-8"))
+        plan["groups"] = [(group["title"], list(group["settings"])) for group in plan["groups"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a list of experiments ({type(error).__name__}: {error})") from None
+    return plan
+
+
+def prepare_data(plan: dict, out: Path) -> tuple[str, str]:
+    """The directories of the base and of the data; of a data set with `rows` a fixed part of its training split."""
+    from pyarrow import parquet
+
+    model, reviews = offline_pair()
+    model, data = plan.get("model", model), plan.get("data", reviews)
+    if not (rows := plan.get("rows")):
+        return model, data
+    folder = out / f"{Path(data).name}-{rows}"
+    for split in "train", "validation":
+        if not (file := folder / f"{split}.parquet").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            table, _ = read_table(find_split(data, split))
+            if split == "train":
+                table = table.take(np.sort(np.random.default_rng(0).permutation(len(table))[:rows]))
+            parquet.write_table(table, file)
+    return model, str(folder)
+
+
+def named(setting: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in setting.items()) or "the default"
+
+
+def command(plan: dict, setting: dict, seed: int, out: Path, model: str, data: str) -> list[str]:
+    options = plan.get("common", {}) | setting
+    program = "classifier_alone.py" if options.pop("classifier_alone", False) else "../train.py"
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    script = (Path(__file__).parent / program).resolve()
+    return [sys.executable, str(script), f"--model={model}", f"--data={data}", f"--out={out}", f"--seed={seed}", *flags]
+
+
+def start(words: list[str], out: Path, environment: dict[str, str]) -> None:
+    """One run to its end; leaves its seconds and its peak of memory, which a run in two parts does not know."""
+    resumed = (out / "checkpoint").exists()
+    begun, log = time.monotonic(), out.with_suffix(".log")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as said:
+        process = subprocess.Popen([*words, "--resume"], stdout=said, stderr=said, env=os.environ | environment)
+        _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise InputError(f"{log}: a run ended early; its last lines say why")
+    unit = 1 if sys.platform == "darwin" else 1024
+    measured = {"seconds": time.monotonic() - begun, "bytes": used.ru_maxrss * unit}
+    write_json(out / DONE, dict.fromkeys(measured) if resumed else measured)
+
+
+def result(out: Path) -> dict:
+    """What a finished run left: accuracy at its end, parameters trained, size of the adapter, seconds, memory."""
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    trained = re.search(r"^total .*?([\d,]+) trained", (out / "training_log.txt").read_text(), re.MULTILINE)[1]
+    weights = next((out / "final").glob("*model.safetensors"))
+    last = next(record for record in reversed(records) if "validation_accuracy" in record)
+    told = {"accuracy": last["validation_accuracy"], "loss": last["validation_loss"], "stored": weights.stat().st_size}
+    return told | {"trained": int(trained.replace(",", ""))} | json.loads((out / DONE).read_text())
+
+
+def row(setting: dict, results: list[dict], default: list[dict]) -> str:
+    """A line of the table. A difference is called so from two standard errors on."""
+    of = lambda name, results: [100 * r[name] if name == "accuracy" else r[name] for r in results if r[name]]
+    spread = lambda values: statistics.stdev(values) if len(values) > 1 else float("nan")
+    ours, theirs = of("accuracy", results), of("accuracy", default)
+    gained = statistics.mean(ours) - statistics.mean(theirs)
+    error = (spread(ours) ** 2 / len(ours) + spread(theirs) ** 2 / len(theirs)) ** 0.5
+    against = "–" if results is default else f"{gained:+.2f}" if abs(gained) > 2 * error else "within the noise"
+    seconds, memory = ([value for value in of(name, results)] for name in ("seconds", "bytes"))
+    middle = lambda values, unit: f"{statistics.median(values) / unit:,.0f}" if values else "–"
+    shown = [f"{statistics.mean(ours):.2f} ± {spread(ours):.2f}", against, f"{results[0]['trained']:,}",
+             f"{results[0]['stored'] / 1e6:,.2f}", middle(seconds, 1), middle(memory, 2**20)]  # fmt: skip
+    return f"| {named(setting)} | " + " | ".join(shown) + " |"
+
+
+HEAD = """\
+| setting | accuracy, % | against the default | trained | MB stored | seconds | MiB of memory |
+| --- | --- | --- | ---: | ---: | ---: | ---: |
+"""
+
+
+def summarise(plan: dict, out: Path, seeds: list[int]) -> str:
+    """The table of all settings of which every seed is finished, and the picture."""
+    found = {}
+    for setting in [{}, *itertools.chain(*(settings for _, settings in plan["groups"]))]:
+        folders = [out / named(setting) / str(seed) for seed in seeds]
+        if all((folder / DONE).exists() for folder in folders):
+            found[named(setting)] = [result(folder) for folder in folders]
+    if "the default" not in found:
+        return "no setting is finished yet"
+    text, default = "", found["the default"]
+    for title, settings in plan["groups"]:
+        there = [setting for setting in settings if named(setting) in found]
+        text += f"\n{title}\n\n{HEAD}" + "".join(row(s, found[named(s)], default) + "\n" for s in there)
+    write_text(out / "table.md", text)
+    draw([(title, [s for s in settings if named(s) in found]) for title, settings in plan["groups"]], found, out)
+    return text
+
+
+def draw(groups: list, found: dict, out: Path) -> None:
+    """A panel for each group: the accuracy of each seed as a point, the mean as a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(groups), figsize=(3 * len(groups), 4), sharey=True, layout="constrained")
+    for axis, (title, settings) in zip(np.atleast_1d(axes), groups, strict=True):
+        points = [[100 * r["accuracy"] for r in found[named(setting)]] for setting in settings]
+        for place, values in enumerate(points):
+            axis.plot([place] * len(values), values, "o", color="0.6", markersize=4)
+        axis.plot(range(len(points)), [statistics.mean(values) for values in points], "_", markersize=14, color="C0")
+        axis.set_xticks(
+            range(len(points)), [named(setting) for setting in settings], rotation=60, ha="right", fontsize=7
+        )
+        axis.set_title(title, fontsize=9)
+        axis.grid(alpha=0.3)
+    np.atleast_1d(axes)[0].set_ylabel("validation accuracy, %")
+    figure.savefig(out / "picture.png", dpi=120)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("plan", type=Path, nargs="?", default=Path(__file__).with_name("reviews.toml"))
+    parser.add_argument("--data", help="where the data set lies, instead of what the file names")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; each gets its share of the cores, or a GPU")
+    parser.add_argument("--dry-run", action="store_true", help="say what is still to be run, and do nothing")
+    parser.add_argument("--table", action="store_true", help="draw table and picture of what is finished")
+    arguments = parser.parse_args()
+    plan = read_plan(arguments.plan)
+    if arguments.data:
+        plan["data"] = arguments.data
+    out, seeds = ROOT / "out-experiments" / arguments.plan.stem, plan["seeds"]
+    settings = {named(s): s for s in [{}, *itertools.chain(*(settings for _, settings in plan["groups"]))]}
+    left = [(s, seed) for seed in seeds for n, s in settings.items() if not (out / n / str(seed) / DONE).exists()]
+    taken = [json.loads(path.read_text())["seconds"] for path in out.glob(f"*/*/{DONE}")]
+    each = statistics.median([s for s in taken if s] or [plan.get("seconds", 300)])
+    hours = len(left) * each / arguments.jobs / 3600
+    print(
+        f"{len(settings)} settings, {len(seeds)} seeds: {len(left)} runs are left, of {each:.0f} s, {hours:.1f} hours"
+    )
+    if arguments.table or arguments.dry_run:
+        return print(summarise(plan, out, seeds) if arguments.table else "", end="")
+    model, data = prepare_data(plan, out)
+    threads = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    slots, places = threading.local(), itertools.count()
+
+    def one(job: tuple) -> None:
+        slots.number = getattr(slots, "number", None) or next(places) + 1
+        environment = {"OMP_NUM_THREADS": threads}
+        if arguments.jobs > 1 and (gpus := torch.cuda.device_count()):
+            environment["CUDA_VISIBLE_DEVICES"] = str((slots.number - 1) % gpus)
+        setting, seed = job
+        folder = out / named(setting) / str(seed)
+        print(f"{named(setting)}, seed {seed}", flush=True)
+        start(command(plan, setting, seed, folder, model, data), folder, environment)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(one, left))
+    print(summarise(plan, out, seeds))
+
+
+if __name__ == "__main__":
+    run_main(main)
