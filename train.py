@@ -139,7 +139,7 @@ def build_model(config: Config, label_names: list[str], pairs: bool = False) -> 
     if config.rank:
         mark_only_lora_as_trainable(model)
     repeated = model.bert.encoder.layer[:-1]  # the last one, for [CLS] alone, is another computation
-    devices.place(model, repeated, config.device, config.dtype, config.compile)
+    devices.place(model, repeated, config.device, config.dtype, config.compile, config.gradient_checkpointing)
     return model
 
 

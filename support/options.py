@@ -45,6 +45,7 @@ class Surroundings:
     resume: bool = option(False, "go on from the checkpoint in --out, if there is one")
     overwrite: bool = option(False, "replace a finished run in --out")
     offline_fallback: bool = option(False, "where the Hub is out of reach, train MiniLM on movie reviews instead")
+    gradient_checkpointing: bool = option(False, "compute the layers again in the backward pass: less memory, as exact")
     push_to_hub: bool = option(False, "upload the best adapter to the Hub afterwards, as --hub-model-id")
     hub_model_id: str = option("", "where to push to: owner/name")
     hub_private: bool = option(False, "if that repository is new, make it private")

@@ -209,6 +209,21 @@ def test_a_run_whose_classes_were_renamed_is_not_gone_on_with(quick, refused, so
     assert "started with classes ['negative', 'positive'], not ['positive', 'negative']" in problem
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+def test_recomputed_layers_train_to_the_same_bytes(quick, tmp_path, rank):
+    """With dropout; and the forward pass keeps less than half of what it keeps otherwise."""
+    kept = []
+    for name, more in ("kept", []), ("recomputed", ["--gradient-checkpointing"]):
+        sizes = []
+        count = lambda tensor, sizes=sizes: sizes.append(tensor.nbytes) or tensor
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            quick(tmp_path / name, "--rank", rank, *more)
+        kept.append(sum(sizes))
+    for file in "metrics.jsonl", f"best/{'adapter_' * bool(rank)}model.safetensors":
+        assert (tmp_path / "kept" / file).read_bytes() == (tmp_path / "recomputed" / file).read_bytes()
+    assert kept[1] < kept[0] / 2, kept
+
+
 @pytest.mark.parametrize("arguments, problem", [
     ("--rank -1", "--rank -1 is not at least 0"),
     ("--batch-size 0", "--batch-size 0 is not at least 1"),
