@@ -60,7 +60,7 @@ class Config(Surroundings):
     dropout: float = option(0.05, "dropout on what the adapters read", BELOW_1, also="lora-dropout")
     targets: str = option("query,value", "the layers to adapt, by the ends of their names, or all-linear")
     max_length: int = option(128, "tokens that a text is cut to", AT_LEAST_3)
-    seed: int = option(42, "of everything random", INT64)
+    seed: int = option(42, "of everything random; a CPU gives the same bytes with as many threads, OMP_NUM_THREADS", INT64)
     device: str = option("auto", "cuda, mps or cpu", ["auto", "cuda", "mps", "cpu"])
     dtype: str = option("auto", "of the matrix products", ["auto", "float32", "bfloat16"])
     compile: str = option("auto", "torch.compile: on CUDA only, always or never", ["auto", "yes", "no"])
@@ -116,12 +116,11 @@ def set_up(config: Config) -> Run:
     matrices, vectors = [p for p in trained.values() if p.ndim > 1], [p for p in trained.values() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    data = [train.input_ids, train.labels, validation.input_ids, validation.labels]
-    contents = fingerprint(hub.find_file(config.model, "model.safetensors"), data)
-    identity = options.deciding_options(config) | {"contents": contents, "classes": [*model.config.id2label.values()]}
-    out = Path(config.out)
+    device, log, out = model.classifier.weight.device, Log(Path(config.out) / run_folder.LOG), Path(config.out)
+    contents = fingerprint(config.model, config.init_adapter, [vars(train), vars(validation)])
+    identity = options.identity(config, device.type) | {"metric": task.metric, "contents": contents}
+    identity |= {"classes": [*model.config.id2label.values()]}
     kept = Checkpoint(out / run_folder.CHECKPOINT, identity, config.save_every, trained, optimizer)
-    device, log = model.classifier.weight.device, Log(out / run_folder.LOG)
     return Run(config, device, model, optimizer, train.to(device), validation.to(device), task.metric, log, kept)
 
 
@@ -262,29 +261,29 @@ def save_model(run: Run, folder: Path) -> None:
     else:
         run.model.save_pretrained(folder)
         base_files.copy_tokenizer(config.model, folder)
-    card = report.model_card(asdict(config), options.changed_flags(config), run.progress.history, run.steps)
-    write_text(folder / "README.md", card)
+    write_text(folder / "README.md", report.model_card(config, folder, run.progress.history, run.steps))
 
 
 def train(config: Config, notice: str = "") -> None:
     """Trains, evaluates and writes everything, as the head of this file says."""
     out = Path(config.out)
-    run_folder.refuse_to_overwrite(out, config.resume, config.overwrite)
+    run_folder.refuse_to_overwrite(asdict(config))
     if config.push_to_hub:
         hub.check_login(config.hub_model_id if config.rank else "")
     run = set_up(config)
-    with run_folder.claimed(out, config.resume, config.overwrite) as resuming:
+    chosen = options.deciding_options(config) | asdict(config)
+    with run_folder.claimed(chosen, run.log.say) as resuming:
         if resuming:
             run.progress = run.checkpoint.load(run.steps)
-        run_folder.write_options(out, options.deciding_options(config) | asdict(config))
+            run_folder.write_options(chosen)
         run.log.say("\n".join([notice, summary(run)]).strip())
         if resuming:
-            run.log.say(f"resuming at step {run.progress.step} of {run.steps}")
+            run.log.say("\n".join([f"resuming at step {run.progress.step} of {run.steps}", *run.checkpoint.notes]))
         stop = console.catch_signals()
         with advice(run.progress, asdict(config), lambda step: learning_rate(config, step, run.steps)):
             fit(run, stop)
         if run.progress.step < run.steps:
-            again = console.command_to_resume()
+            again = console.command_to_resume(config.out)
             run.log.say(f"stopped at step {run.progress.step} of {run.steps}; to go on: {again}")
             sys.exit(128 + stop[0])
         report.plot_curves(run.progress.history, out / "training_curves.png")
@@ -296,10 +295,12 @@ def train(config: Config, notice: str = "") -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # in PyTorch's loading code a KeyboardInterrupt can get lost
-    given, notice = options.parse_options(Config, sys.argv[1:], __doc__), ""
+    given = options.parse_options(Config, sys.argv[1:], __doc__)
+    former, notice = run_folder.former_options(Config(**given))
+    given = former | given
     config = Config(**given)
     if config.offline_fallback and not given.keys() & {"model", "data"}:
-        run_folder.refuse_to_overwrite(Path(config.out), config.resume, config.overwrite)  # before any download
+        run_folder.refuse_to_overwrite(asdict(config))  # before any download
         defaults, notice = official_or_offline()
         config = Config(**defaults | given)
     if config.init_adapter:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from support.files import InputError, listing, open_safetensors, read_json, read_tensor, write_json, write_tensors
 from support.hub import find_file
+from support.offline import found_again
 
 PREFIX = "base_model.model."
 KNOWN = {"target_modules", "r", "lora_alpha", "lora_dropout", "use_rslora", "base_model_name_or_path", "revision"}
@@ -92,7 +93,7 @@ def named_base(adapter: str) -> str:
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(base, str) or not base:
         raise InputError(f"{adapter}: adapter_config.json names no base model; give one with --model")
-    return f"{base}@{revision}" if revision else base
+    return f"{base}@{revision}" if revision else found_again(base)
 
 
 def as_options(adapter: str, given: dict) -> dict:

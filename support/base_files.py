@@ -14,6 +14,7 @@ from support.files import InputError, first_line, read_json, write_json, written
 from support.hub import find_file
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+MODEL_FILES = ("config.json", "model.safetensors", *TOKENIZER_FILES)  # all that a model of ours consists of
 TOKENIZER_PARTS = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
 # What config.json may say of what is no field of BertConfig; what an absent one means comes first.
 SUPPORTED = {

@@ -17,15 +17,26 @@ from torch.optim import Optimizer
 
 from support.devices import is_out_of_memory
 from support.files import InputError, write_tensors
+from support.hub import find_file
 from support.progress import Progress
 
+# Where a run reads from. What it reads is hashed: the same read in another place, or by another name, is the same.
+SOURCES = ("model", "data", "init_adapter", "text_columns", "label_column")
 
-def fingerprint(weights: str | Path, tensors: list[Tensor]) -> str:
-    """One hash of a file's bytes and of tensors on a CPU: what a run was started with."""
-    with open(weights, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256")
-    for tensor in tensors:
-        sha256.update(tensor.numpy())
+
+def fingerprint(model: str, adapter: str, splits: list[dict]) -> str:
+    """One hash of what a run is started with: a base, an adapter or "", and splits of data, each as tensors, arrays
+    and None by name, on a CPU."""
+    files = [find_file(model, "config.json"), find_file(model, "model.safetensors")]
+    if adapter:
+        files += [find_file(adapter, "adapter_config.json"), find_file(adapter, "adapter_model.safetensors")]
+    sha256 = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            sha256.update(hashlib.file_digest(file, "sha256").digest())
+    for name, values in ((name, values) for split in splits for name, values in split.items() if values is not None):
+        sha256.update(f"{name} {len(values)}".encode())
+        sha256.update(memoryview(values.numpy() if isinstance(values, Tensor) else values))
     return sha256.hexdigest()
 
 
@@ -55,6 +66,7 @@ class Checkpoint:
         self.trained, self.optimizer = trained, optimizer
         self.on_cuda = any(parameter.is_cuda for parameter in trained.values())
         self.saved, self.cost = time.perf_counter(), 0.0
+        self.notes: list[str] = []  # what load() found to be another than it was, and went on with
 
     def tensors(self) -> dict[str, Tensor]:
         """The very tensors that a run consists of: parameter.NAME, exp_avg.NAME, exp_avg_sq.NAME, step.NAME."""
@@ -76,7 +88,8 @@ class Checkpoint:
     def save(self, progress: Progress) -> None:
         begun = time.perf_counter()
         tensors = random_state(self.on_cuda) | self.tensors()
-        header = {"identity": json.dumps(self.identity), "progress": json.dumps(asdict(progress))}
+        identity = self.identity | {"threads": torch.get_num_threads()}
+        header = {"identity": json.dumps(identity), "progress": json.dumps(asdict(progress))}
         self.path.parent.mkdir(exist_ok=True)
         write_tensors(self.path, tensors, header | {"sha256": digest(header, tensors)})
         self.saved = time.perf_counter()
@@ -84,15 +97,17 @@ class Checkpoint:
 
     @torch.no_grad()
     def load(self, steps: int) -> Progress:
-        """Copies what was saved to where it came from, and returns the progress.
+        """Copies what was saved to where it came from, and returns the progress; `notes` says what became another.
 
         Raises InputError if the file is damaged, or was written by a run of another identity or of fewer `steps`.
         """
         try:
             header, found = self.read()
             progress = Progress(**json.loads(header["progress"]))
-            self.refuse_another_run(json.loads(header["identity"]))
+            then = json.loads(header["identity"])
+            self.refuse_another_run(then)
             progress.check(steps)
+            self.notes = self.changes(then)
             if ("random.cuda" in found) != self.on_cuda:
                 there, here = ("a GPU", "a CPU") if "random.cuda" in found else ("a CPU", "a GPU")
                 raise InputError(f"{self.path}: that run was on {there}, and this one is on {here}")
@@ -120,9 +135,27 @@ class Checkpoint:
         return header, found
 
     def refuse_another_run(self, then: dict) -> None:
-        """Raises InputError, naming the first thing that was another `then`."""
-        differing = next((name for name, value in self.identity.items() if then.get(name) != value), None)
+        """Raises InputError, naming the first thing that was another `then`; more epochs may be asked for."""
+        differing = [name for name, value in self.identity.items() if then.get(name) != value]
+        if "contents" not in differing:
+            differing = [name for name in differing if name not in SOURCES]
+        if "epochs" in differing and then["epochs"] < self.identity["epochs"]:
+            differing.remove("epochs")
         if differing:
-            what = f"{differing} {then.get(differing)!r}, not {self.identity[differing]!r}"
-            what = "other weights or data" if differing == "contents" else what
+            first = differing[0]
+            what = f"{first} {then.get(first)!r}, not {self.identity[first]!r}"
+            what = "other weights or data" if first == "contents" else what
             raise InputError(f"{self.path}: that run was started with {what}; --overwrite starts anew")
+
+    def changes(self, then: dict) -> list[str]:
+        """Lines on what is another than `then`, but does not keep the run from going on."""
+        notes, threads, now = [], then["threads"], torch.get_num_threads()
+        if threads != now and not self.on_cuda:
+            same = f"OMP_NUM_THREADS={threads} would give the same bytes as a run that never stopped"
+            notes.append(f"the number of CPU threads is {now}, and was {threads} until here: {same}")
+        if then.get("epochs") != self.identity.get("epochs"):
+            notes.append(
+                f"{self.identity['epochs']} epochs instead of {then['epochs']}: the learning rate's line is drawn anew "
+                "over all steps, so that the rate goes up here; not the same as so many epochs from the start"
+            )
+        return notes

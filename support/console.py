@@ -44,10 +44,9 @@ def catch_signals() -> list[int]:
     return stop
 
 
-def command_to_resume() -> str:
-    """The command line of this process, with --resume."""
-    words = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
-    return shlex.join([sys.executable, *words, "--resume"])
+def command_to_resume(out: str) -> str:
+    """The command line that goes on with the run in `out`."""
+    return shlex.join([sys.executable, sys.argv[0], "--resume", f"--out={out}"])
 
 
 def prompt(answer, switch) -> None:

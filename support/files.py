@@ -26,11 +26,16 @@ def listing(names: list[str]) -> str:
 # Writing.
 
 
+def temporary_for(path: str | Path) -> Path:
+    """Where the file `path` is written before it takes its place."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.tmp")
+
+
 @contextlib.contextmanager
 def written_whole(path: str | Path):
     """Yields a temporary path beside `path`; what the block writes there becomes `path` whole, or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_for(path)
     try:
         temporary.unlink(missing_ok=True)  # were it a link, it would be written through
         yield temporary

