@@ -3,6 +3,8 @@
 # make merge   out/best as a plain checkpoint       make faults  kills, full disks, races, for real
 # make clean   removes .venv and offline/
 #
+# make merge replaces a merged/ that holds a model and nothing else, and refuses any other.
+#
 # make train ARGS="--epochs 1" passes options on; make train PYTHON=/path/to/python uses that
 # environment as it is and installs nothing.
 
@@ -33,7 +35,7 @@ faults: $(ready-dev)
 	$(PYTHON) tests/faults.py $(ARGS)
 
 merge: $(ready)
-	$(PYTHON) lora.py merge out/best merged $(ARGS)
+	$(PYTHON) lora.py merge --overwrite out/best merged $(ARGS)
 
 clean:
 	rm -rf .venv offline .older

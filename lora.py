@@ -315,12 +315,14 @@ class AdapterBank:
         return [logits[order.index(i)] for i in range(len(names))]
 
 
-def merge(adapter: str, folder: str, base: str | None, dtype: str) -> None:
+def merge(adapter: str, folder: str, base: str | None, dtype: str, overwrite: bool) -> None:
     """Leaves in `folder` the plain BERT that an adapter makes of its base, with the base's tokenizer."""
-    model = merge_lora_weights(open_adapter(adapter, base))
-    base = model.lora_config["base_model_name_or_path"]
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
-    base_files.copy_tokenizer(base, folder)
+    base = base or adapter_files.named_base(adapter)
+    sources = [hub.find_file(adapter, "adapter_model.safetensors"), hub.find_file(base, "model.safetensors")]
+    with base_files.model_written_whole(folder, sources, overwrite) as temporary:
+        model = merge_lora_weights(open_adapter(adapter, base))
+        model.to(getattr(torch, dtype)).save_pretrained(temporary)
+        base_files.copy_tokenizer(base, temporary)
     print(f"{folder}: {adapter} merged into {base}")
 
 
@@ -332,6 +334,7 @@ def main() -> None:
     command.add_argument("folder", help="where the checkpoint goes")
     command.add_argument("--model", dest="base", help="the base model (default: the one that the adapter names)")
     command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    command.add_argument("--overwrite", action="store_true", help="replace the model in the folder, if it is no source")
     command.set_defaults(run=merge)
     command = commands.add_parser("push", help="upload an adapter and its model card to the Hugging Face Hub")
     command.add_argument("folder", metavar="adapter", help="a directory such as out/best")

@@ -60,7 +60,7 @@ class Config(Surroundings):
     dropout: float = option(0.05, "dropout on what the adapters read", BELOW_1, also="lora-dropout")
     targets: str = option("query,value", "the layers to adapt, by the ends of their names, or all-linear")
     max_length: int = option(128, "tokens that a text is cut to", AT_LEAST_3)
-    seed: int = option(42, "of everything random; a CPU gives the same bytes with as many threads, OMP_NUM_THREADS", INT64)
+    seed: int = option(42, "of everything random: the same bytes on as many CPU threads (OMP_NUM_THREADS)", INT64)
     device: str = option("auto", "cuda, mps or cpu", ["auto", "cuda", "mps", "cpu"])
     dtype: str = option("auto", "of the matrix products", ["auto", "float32", "bfloat16"])
     compile: str = option("auto", "torch.compile: on CUDA only, always or never", ["auto", "yes", "no"])

@@ -4,13 +4,16 @@ What this project computes is one architecture, BERT's, with its own tokenizer; 
 else is refused by the name of the field.
 """
 
+import contextlib
+import fcntl
+import os
 import shutil
 from dataclasses import fields
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from support.files import InputError, first_line, read_json, write_json, written_whole
+from support.files import InputError, first_line, listing, read_json, temporary_for, write_json, written_whole
 from support.hub import find_file
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
@@ -117,3 +120,76 @@ def copy_tokenizer(base: str, folder: str | Path) -> None:
         if (source := find_file(base, name, required=False)) is not None:
             with written_whole(Path(folder) / name) as path:
                 shutil.copyfile(source, path)
+
+
+# A whole model.
+
+
+@contextlib.contextmanager
+def model_written_whole(folder: str, sources: list[Path], overwrite: bool):
+    """Yields a temporary directory beside `folder`; what the block writes there becomes `folder` whole, or not at all.
+
+    Raises InputError where something stands there already, but with `overwrite` for files of a plain model and no
+    others. A directory in which one of the files `sources` lies, which the block reads, is never replaced.
+    """
+    target = Path(os.path.realpath(folder))
+    temporary, old = temporary_for(target), target.with_name(f".{target.name}.old")
+    refuse_to_replace(folder, target, sources, overwrite)
+    temporary.mkdir(parents=True, exist_ok=True)
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{folder}: another process is writing it; wait for it") from None
+    try:
+        remove_model(temporary, only_files=True)  # of one that was killed
+        if names := os.listdir(temporary):
+            raise InputError(f"{temporary}: holds {listing(names)}, and should be empty; move it")
+        if old.is_dir() and not target.exists():  # killed between the two renames below
+            old.rename(target)
+        remove_model(old)
+        refuse_to_replace(folder, target, sources, overwrite)
+        yield temporary
+        refuse_to_replace(folder, target, sources, overwrite)  # what has come there in the meantime
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        remove_model(old)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove_model(temporary)
+        raise
+    finally:
+        os.close(lock)
+
+
+def refuse_to_replace(folder: str, target: Path, sources: list[Path], overwrite: bool) -> None:
+    """Raises InputError if the directory `target`, given as `folder`, must stay as it is."""
+    for path in sources:
+        places = Path(os.path.realpath(path.parent)) / path.name, Path(os.path.realpath(path))
+        if any(target in place.parents for place in places):
+            raise InputError(f"{folder}: holds {path}, which is to be read; give another directory")
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise InputError(f"{folder}: a file; give another directory")
+    names = sorted(path.name for path in target.iterdir())
+    foreign = [name for name in names if name not in MODEL_FILES or not (target / name).is_file()]
+    if foreign:
+        raise InputError(f"{folder}: holds {listing(foreign)}, which no merge wrote; give another directory")
+    if names and not overwrite:
+        raise InputError(f"{folder}: holds a model; --overwrite replaces it, another directory keeps it")
+    if target == Path.cwd():
+        raise InputError(f"{folder}: the directory you are in, which cannot be replaced; give another")
+
+
+def remove_model(folder: Path, only_files: bool = False) -> None:
+    """Removes what a model consists of from a directory, and unless `only_files` the directory.
+
+    Raises OSError where there is more in it.
+    """
+    for name in MODEL_FILES:
+        for path in (folder / name, temporary_for(folder / name)):
+            path.unlink(missing_ok=True)
+    if not only_files and folder.is_dir():
+        folder.rmdir()

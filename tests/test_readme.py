@@ -27,6 +27,7 @@ def home(minilm, table, tmp_path, hub):
     for name in ("bert.py", "lora.py", "data.py", "train.py", "sample.py", "support"):
         (home / name).symlink_to(ROOT / name)
     (home / "offline").symlink_to(ROOT / "offline")
+    (home / "all-MiniLM-L6-v2").symlink_to(minilm)  # as a card names a base that lies on somebody's machine
     shutil.copy(table, home / "reviews.csv")
     (home / "reviews.txt").write_text("great film\ntwo hours I will not get back\n")
 
@@ -49,9 +50,10 @@ def test_the_commands(home, minilm):
     assert len(COMMANDS) == 10
     for line in COMMANDS:
         words = shlex.split(line.replace("DIR_OR_HUB_ID", minilm), comments=True)[1:]
-        if "--resume" in words:  # with "the same options"
+        if "--resume" in words:  # with no other options
             shutil.rmtree(home / "out" / "final")
-            words += ["--model", minilm, "--data", "reviews.csv", *TRAINED]
+        if "merge" in words:
+            shutil.rmtree(home / "merged")
         said = run(*words)
         if "great film" in words:
             assert all(re.match(r"(positive|negative) +\d", answer) for answer in said.splitlines()), said

@@ -1,8 +1,16 @@
-"""What config.json and the tokenizer of a base model may not ask for."""
+"""What config.json and the tokenizer of a base model may not ask for, and what a merged model may replace."""
+
+import filecmp
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
-from helpers import edit_json, saved_base
+from helpers import ROOT, edit_json, saved_base
 
+import lora
 from bert import BertModel
 from support.files import InputError
 
@@ -23,3 +31,67 @@ def test_unsupported_config_is_named(tmp_path, name):
     edit_json(base / "config.json", **{name: UNSUPPORTED[name]})
     with pytest.raises(InputError, match=rf"config\.json: .*{name}"):
         BertModel.from_pretrained(base)
+
+
+# What a merged model may replace.
+
+
+@pytest.fixture(scope="module")
+def trained(quick, tiny, tmp_path_factory) -> Path:
+    """A directory with a base and an adapter of it, out/best."""
+    home = tmp_path_factory.mktemp("trained")
+    shutil.copytree(tiny, home / "base")
+    quick(home / "out", "--model", home / "base")
+    return home
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_merge_replaces_only_a_merged_model_and_only_when_told(run, trained, tmp_path):
+    merged, merge = tmp_path / "merged", [ROOT / "lora.py", "merge", trained / "out" / "best"]
+    assert run(*merge, f"{merged}/").returncode == 0
+    assert os.listdir(tmp_path) == ["merged"] and {p.name for p in merged.iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.json"}  # fmt: skip
+    before = contents(merged)
+    done = run(*merge, merged, "--dtype", "float16")
+    assert done.returncode == 2 and "holds a model; --overwrite replaces it" in done.stderr
+    assert contents(merged) == before
+    done = run(*merge, merged, "--dtype", "float16", "--overwrite")
+    assert done.returncode == 0 and os.listdir(tmp_path) == ["merged"], done.stderr
+    assert os.path.getsize(merged / "model.safetensors") < 0.6 * len(before["model.safetensors"])
+    (merged / "thesis.txt").write_text("mine")
+    done = run(*merge, merged, "--overwrite")
+    assert done.returncode == 2 and "holds thesis.txt, which no merge wrote" in done.stderr
+    (tmp_path / "empty").mkdir()
+    assert run(*merge, tmp_path / "empty").returncode == 0 and contents(tmp_path / "empty") == before
+
+
+@pytest.mark.parametrize("folder", ["base", "out/best", "out/best/../../base/", "link", "linked", ".", "file"])
+def test_a_merge_never_replaces_its_sources(trained, tmp_path, folder, monkeypatch):
+    home = shutil.copytree(trained, tmp_path / "home")
+    edit_json(home / "out" / "best" / "adapter_config.json", base_model_name_or_path=str(home / "base"))
+    (home / "link").symlink_to(home / "base")
+    (home / "file").write_text("mine")
+    if folder == "linked":  # the base is links into it, as in the Hub's cache
+        (home / "base").rename(home / "linked")
+        (home / "base").mkdir()
+        for path in (home / "linked").iterdir():
+            (home / "base" / path.name).symlink_to(path)
+    before = contents(home)
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "argv", ["lora.py", "merge", "out/best", folder, "--overwrite"])
+    with pytest.raises(InputError, match=rf"^{re.escape(folder)}: .*; give another directory"):
+        lora.main()
+    assert contents(home) == before
+
+
+def test_make_merge_goes_on_working(run, trained, tmp_path):
+    (tmp_path / "out").symlink_to(trained / "out")
+    for name in "bert.py", "lora.py", "support", "Makefile":
+        (tmp_path / name).symlink_to(ROOT / name)
+    for _ in range(2):
+        done = run("-c", "import os, sys; os.execlp('make', 'make', 'merge', f'PYTHON={sys.executable}')", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert filecmp.cmp(tmp_path / "merged" / "tokenizer.json", trained / "base" / "tokenizer.json", shallow=False)
