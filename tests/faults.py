@@ -36,6 +36,7 @@ from matplotlib import pyplot
 from pyarrow import csv, json, parquet  # noqa: F401
 
 import bert
+import lora
 import sample
 import train
 from support.console import run_main
@@ -101,7 +102,7 @@ def folder() -> Path:
 
 def half_done(of: str = "half") -> Path:
     """A copy of a run that was killed in the middle, after a checkpoint."""
-    return shutil.copytree(HOME / of, folder())
+    return shutil.copytree(HOME / of / "out", folder())
 
 
 # What must hold.
@@ -353,6 +354,123 @@ def links(quick):
         yield f"{name} a {'' if there else 'dangling '}link, {begin.__name__}", trouble
 
 
+MINE = {"thesis.txt": b"mine", "best/novel.txt": b"mine", "checkpoint/old/notes.txt": b"mine", "final/.hidden": b"mine"}
+
+
+def put(out: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(content)
+    return out
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def foreign_files(quick):
+    """What no run left, under a run's names, with every option: named, and left as it is."""
+    names = [*FILES, *(f"{name}/mine" for name in FOLDERS), "final/README.md", ".config.toml.tmp", "final/config.json"]
+    for name, options in itertools.product(names, ([], ["--resume"], ["--overwrite"])):
+        if not quick or (name, options) == ("best/mine", ["--overwrite"]):
+            out = put(folder(), {name: b"mine", "thesis.txt": b"mine"})
+            result, kept = train_in(out, *options), all_bytes(out) == {name: b"mine", "thesis.txt": b"mine"}
+            fine = is_line(result, f"{re.escape(str(out))}/{name.removesuffix('/mine')} is in the way")
+            yield f"{name} {options}", "" if fine and kept else f"kept {kept}, {show(result)}"
+
+
+def foreign_files_and_kills(quick):
+    """Files put among those of a finished run, which is replaced, and dies at it: they are there whatever happens."""
+    for n in itertools.count(1 + DRAW.randrange(40), 40) if quick else itertools.count(1):
+        out = put(half_done("reference"), MINE)
+        result = train_in(out, "--overwrite", inside=at_change(out, n, die, EVERYTHING))
+        kept = {name: content for name, content in all_bytes(out).items() if name in MINE} == MINE
+        if result[0] != 0:
+            again = train_in(out, "--resume")
+            again = train_in(out, "--overwrite") if is_line(again, "finished run") else again
+            kept = kept and {name: b for name, b in all_bytes(out).items() if name in MINE} == MINE
+            right = again[0] == 0 and difference(out, REFERENCE | MINE) == ""
+            yield f"at change {n}", "" if kept and right else f"kept {kept}, {show(again)}"
+            continue
+        yield "no kill", "" if kept else "a file of somebody else's is gone"
+        return
+
+
+def inputs_inside(quick):
+    """A base, an adapter or data that lie where the run would write: refused, and as they were."""
+    for inside, name in itertools.product(("best", "final", "checkpoint"), ("--model", "--init-adapter", "--data")):
+        for options, linked in itertools.product(([], ["--resume"], ["--overwrite"]), (False, True)):
+            if quick and (inside, options) != ("best", ["--overwrite"]):
+                continue
+            out = half_done("reference")
+            if name == "--model":
+                shutil.copytree(HOME / "base", out / inside, dirs_exist_ok=True)
+            elif name == "--init-adapter":
+                shutil.copytree(HOME / "reference" / "out" / "best", out / inside, dirs_exist_ok=True)
+            else:
+                shutil.copy(HOME / "reviews.parquet", out / inside / "train.parquet")
+                shutil.copy(HOME / "reviews.parquet", out / inside / "validation.parquet")
+            link = out.parent / "link"
+            link.symlink_to(out / inside)
+            before = all_bytes(out)
+            result, kept = train_in(out, name, link if linked else out / inside, *options), all_bytes(out) == before
+            fine = kept and is_line(result, f"{name} .* lies in what --out")
+            what = f"{name} {inside}{', through a link' * linked} {options}"
+            yield what, "" if fine else f"kept {kept}, {show(result)}"
+
+
+def own_config(quick):
+    """A finished run is replaced by its own config.toml, and dies at it: the file is always there, and whole."""
+    for n in itertools.count(1 + DRAW.randrange(40), 40) if quick else itertools.count(1):
+        out = half_done("reference")
+        again = ["--config", out / "config.toml", "--out", out, "--overwrite"]
+        result = finish(start(*again, inside=at_change(out, n, die, EVERYTHING)))
+        if result[0] == 0:
+            return
+        alone = finish(start("--resume", "--out", out))
+        alone = finish(start(*again)) if is_line(alone, "finished run") else alone
+        yield f"at change {n}", difference(out, REFERENCE) if alone[0] == 0 else show(alone)
+
+
+def more_epochs(quick):
+    """A finished run is asked for more epochs, and dies in them: `--resume --out` goes on to the same bytes."""
+    whole = half_done("reference")
+    assert (result := finish(start("--resume", "--out", whole, "--epochs", 3))) == (0, ""), show(result)
+    reference = contents(whole)
+    for n in itertools.count(1 + DRAW.randrange(40), 40) if quick else itertools.count(1):
+        out = half_done("reference")
+        child = start("--resume", "--out", out, "--epochs", 3, inside=at_change(out, n, die, EVERYTHING))
+        if finish(child)[0] == 0:
+            return
+        for options in [], ["--epochs", 3]:  # killed before it had begun, it is still the shorter run
+            result = finish(start("--resume", "--out", out, *options))
+            good = result[0] == 0 or is_line(result, "finished run")
+            if not good:
+                break
+        yield f"at change {n}", difference(out, reference) if good else show(result)
+
+
+def killed_in_merge(quick):
+    """A merged model is replaced by another, and dies at it: the directory has one of the two, or none, never both."""
+    home = folder().parent
+    merge = lambda inside=None, *more: finish(
+        start("merge", HOME / "reference" / "out" / "best", home / "m", *more, inside=inside, program=lora)
+    )
+    after = merge(), all_bytes(home / "m")
+    (home / "m" / "config.json").unlink()
+    before = merge(None, "--overwrite", "--dtype", "float16"), all_bytes(home / "m")
+    assert after[0] == before[0] == (0, "") and before[1] != after[1]
+    for n in itertools.count(1, 9 if quick else 1):
+        result = merge(at_change(home, n, die, EVERYTHING), "--overwrite")
+        found = all_bytes(home / "m") if (home / "m").exists() else None
+        whole = found in (before[1], after[1], None)
+        again = merge(None, "--overwrite", "--dtype", "float16")
+        clean = os.listdir(home) == ["m"] and all_bytes(home / "m") == before[1]
+        if result[0] == 0:
+            return
+        yield f"at change {n}", "" if whole and clean and again[0] == 0 else f"whole {whole}, clean {clean}"
+
+
 def read_only(quick):
     out = folder()
     out.mkdir()
@@ -388,6 +506,12 @@ FAULTS = {
     "files and directories of the wrong kind": wrong_kinds,
     "symbolic links out of --out": links,
     "a read-only --out": read_only,
+    "foreign files in --out": foreign_files,
+    "foreign files in --out, and kills": foreign_files_and_kills,
+    "inputs inside --out": inputs_inside,
+    "inputs inside --out: its config.toml, and kills": own_config,
+    "more epochs of a finished run, and kills": more_epochs,
+    "killed in a merge": killed_in_merge,
 }
 
 
@@ -411,11 +535,11 @@ def prepare() -> None:
     result = finish(start(inside=write_inputs))
     assert result == (0, ""), show(result)
     begun = time.monotonic()
-    result = train_in(HOME / "reference")
-    SECONDS, REFERENCE = time.monotonic() - begun, contents(HOME / "reference")
+    result = train_in(HOME / "reference" / "out")
+    SECONDS, REFERENCE = time.monotonic() - begun, contents(HOME / "reference" / "out")
     assert result == (0, ""), show(result)
-    result = train_in(HOME / "half", inside=at_call(*FORWARD, 9, die))
-    assert result[0] == -signal.SIGKILL and (HOME / "half" / "checkpoint").exists(), show(result)
+    result = train_in(HOME / "half" / "out", inside=at_call(*FORWARD, 9, die))
+    assert result[0] == -signal.SIGKILL and (HOME / "half" / "out" / "checkpoint").exists(), show(result)
 
 
 def check(name: str, quick: bool) -> tuple[int, list[tuple[str, str]], float]:
