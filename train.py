@@ -117,9 +117,9 @@ def set_up(config: Config) -> Run:
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
     device, log, out = model.classifier.weight.device, Log(Path(config.out) / run_folder.LOG), Path(config.out)
-    contents = fingerprint(config.model, config.init_adapter, [vars(train), vars(validation)])
-    identity = options.identity(config, device.type) | {"metric": task.metric, "contents": contents}
-    identity |= {"classes": [*model.config.id2label.values()]}
+    classes = [*model.config.id2label.values()]
+    identity = options.identity(config, device.type) | {"metric": task.metric, "classes": classes}
+    identity["contents"] = fingerprint(config.model, config.init_adapter, [vars(train), vars(validation)])
     kept = Checkpoint(out / run_folder.CHECKPOINT, identity, config.save_every, trained, optimizer)
     return Run(config, device, model, optimizer, train.to(device), validation.to(device), task.metric, log, kept)
 

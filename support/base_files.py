@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from support.files import InputError, first_line, listing, read_json, temporary_for, write_json, written_whole
+from support.files import InputError, first_line, lies_in, listing, read_json, temporary_for, write_json, written_whole
 from support.hub import find_file
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
@@ -166,8 +166,7 @@ def model_written_whole(folder: str, sources: list[Path], overwrite: bool):
 def refuse_to_replace(folder: str, target: Path, sources: list[Path], overwrite: bool) -> None:
     """Raises InputError if the directory `target`, given as `folder`, must stay as it is."""
     for path in sources:
-        places = Path(os.path.realpath(path.parent)) / path.name, Path(os.path.realpath(path))
-        if any(target in place.parents for place in places):
+        if lies_in(path.parent, target) or lies_in(path, target):
             raise InputError(f"{folder}: holds {path}, which is to be read; give another directory")
     if not os.path.lexists(target):
         return

@@ -23,6 +23,14 @@ def listing(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def lies_in(path: str | Path, place: str | Path) -> bool:
+    """Whether the file or directory `path` is `place` or lies in it, by whatever names and links the two are given."""
+    if not (os.path.exists(path) and os.path.exists(place)):
+        return False
+    real = Path(os.path.realpath(path))
+    return any(os.path.samefile(part, place) for part in (real, *real.parents))
+
+
 # Writing.
 
 

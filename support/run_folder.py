@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from support.base_files import MODEL_FILES
-from support.files import InputError, listing, temporary_for, write_text
+from support.files import InputError, lies_in, listing, temporary_for, write_text
 from support.offline import DIRECTORIES
 from support.options import Surroundings, read_options, read_toml
 
@@ -50,7 +50,7 @@ def refuse_to_overwrite(options: dict) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file, not a directory; give another --out")
     for name in ("model", "data", "init_adapter"):
-        refuse_input_inside(out, name, options[name])
+        refuse_input_inside(out, f"--{name.replace('_', '-')}", options[name])
     refuse_foreign(out)
     resumable = (out / CHECKPOINT).exists()
     if ((out / LAST).exists() or ((out / CURVES).exists() and not resumable)) and not overwrite:
@@ -93,27 +93,25 @@ def is_marked(out: Path) -> bool:
     try:
         if not is_file(out / LOCK):
             return False
-        text = (out / LOCK).read_bytes()[: len(MARK) + 1]
+        with open(out / LOCK, "rb") as file:
+            text = file.read(len(MARK) + 1)
     except OSError:
         return False
     return text != b"" and MARK.encode().startswith(text)  # a part of it, where a kill came in between
 
 
-def refuse_input_inside(out: Path, name: str, given: str) -> None:
+def refuse_input_inside(out: Path, flag: str, given: str) -> None:
     """Raises InputError if the directory or file `given` as --model, --data, … lies in what a run in `out` replaces."""
-    path = Path(given)
     if not given or not os.path.exists(given):
         return
+    whole = os.path.abspath(given)
     try:
-        os.path.abspath(path).encode()  # an adapter names its base so
+        whole.encode()  # an adapter names its base so
     except UnicodeEncodeError:
-        raise InputError(f"--{name}: {os.path.abspath(path)!a} is not UTF-8; rename that directory") from None
-    replaced = [os.path.realpath(out / place) for place in (*FOLDERS, *FILES)]
-    for file in (path, *(path.iterdir() if path.is_dir() else ())):
-        place = Path(os.path.realpath(file))
-        if any(place == Path(r) or Path(r) in place.parents for r in replaced):
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"{flag} {given} lies in what --out {out} replaces; give another --out, or move it")
+        raise InputError(f"{flag}: {whole!a} is not UTF-8; rename that directory") from None
+    links = [path for path in Path(given).iterdir() if path.is_symlink()] if os.path.isdir(given) else []
+    if any(lies_in(path, out / place) for path in (given, *links) for place in (*FOLDERS, *FILES)):
+        raise InputError(f"{flag} {given} lies in what --out {out} replaces; give another --out, or move it")
 
 
 # The run begins.

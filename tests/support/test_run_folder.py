@@ -54,6 +54,8 @@ def test_a_finished_or_unfinished_run_is_kept(quick, refused, some_reviews, tmp_
         assert f"started with {other.split('=')[0]} " in refused(*again, "--resume", f"--{other}")
     table.write_text(some_reviews.read_text().replace(" the ", " a "))
     assert "other weights or data" in refused(*again, "--resume")
+    table.write_text(some_reviews.read_text().replace("positive", "praise"))
+    assert "started with classes ['negative', 'positive'], not ['negative', 'praise']" in refused(*again, "--resume")
     shutil.copy(some_reviews, table)
     assert (out / WEIGHTS).read_bytes() == kept
     quick(out, "--data", table, "--resume")
