@@ -21,7 +21,7 @@ from bert import BertForSequenceClassification
 from data import encode, load_tokenizer, make_batch
 from lora import open_adapter
 from support import adapter_files, hub
-from support.console import prompt, run_main
+from support.console import plain, prompt, run_main
 from support.files import InputError
 from support.options import OneLineParser
 from support.texts import checked_texts, columns, fields, fitting, given_texts
@@ -75,7 +75,7 @@ def show(models: dict[str, tuple], texts: list[str], as_json: bool) -> None:
                 print(json.dumps(line, ensure_ascii=False))
             else:
                 shown = f"{name}: " * several + " | ".join(text.values())
-                print(f"{labels[best]:<10} {probabilities[best]:6.1%}  {shown}")
+                print(plain(f"{labels[best]:<10} {probabilities[best]:6.1%}  {shown}"))
 
 
 def main() -> None:
@@ -91,8 +91,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON lines, with the probability of every class")
     parser.add_argument("--demo", action="store_true", help="classify a few examples")
     arguments = parser.parse_args()
-    if arguments.max_length is not None and arguments.max_length < 3:
-        raise InputError(f"--max-length {arguments.max_length} is not at least 3")
+    if arguments.max_length is not None and not 3 <= arguments.max_length < 2**31:
+        raise InputError(f"--max-length {arguments.max_length} is not at least 3 and below 2**31")
     texts = given_texts(arguments.texts, arguments.pair, arguments.file, arguments.demo)
     names = arguments.adapter or ([arguments.model] if arguments.model else ["out/best"])
     if names == ["out/best"] and not Path("out/best").exists():

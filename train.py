@@ -286,7 +286,7 @@ def train(config: Config, notice: str = "") -> None:
             again = console.command_to_resume(config.out)
             run.log.say(f"stopped at step {run.progress.step} of {run.steps}; to go on: {again}")
             sys.exit(128 + stop[0])
-        report.plot_curves(run.progress.history, out / "training_curves.png")
+        report.plot_curves(run.progress.history, out / "training_curves.png", run.log.say)
         save_model(run, out / "final")
         run.log.say(f"best validation {run.metric} {run.progress.best:.4f}, kept in {out / 'best'}")
     if config.push_to_hub:
@@ -295,6 +295,7 @@ def train(config: Config, notice: str = "") -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # in PyTorch's loading code a KeyboardInterrupt can get lost
+    console.outlive_output()
     given = options.parse_options(Config, sys.argv[1:], __doc__)
     former, notice = run_folder.former_options(Config(**given))
     given = former | given

@@ -9,7 +9,7 @@
     texts          texts to classify: from the command line, a file, standard input
     glue           GLUE's tasks: columns, class names, metrics
     options        a dataclass as flags and as a TOML file
-    console        one-line errors, signals, the progress bar and the log
+    console        what is printed, one-line errors, signals, the progress bar and the log
     devices        cuda, mps or cpu; bfloat16, torch.compile; running out of memory
     run_folder     what --out may replace; one run at a time
     progress       where a run stands, what it has measured, and advice where it can go no further

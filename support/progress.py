@@ -79,7 +79,7 @@ def advice(progress: Progress, options: dict, learning_rate: Callable[[int], flo
             f"the loss is {loss} at step {step + 1}, at a learning rate of {learning_rate(step):.2g}: try a lower "
             f"--lr; the best adapter so far and the last checkpoint are kept in {options['out']}"
         ) from None
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         half, twice = max(1, options["batch_size"] // 2), options["grad_accum"] * 2

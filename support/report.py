@@ -1,11 +1,13 @@
 """What a run tells people: the table of parameters, the curves, the model card."""
 
+import io
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from support.files import written_whole
+from support.files import first_line, written_whole
 from support.options import Surroundings, changed_flags
 
 
@@ -44,24 +46,34 @@ def parameter_table(
     return "\n".join(f"{name:<10} {size:>12,}  {states[name]}" for name, size in rows if size)
 
 
-def plot_curves(history: list[dict], path: Path) -> None:
-    """Loss and accuracy against the step, for training and validation, as a PNG."""
-    import matplotlib  # late, as it takes a second to import
+def plot_curves(history: list[dict], path: Path, say: Callable[[str], None]) -> None:
+    """Loss and accuracy against the step, for training and validation, as a PNG. If they cannot be drawn, because of
+    matplotlib's own files or settings, say(why): that is no reason to lose a training."""
+    try:
+        picture = draw_curves(history)
+    except Exception as error:
+        return say(f"no {path.name}: matplotlib says {first_line(error)}")
+    with written_whole(path) as temporary:
+        temporary.write_bytes(picture)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+def draw_curves(history: list[dict]) -> bytes:
+    backend = os.environ.pop("MPLBACKEND", None)  # matplotlib refuses one that it does not know; a file needs none
+    try:
+        from matplotlib.figure import Figure  # late, as it takes a second to import
+    finally:
+        os.environ |= {"MPLBACKEND": backend} if backend else {}
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, style in ("train", {"color": "0.6", "linewidth": 1}), ("validation", {"color": "C0", "marker": "o"}):
             records = [record for record in history if f"{split}_{name}" in record]
             axis.plot([r["step"] for r in records], [r[f"{split}_{name}"] for r in records], label=split, **style)
         axis.set(xlabel="step", title=name)
         axis.legend()
         axis.grid(alpha=0.3)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    pyplot.close(figure)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    return picture.getvalue()
 
 
 def model_card(config: Surroundings, folder: Path, history: list[dict], steps: int) -> str:

@@ -3,6 +3,7 @@
 A text is a string, or a tuple of two for a pair; in a line the two of a pair stand with a tab between them.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,13 +26,21 @@ def given_texts(texts: list[str], pairs: list[list[str]] | None, file: str | Non
     if len(given := [way for way, value in ways.items() if value]) > 1:
         raise InputError(f"{' and '.join(given)} are two ways to give texts; take one of them")
     if pairs:
-        checked_texts([text for pair in pairs for text in pair])
-        return [tuple(pair) for pair in pairs]
+        texts = iter(checked_texts([decoded(text) for pair in pairs for text in pair]))
+        return list(zip(texts, texts, strict=True))
     if file or texts == ["-"]:
         return read_lines(file or "-")
     if texts or demo:
-        return checked_texts(texts or DEMO)
+        return checked_texts([decoded(text) for text in texts or DEMO])
     return [] if sys.stdin.isatty() else read_lines("-")
+
+
+def decoded(text: str) -> str:
+    """An argument as the UTF-8 that was typed, where Python took the terminal's encoding for ASCII."""
+    try:
+        return text if text.isascii() else os.fsencode(text).decode()
+    except UnicodeError:
+        return text
 
 
 def fitting(texts: list, are_pairs: bool | None, name: str) -> list:

@@ -112,7 +112,7 @@ def read_labels(path: str) -> None:
 def resume() -> None:
     shutil.copytree(HOME / "out", "out", ignore=shutil.ignore_patterns("checkpoint*"), dirs_exist_ok=True)
     shutil.rmtree("out/final", ignore_errors=True)
-    Figure.savefig = lambda self, path, **_: Path(path).write_bytes(b"")  # drawing takes longer than all the rest
+    Figure.savefig = lambda self, file, **_: None  # drawing takes longer than all the rest
     sys.argv = ["train.py", *OPTIONS, "--out", "out", "--resume"]
     train.main()
 

@@ -64,7 +64,27 @@ def test_a_card_names_its_place_and_no_path_of_the_machine(tiny, some_reviews, o
 
 
 def test_the_curves_are_a_picture(tmp_path):
-    report.plot_curves(HISTORY, tmp_path / "curves.png")
+    report.plot_curves(HISTORY, tmp_path / "curves.png", pytest.fail)
     drawn = image.imread(tmp_path / "curves.png")
     assert drawn.shape[:2] == (480, 1200) and drawn[:, :, :3].min() < 0.5
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
+
+
+@pytest.mark.parametrize("broken, drawn", [
+    ({"MPLBACKEND": "nonsense"}, True),
+    ({"MPLBACKEND": "module://nowhere"}, True),
+    ({"MATPLOTLIBRC": "a directory that is not there"}, True),
+    ({"PYTHONPATH": "fake"}, False),
+])  # fmt: skip
+def test_curves_that_cannot_be_drawn_cost_a_line_and_not_the_run(run, table, tiny, tmp_path, broken, drawn):
+    """A real run, with a matplotlib that is set up wrongly, or that is none."""
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "matplotlib.py").write_text("raise RuntimeError('built for another Python')")
+    if "PYTHONPATH" in broken:
+        broken = {"PYTHONPATH": str(tmp_path / "fake")}
+    small = ["--max-length", 16, "--epochs", 1, "--device", "cpu", "--out", tmp_path / "out"]
+    done = run("train.py", "--model", tiny, "--data", table, *small, env=broken)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "final" / "README.md").exists()
+    assert (tmp_path / "out" / "training_curves.png").exists() == drawn
+    assert drawn != ("no training_curves.png: matplotlib says built for another Python" in done.stdout)
