@@ -107,9 +107,9 @@ def set_up(config: Config) -> Run:
     columns, names = (list(filter(None, text.split(","))) for text in (config.text_columns, config.label_names))
     task = load_task(config.data, tokenizer, columns, config.label_column, names, config.metric)
     torch.manual_seed(config.seed)
-    model = build_model(config, task.label_names, pairs=len(task.train.texts) == 2)
-    if config.max_length > (most := model.config.max_position_embeddings):
-        raise InputError(f"--max-length {config.max_length} is more than the {most} positions of {config.model}")
+    pairs = len(task.train.texts) == 2
+    model = build_model(config, task.label_names, pairs)
+    base_files.refuse_misfit(config.model, model.config, config.max_length, pairs)
     train, validation = (encode(tokenizer, s.texts, s.labels) for s in (task.train, task.validation))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # Decay pulls A and B, and with them ΔW, towards zero. Biases and LayerNorms are left out, as in BERT's own code.
@@ -131,6 +131,8 @@ def build_model(config: Config, label_names: list[str], pairs: bool = False) -> 
         label_names = adapter_files.same_classes(config.init_adapter, model.config.id2label, label_names)
     else:
         model = BertForSequenceClassification.from_pretrained(config.model, num_labels=len(label_names))
+        if config.rank > (most := model.config.hidden_size):  # (D, D) has no higher one
+            raise InputError(f"--rank {config.rank} is more than {most}, the rank of a whole weight of {config.model}")
         if config.rank:
             targets = config.targets if config.targets == "all-linear" else config.targets.split(",")
             apply_lora_to_model(model, targets, config.rank, config.alpha, config.dropout)
@@ -159,7 +161,7 @@ def forward(run: Run, data: Encoded, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """Logits (B, C) in float32, and labels (B,)."""
     device = run.device.type
     ids, mask, types, labels = make_batch(data, rows, run.model.config.pad_token_id, run.length_multiple)  # (B, S)
-    if mask is None and devices.chosen(run.config.compile, device):
+    if mask is None and devices.compiles(run.config.compile, device):
         mask = torch.ones_like(ids)  # with and without a mask would be two compilations
     with torch.autocast(device, torch.bfloat16, enabled=devices.chosen(run.config.dtype, device)):
         return run.model(ids, mask, types).float(), labels
@@ -294,8 +296,8 @@ def train(config: Config, notice: str = "") -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # in PyTorch's loading code a KeyboardInterrupt can get lost
     console.outlive_output()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # in PyTorch's loading code a KeyboardInterrupt can get lost
     given = options.parse_options(Config, sys.argv[1:], __doc__)
     former, notice = run_folder.former_options(Config(**given))
     given = former | given

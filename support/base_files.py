@@ -59,6 +59,15 @@ def read_config(path: str | Path, cls: type) -> dict:
     return found
 
 
+def refuse_misfit(name: str, config, max_length: int, pairs: bool) -> None:
+    """Raises InputError for texts that the base model `name` has no positions or no segments for."""
+    if max_length > config.max_position_embeddings:
+        positions = config.max_position_embeddings
+        raise InputError(f"--max-length {max_length} is more than the {positions} positions of {name}")
+    if pairs and config.type_vocab_size < 2:
+        raise InputError(f"{name} cannot read pairs of texts: its type_vocab_size is 1, so it has no second segment")
+
+
 def read_label_names(path: str | Path, id2label) -> dict[int, str]:
     """The names of the classes 0, 1, 2, …, whose numbers are strings in JSON."""
     try:

@@ -3,6 +3,8 @@
 import errno
 import functools
 import re
+import sys
+import time
 
 import torch
 from torch import nn
@@ -23,6 +25,25 @@ def chosen(option: str, device: str) -> bool:
     return option in ("bfloat16", "yes") or (option == "auto" and device == "cuda")
 
 
+def compiles(option: str, device: str) -> bool:
+    """Whether the layers are compiled: as `chosen`, but for "auto" only where torch.compile works."""
+    return chosen(option, device) and (option == "yes" or not why_not_compiled(device))
+
+
+@functools.cache
+def why_not_compiled(device: str) -> str:
+    """Why torch.compile does not work on the device, or "": found out by compiling an addition.
+
+    It takes more than PyTorch: a C++ compiler, on CUDA Triton and a C compiler with Python's headers.
+    """
+    number = time.time_ns() % 2**20  # another each time, as what was compiled once is kept
+    try:
+        torch.compile(lambda x: x + number, fullgraph=True, dynamic=False)(torch.ones(2, device=device))
+        return ""
+    except Exception as error:  # whatever a compiler, or the lack of one, leads to
+        return first_line(error)
+
+
 def place(
     model: nn.Module, repeated: list[nn.Module], device: str, dtype: str, compile: str, recompute: bool = False
 ) -> None:
@@ -41,7 +62,11 @@ def place(
     if recompute:
         for layer in repeated:
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
-    if chosen(compile, device):
+    if chosen(compile, device) and (reason := why_not_compiled(device)):
+        if compile == "yes":
+            raise InputError(f"--compile yes cannot be used here: {reason}")
+        print(f"note: the layers are not compiled, which would be faster: {reason}", file=sys.stderr)
+    if compiles(compile, device):
         for layer in repeated:
             layer.compile(fullgraph=True, dynamic=True)
 

@@ -62,14 +62,27 @@ def check_options(config) -> None:
     """Raises InputError for a value of another type than its field's, or one that it does not take."""
     for f in fields(config):
         value, allowed = getattr(config, f.name), f.metadata["allowed"]
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise InputError(f"{flag(f.name)} is a number of more than 64 bits")
         if f.type is float and type(value) is int:
             setattr(config, f.name, value := float(value))
         if type(value) is not f.type:
-            raise InputError(f"{f.name} must be of type {f.type.__name__}, not {value!r}")
+            raise InputError(f"{f.name} must be of type {f.type.__name__}, not {shown(value)}")
+        if f.type is float and not math.isfinite(value):
+            raise InputError(f"{flag(f.name)} {value} is not a finite number")
         if f.type is str and any("\ud800" <= character <= "\udfff" for character in value):
-            raise InputError(f"{flag(f.name)} {value!a} is not UTF-8; give another name")
+            raise InputError(f"{flag(f.name)} {value!a:.80} is not UTF-8; give another name")
+        if f.type is str and "\0" in value:
+            raise InputError(f"{flag(f.name)} {value!r:.80} holds a NUL character")
         if allowed and not allowed[1](value):
             raise InputError(f"{flag(f.name)} {value} is not {allowed[0]}")
+
+
+def shown(value) -> str:
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # thousands of digits
+        return f"a {type(value).__name__} with too long a number"
 
 
 def flag(name: str) -> str:
@@ -109,7 +122,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str):
-        raise InputError(f"{message} (--help lists the options)")
+        raise InputError(f"{message:.300} (--help lists the options)")
 
 
 def parse_options(cls: type, arguments: list[str], description: str | None = None) -> dict:

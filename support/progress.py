@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from support.devices import is_out_of_memory
-from support.files import InputError, write_text
+from support.files import InputError, first_line, write_text
 
 
 class NotFinite(ArithmeticError):
@@ -80,6 +80,8 @@ def advice(progress: Progress, options: dict, learning_rate: Callable[[int], flo
             f"--lr; the best adapter so far and the last checkpoint are kept in {options['out']}"
         ) from None
     except (RuntimeError, MemoryError) as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise InputError(f"torch.compile failed: {first_line(error)}; --compile no does without") from None
         if not is_out_of_memory(error):
             raise
         half, twice = max(1, options["batch_size"] // 2), options["grad_accum"] * 2

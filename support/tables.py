@@ -118,6 +118,8 @@ def read_table(paths: list[Path]) -> tuple:
             tables[-1].validate(full=True)  # text that is no UTF-8, above all
             tables = [pyarrow.concat_tables(tables)]
             ends.append(tables[0].num_rows)
+        except MemoryError:  # Arrow's own is an ArrowException too
+            raise
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read as {path.suffix[1:]} ({first_line(error)})") from None
 
@@ -142,6 +144,8 @@ def read_split(
     `names`, or those that the file itself tells, or the `usual` ones, or what is found; but where other rows were
     `trained` on, theirs.
     """
+    if len(candidates[0]) > 2:
+        raise InputError(f"--text-columns {','.join(candidates[0])}: give one column, or the two of a pair")
     (table, place), where = read_table(paths), paths[0]
     there = table.column_names
     columns = next((wanted for wanted in candidates if set(wanted) <= set(there)), None)

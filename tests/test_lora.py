@@ -21,7 +21,7 @@ import train
 from bert import BertConfig, BertForSequenceClassification
 from data import make_batch, plan_batches
 from lora import AdapterBank, LinearWithLoRA, LoRALayer, apply_lora_to_model, open_adapter
-from support import faster
+from support import devices, faster
 from support.files import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft's own affair
@@ -319,6 +319,7 @@ def counters(monkeypatch):
     """Lets Module.compile trace as ever, but generate no code, which is quick; and counts what it traces."""
     compile = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile(self, backend="eager", **how))
+    monkeypatch.setattr(devices, "why_not_compiled", lambda device: "")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield torch._dynamo.utils.counters

@@ -229,7 +229,9 @@ def test_recomputed_layers_train_to_the_same_bytes(quick, tmp_path, rank):
     ("--batch-size 0", "--batch-size 0 is not at least 1"),
     ("--dropout 1", "--dropout 1.0 is not at least 0 and below 1"),
     ("--warmup-ratio 1.5", "--warmup-ratio 1.5 is not from 0 to 1"),
-    ("--lr nan", "--lr nan is not above 0"),
+    ("--lr nan", "--lr nan is not a finite number"),
+    ("--rank 33", "--rank 33 is more than 32, the rank of a whole weight"),
+    (f"--rank {10**18}", "is more than 32"),
     ("--epochs many", "invalid int value: 'many'"),
     ("--learnrate 1", "unrecognized arguments: --learnrate"),
     ("--config nowhere.toml", "nowhere.toml: No such file"),
@@ -241,6 +243,7 @@ def test_recomputed_layers_train_to_the_same_bytes(quick, tmp_path, rank):
     ("--text-columns words", "no column 'words'"),
     ("--metric f2", "--metric f2 is not one of"),
     ("--label-names no,yes", "row 1 has the label 'negative', expected 0 to 1"),
+    ("--text-columns a,b,c", "--text-columns a,b,c: give one column, or the two of a pair"),
     pytest.param("--device cuda", "--device cuda cannot be used", marks=no_cuda),
 ])  # fmt: skip
 def test_bad_options_are_one_line(refused, tiny, some_reviews, tmp_path, arguments, problem):

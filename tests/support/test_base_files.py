@@ -95,3 +95,13 @@ def test_make_merge_goes_on_working(run, trained, tmp_path):
         done = run("-c", "import os, sys; os.execlp('make', 'make', 'merge', f'PYTHON={sys.executable}')", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert filecmp.cmp(tmp_path / "merged" / "tokenizer.json", trained / "base" / "tokenizer.json", shallow=False)
+
+
+def test_pairs_need_a_second_segment(refused, tiny, tmp_path, capsys):
+    """As in RoBERTa's way to train, which some BERTs follow."""
+    (tmp_path / "pairs.csv").write_text("sentence1,sentence2,label\n" + "".join(f"a{i},b,{i % 2}\n" for i in range(20)))
+    base = saved_base(tmp_path / "base", vocab_size=30522, type_vocab_size=1)
+    shutil.copy(tiny / "tokenizer.json", base)
+    capsys.readouterr()  # what transformers says
+    where = ["--data", tmp_path / "pairs.csv", "--max-length", 16, "--out", tmp_path / "out"]
+    assert "has no second segment" in refused("--model", base, *where) and not (tmp_path / "out").exists()

@@ -1,7 +1,12 @@
 """Choosing a device, and knowing an out-of-memory error by what PyTorch itself says."""
 
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
+from helpers import ROOT
 from torch import nn
 
 from support import devices
@@ -27,3 +32,56 @@ def test_an_out_of_memory_error_is_known():
     with pytest.raises(RuntimeError) as error:
         torch.ones(2, 3) @ torch.ones(2, 3)
     assert not devices.is_out_of_memory(error.value)
+
+
+def test_more_errors_of_memory():
+    for error in MemoryError(), RuntimeError("std::bad_alloc"), OSError(12, "Cannot allocate memory"):
+        assert devices.is_out_of_memory(error)
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**61, 2**61)
+    assert devices.is_out_of_memory(error.value)
+    assert not devices.is_out_of_memory(OSError(28, "No space left on device"))
+
+
+# What the project does where torch.compile is not possible.
+
+PLACE = """
+from torch import nn
+from support import devices
+from support.console import run_main
+layers = nn.ModuleList([nn.Linear(2, 2)])
+{before}
+run_main(lambda: devices.place(layers, list(layers), "cpu", "float32", "{option}"))
+print(devices.compiles("{option}", "cpu"), layers[0]._compiled_call_impl is not None)
+"""
+
+
+def placed(option: str, before: str = "", **env) -> tuple[int, str, str]:
+    command = [sys.executable, "-c", PLACE.format(option=option, before=before)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+def test_a_compiler_is_used():
+    """A real process compiles an addition; the layer itself is compiled when it is first called."""
+    assert placed("yes", PATH="/usr/bin:/bin") == (0, "True True\n", "")
+
+
+def test_without_a_compiler_yes_is_refused():
+    status, said, error = placed("yes", PATH="/nowhere")
+    assert (status, said) == (2, "") and error.count("\n") == 1
+    assert error.startswith("error: --compile yes cannot be used here: ") and "No working C++ compiler found" in error
+
+
+def test_without_a_compiler_auto_goes_on_with_a_note():
+    """Where a GPU would be: "auto" is told that it is to compile on a CPU, which has no compiler here."""
+    before = "devices.chosen = lambda option, device: option == 'auto'"
+    status, said, error = placed("auto", before, PATH="/nowhere")
+    assert (status, said) == (0, "False False\n")
+    assert error.startswith("note: the layers are not compiled, which would be faster: ") and error.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there_does_not_compile():
+    assert devices.why_not_compiled("cuda") and not devices.compiles("auto", "cuda")

@@ -55,8 +55,20 @@ def test_a_flag_wins_over_the_file(tmp_path):
     ("batchsize = 1", "did you mean 'batch_size'?"), ("epochs = 2.5", "epochs must be of type int"),
     ("dropout = 1", "--dropout 1.0 is not"), ("a = b", "not a TOML file"),
     ("lr = 1.0\nlearning-rate = 2.0", "'learning-rate' gives --lr a second time"), ("resume = 1", "of type bool"),
-    ("a." * 10**5 + "a = 1", "too long for one of options")])  # fmt: skip
+    ("a." * 10**5 + "a = 1", "too long for one of options"),
+    ("lr = 1" + "0" * 400, "--lr is a number of more than 64 bits"),
+    ("lr = 1e999", "--lr inf is not a finite number"),
+    ("weight_decay = inf", "--weight-decay inf is not a finite number"),
+    ("epochs = 9223372036854775808", "--epochs is a number of more than 64 bits"),
+    ("seed = 0x" + "f" * 5000, "--seed is a number of more than 64 bits"),
+    ("model = [0x" + "f" * 5000 + "]", "model must be of type str, not a list with too long a number"),
+    ('out = "a\\u0000b"', r"--out 'a\x00b' holds a NUL character")])  # fmt: skip
 def test_a_bad_file_of_options_is_named(tmp_path, content, problem):
     (tmp_path / "a.toml").write_text(content)
     with pytest.raises(InputError, match=re.escape(problem)):
         Config(**parse_options(Config, ["--config", str(tmp_path / "a.toml")]))
+
+
+@pytest.mark.parametrize("flag", ["--lr=1e999", "--weight-decay=1e999", "--seed=1" + "0" * 30, "--seed=" + "9" * 5000])
+def test_a_number_that_is_none_is_one_short_line(refused, flag):
+    assert len(refused(flag)) < 400
