@@ -5,10 +5,46 @@ It is imported late: nothing of it is needed where all files are in directories.
 """
 
 import contextlib
+import errno
+import functools
 import re
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from support.files import InputError, first_line
+
+SECONDS = 8.0  # within which the Hub has to answer
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
+
+
+def within(seconds: float, ask: Callable):
+    """What ask() returns or raises, as a value; after so many seconds a TimeoutError.
+
+    The client's own limits are for each of its attempts, and a name server that never answers knows none.
+    """
+    answers = []
+
+    def work() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:
+            answers.append(error)
+
+    asking = threading.Thread(target=work, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answers[0] if answers else TimeoutError(f"no answer of the Hub's within {seconds:.0f} s")
+
+
+@functools.cache
+def out_of_reach() -> str:
+    """Why this process cannot use the Hub, or "". Asked once: the client would try each file for minutes."""
+    from huggingface_hub import constants, errors, get_hf_file_metadata
+
+    answer = within(SECONDS, lambda: get_hf_file_metadata(constants.ENDPOINT, timeout=SECONDS))
+    refused = isinstance(answer, errors.HfHubHTTPError) and answer.response.status_code < 500  # so it is there
+    return first_line(answer) if isinstance(answer, Exception) and not refused else ""
 
 
 def find_file(name: str, filename: str, repo_type: str = "model", required: bool = True) -> Path | None:
@@ -25,9 +61,11 @@ def find_file(name: str, filename: str, repo_type: str = "model", required: bool
 
     logging.set_verbosity_error()  # the one line says it all
     which = {"repo_type": repo_type, "revision": revision or None}
+    at_commit = re.fullmatch(r"[0-9a-f]{40}", revision) and try_to_load_from_cache(repository, filename, **which)
     with hub_errors(name):
+        local = isinstance(at_commit, str) or bool(out_of_reach())  # a commit's file never changes
         try:
-            return Path(hf_hub_download(repository, filename, **which))
+            return Path(hf_hub_download(repository, filename, local_files_only=local, **which))
         except errors.RemoteEntryNotFoundError:
             if required:
                 raise InputError(f"{name}: the Hub's repository has no {filename}") from None
@@ -50,13 +88,17 @@ def find_in_folder(folder: Path, filename: str, required: bool) -> Path | None:
 @contextlib.contextmanager
 def hub_errors(name: str):
     """Turns whatever the Hub or the network does inside the block into one line."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         yield
     except InputError:
         raise
     except Exception as error:
+        if (full := disk_error(error)) is not None:
+            where = full.filename or constants.HF_HUB_CACHE
+            hint = f"while {name} was downloaded; make room there, or let HF_HOME name another directory"
+            raise InputError(f"{where}: {full.strerror}, {hint}") from None
         explanations = {
             errors.GatedRepoError: "asks for a login: accept its terms on the Hub, then run `hf auth login`",
             errors.RepositoryNotFoundError: "neither a directory here nor a public Hub repository; "
@@ -71,14 +113,33 @@ def hub_errors(name: str):
         raise InputError(f"{name}: {text}") from None
 
 
+def disk_error(error: BaseException | None) -> OSError | None:
+    """The error of a disk that lies behind an error of the client's, if there is one."""
+    while error is not None and not (type(error).__module__ == "builtins" and getattr(error, "errno", 0) in DISK):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def check_login(repository: str) -> None:
     """Raises InputError if a push to `repository` could not succeed: better before the training than after it."""
     from huggingface_hub import whoami
 
     if not repository:
         raise InputError("--push-to-hub pushes an adapter, and takes --hub-model-id owner/name")
+    require_hub(repository)
     with hub_errors(repository):
-        whoami()
+        if isinstance(who := within(SECONDS, whoami), Exception):
+            raise who
+    owner, names = repository.partition("/")[0], [who["name"], *(group["name"] for group in who.get("orgs", []))]
+    if "/" in repository and owner not in names:
+        raise InputError(f"{repository}: you are {who['name']} on the Hub, who cannot push to what is {owner}'s")
+    if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise InputError(f"{repository}: your token can only read; `hf auth login` takes one that can write")
+
+
+def require_hub(repository: str) -> None:
+    if reason := out_of_reach():
+        raise InputError(f"{repository}: the Hub cannot be reached ({reason})")
 
 
 def push_adapter(folder: str | Path, repository: str, private: bool = False) -> None:
@@ -90,6 +151,7 @@ def push_adapter(folder: str | Path, repository: str, private: bool = False) -> 
         raise InputError(f"{folder}: holds no adapter to push")
     names = ("adapter_config.json", "adapter_model.safetensors", "config.json", "README.md", "../training_curves.png")
     files = [folder / name for name in names if (folder / name).is_file()]
+    require_hub(repository)
     with hub_errors(repository):
         HfApi().create_repo(repository, private=private, exist_ok=True)
         operations = [CommitOperationAdd(file.name, file) for file in files]

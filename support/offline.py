@@ -9,13 +9,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from support.files import InputError, first_line
+from support.hub import SECONDS, within
 
 OFFICIAL_MODEL = "google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"
 OFFICIAL_DATA = "nyu-mll/glue/sst2@bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
@@ -33,7 +33,7 @@ NOTICE = """\
 =========================================================================================="""
 
 
-def official_or_offline(seconds: float = 8.0) -> tuple[dict, str]:
+def official_or_offline(seconds: float = SECONDS) -> tuple[dict, str]:
     """Options of train.py and a notice: both empty where the official pair can be had from the Hub or its cache;
     where the Hub does not answer within `seconds`, those of the offline pair, and the lines that say so."""
     reason = "" if official_pair_is_cached() else why_out_of_reach(seconds)
@@ -60,21 +60,11 @@ def why_out_of_reach(seconds: float) -> str:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     model, revision = OFFICIAL_MODEL.split("@")
-    answers = []
-
-    def ask() -> None:
-        try:
-            answers.append(get_hf_file_metadata(hf_hub_url(model, "config.json", revision=revision), timeout=seconds))
-        except Exception as error:  # any answer but the file's means that the Hub is out of reach
-            answers.append(error)
-
-    asking = threading.Thread(target=ask, daemon=True)  # a name server that never answers knows no time limit
-    asking.start()
-    asking.join(seconds)
-    if answers and getattr(answers[0], "commit_hash", None):  # a captive portal answers too, but not as the Hub does
-        return ""
-    failed = answers and isinstance(answers[0], Exception)
-    return first_line(answers[0]) if failed else f"no answer of the Hub's within {seconds:.0f} s"
+    url = hf_hub_url(model, "config.json", revision=revision)
+    answer = within(seconds, lambda: get_hf_file_metadata(url, timeout=seconds))
+    if isinstance(answer, Exception):  # any answer but the file's means that the Hub is out of reach
+        return first_line(answer)
+    return "" if answer.commit_hash else "the answer is not the Hub's"  # a captive portal answers too
 
 
 def offline_pair() -> tuple[str, str]:

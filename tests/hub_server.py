@@ -26,6 +26,7 @@ class Hub:
         self.repositories: dict[str, dict[str, Path]] = {}  # {"me/model": {commit: folder}}
         self.faults: dict[str, int | str] = {}
         self.served: list[tuple[str, int]] = []  # the paths asked for, and the status of the answer
+        self.role = "write"  # what the token of UploadHandler's user may do
         self.closing = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (handler or Handler,), {"hub": self}))
         self.server.daemon_threads = True
@@ -115,7 +116,8 @@ class UploadHandler(Handler):
         if self.path == "/api/whoami-v2":
             if self.headers.get("Authorization") != "Bearer hf_right":
                 return self.answer(401)
-            return self.reply({"type": "user", "name": "you", "orgs": []})
+            role = {"auth": {"accessToken": {"role": self.hub.role}}}
+            return self.reply({"type": "user", "name": "you", "orgs": [{"name": "us"}]} | role)
         return super().do_GET()
 
     def do_POST(self) -> None:

@@ -2,6 +2,8 @@
 
 import shutil
 
+import pytest
+
 CARD = "---\nlibrary_name: peft\n---\nA card.\n"
 
 
@@ -29,12 +31,18 @@ def test_a_run_is_pushed_whole_and_comes_back(run, hub, minilm, table, tmp_path)
     assert answers[0].stdout == answers[1].stdout
 
 
-def test_the_login_is_checked_before_training(run, hub, minilm, table, tmp_path):
-    hub.environment["HF_TOKEN"] = "hf_wrong"
-    done = train(run, minilm, table, tmp_path / "out", hub, "--hub-model-id", "you/sst2")
+@pytest.mark.parametrize("token, role, repository, problem", [
+    ("hf_wrong", "write", "you/sst2", "hf auth login"),
+    ("hf_right", "read", "you/sst2", "your token can only read"),
+    ("hf_right", "read", "us/sst2", "your token can only read"),
+    ("hf_right", "write", "them/sst2", "you are you on the Hub, who cannot push to what is them's"),
+])  # fmt: skip
+def test_the_login_is_checked_before_training(run, hub, minilm, table, tmp_path, token, role, repository, problem):
+    hub.environment["HF_TOKEN"], hub.role = token, role
+    done = train(run, minilm, table, tmp_path / "out", hub, "--hub-model-id", repository)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
-    assert done.stderr.startswith("error: you/sst2: ") and done.stderr.count("\n") == 1
-    assert "hf auth login" in done.stderr
+    assert done.stderr.startswith(f"error: {repository}: ") and done.stderr.count("\n") == 1
+    assert problem in done.stderr
 
 
 def test_push_later(run, hub, tmp_path):

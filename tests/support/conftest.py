@@ -9,6 +9,8 @@ from hub_server import PATTERN, Hub
 from huggingface_hub import constants
 from pyarrow import parquet
 
+from support.hub import out_of_reach
+
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
@@ -28,7 +30,9 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
         huggingface_hub.close_session()
+        out_of_reach.cache_clear()
         yield hub
+        out_of_reach.cache_clear()
         huggingface_hub.close_session()
 
 

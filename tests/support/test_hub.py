@@ -1,7 +1,11 @@
 """The Hub's own client against a server on 127.0.0.1: files by name and revision, the cache, and every way to fail."""
 
+import contextlib
 import filecmp
+import resource
 import shutil
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -153,3 +157,64 @@ def test_pickle_is_refused_with_a_hint(tmp_path):
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle.*convert it to safetensors"):
         BertForSequenceClassification.from_pretrained(base)
+
+
+@contextlib.contextmanager
+def dead(how: str):
+    """The address of a Hub that is out of reach: nobody listens, answers or accepts, or no such name."""
+    if how == "no such name":
+        yield "http://something.invalid"
+        return
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        address = listener.getsockname()
+        if how == "silent":
+            listener.listen(16)
+        if how == "full":  # the kernel drops what comes when the queue is full, and the client waits
+            listener.listen(0)
+            for _ in range(4):
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(address)
+        yield f"http://127.0.0.1:{address[1]}"
+
+
+@pytest.mark.parametrize("how, arguments", [
+    ("no such name", ["sample.py", "--adapter", "me/tiny", "great film"]),
+    ("refused", ["sample.py", "--adapter", "me/tiny", "great film"]),
+    ("silent", ["sample.py", "--adapter", "me/tiny", "great film"]),
+    ("full", ["train.py", "--model", "me/tiny"]),
+    ("silent", ["train.py", "--push-to-hub", "--hub-model-id", "you/tiny"]),
+    ("full", ["lora.py", "push", "ADAPTER", "you/tiny"]),
+])  # fmt: skip
+def test_a_hub_out_of_reach_is_decided_within_ten_seconds(run, tmp_path, how, arguments):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    arguments = [str(tmp_path) if argument == "ADAPTER" else argument for argument in arguments]
+    begun = time.monotonic()
+    run("-c", f"import {arguments[0][:-3]}, huggingface_hub.hf_api")
+    started = time.monotonic() - begun
+    with dead(how) as url:
+        environment = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_right"}
+        begun = time.monotonic()
+        done = run(*arguments, env=environment)
+    assert time.monotonic() - begun - started < 10
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert "cannot be reached" in done.stderr
+
+
+def test_a_pinned_file_in_the_cache_asks_nobody(hub, tiny, monkeypatch):
+    hub.add("me/tiny", tiny, ONE)
+    find_file(f"me/tiny@{ONE}", "config.json")
+    monkeypatch.setattr("support.hub.out_of_reach", pytest.fail)
+    assert find_file(f"me/tiny@{ONE}", "config.json").is_file()
+
+
+def test_a_full_disk_is_not_the_hubs_fault(run, hub, environment, minilm, tmp_path):
+    """No file grows beyond a megabyte, which ends a download as a full disk does."""
+    hub.add("me/minilm", minilm)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+    done = run("sample.py", "--model", "me/minilm", "great film", env=environment, preexec_fn=limit)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "File too large, while me/minilm was downloaded; make room there, or let HF_HOME" in done.stderr
+    assert str(tmp_path) in done.stderr and "the Hub did not answer" not in done.stderr
