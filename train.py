@@ -302,8 +302,8 @@ def main() -> None:
     former, notice = run_folder.former_options(Config(**given))
     given = former | given
     config = Config(**given)
+    run_folder.refuse_to_overwrite(asdict(config))  # before any download
     if config.offline_fallback and not given.keys() & {"model", "data"}:
-        run_folder.refuse_to_overwrite(asdict(config))  # before any download
         defaults, notice = official_or_offline()
         config = Config(**defaults | given)
     if config.init_adapter:

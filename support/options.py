@@ -71,7 +71,7 @@ def check_options(config) -> None:
         if f.type is float and not math.isfinite(value):
             raise InputError(f"{flag(f.name)} {value} is not a finite number")
         if f.type is str and any("\ud800" <= character <= "\udfff" for character in value):
-            raise InputError(f"{flag(f.name)} {value!a:.80} is not UTF-8; give another name")
+            raise InputError(f"{flag(f.name)} {value!a:.400} is not UTF-8; give another name")
         if f.type is str and "\0" in value:
             raise InputError(f"{flag(f.name)} {value!r:.80} holds a NUL character")
         if allowed and not allowed[1](value):

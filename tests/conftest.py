@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forking import Forks
 from hub_server import Hub, UploadHandler
 from pyarrow import csv, parquet
 from safetensors.torch import load_file
@@ -22,6 +23,7 @@ from support.offline import offline_pair
 from support.options import parse_options
 
 ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = [ROOT / name for name in ("train.py", "sample.py", "lora.py")]
 torch.set_num_threads(2)
 
 
@@ -125,14 +127,27 @@ def hub(tmp_path):
         yield hub
 
 
+@pytest.fixture(scope="session")
+def forks():
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
 @pytest.fixture
-def run():
-    """Runs one of the project's programs in a process of its own: run("train.py", "--rank", "4")."""
+def run(forks):
+    """Runs one of the project's programs in a process of its own: run("train.py", "--rank", "4").
+
+    A program of this checkout is forked (tests/forking.py); anything else, as "-c", starts from nothing.
+    """
 
     def run(*arguments, env=None, **options) -> subprocess.CompletedProcess:
-        command = [sys.executable, *map(str, arguments)]
+        words = list(map(str, arguments))
         environment = os.environ | {"HF_HUB_OFFLINE": "1"} | (env or {})
-        options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120} | options
-        return subprocess.run(command, env=environment, **options)
+        options = {"cwd": ROOT, "timeout": 120} | options
+        program = Path(options["cwd"]) / words[0]
+        if program in PROGRAMS and options.keys() == {"cwd", "timeout"}:
+            return forks.run([str(program), *words[1:]], env=environment, **options)
+        return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, **options)
 
     return run

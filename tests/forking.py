@@ -1,0 +1,91 @@
+"""Runs the project's programs in processes of their own, each forked from one that has imported PyTorch already.
+
+Importing it takes longer than most of what the tests let a program do. The child is a process as any other: with an
+environment, a working directory, streams, signals and an exit status of its own.
+"""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Forks:
+    """The process that forks; run() is subprocess.run for one of the programs."""
+
+    def __init__(self):
+        words = [sys.executable, __file__]
+        self.server = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, words: list[str], cwd: Path, env: dict[str, str], timeout: int) -> subprocess.CompletedProcess:
+        with tempfile.TemporaryDirectory() as scratch:
+            streams = [f"{scratch}/{name}" for name in ("stdout", "stderr")]
+            asked = {"words": words, "cwd": str(cwd), "env": env, "timeout": timeout, "streams": streams}
+            print(json.dumps(asked), file=self.server.stdin, flush=True)
+            status = int(self.server.stdout.readline())
+            told = [Path(stream).read_text(encoding="utf-8") for stream in streams]
+        if status == -signal.SIGALRM:
+            raise subprocess.TimeoutExpired(words, timeout, *told)
+        return subprocess.CompletedProcess(words, status, *told)
+
+    def close(self) -> None:
+        self.server.stdin.close()
+        self.server.wait(30)
+
+
+def become(asked: dict) -> int:
+    """Runs a program in this process, and returns its exit status."""
+    signal.alarm(asked["timeout"])
+    os.environ.clear()
+    os.environ.update(asked["env"])
+    os.chdir(asked["cwd"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, path in enumerate(asked["streams"], 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):  # fresh ones, as the server has read from its own
+        stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()))
+    sys.argv = asked["words"]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                status = become(asked)
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(status)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    import sample
+    import train  # noqa: F401
+
+    assert sample and not any(name in sys.modules for name in ("huggingface_hub", "matplotlib"))
+    serve()
