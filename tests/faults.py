@@ -454,24 +454,24 @@ def more_epochs(quick):
 
 
 def killed_in_merge(quick):
-    """A merged model is replaced by another, and dies at it: the directory has one of the two, or none, never both."""
-    home = folder().parent
-    merge = lambda inside=None, *more: finish(
-        start("merge", HOME / "reference" / "out" / "best", home / "m", *more, inside=inside, program=lora)
-    )
-    after = merge(), all_bytes(home / "m")
-    (home / "m" / "config.json").unlink()
-    before = merge(None, "--overwrite", "--dtype", "float16"), all_bytes(home / "m")
-    assert after[0] == before[0] == (0, "") and before[1] != after[1]
-    for n in itertools.count(1, 9 if quick else 1):
-        result = merge(at_change(home, n, die, EVERYTHING), "--overwrite")
-        found = all_bytes(home / "m") if (home / "m").exists() else None
-        whole = found in (before[1], after[1], None)
-        again = merge(None, "--overwrite", "--dtype", "float16")
-        clean = os.listdir(home) == ["m"] and all_bytes(home / "m") == before[1]
+    """A merged model is replaced by one with other classes, and dies at it: the directory has either, or none."""
+    home, first = folder().parent, HOME / "reference" / "out" / "best"
+    other = shutil.copytree(first, folder())
+    (other / "config.json").write_text((other / "config.json").read_text().replace("negative", "bad"))
+
+    def merge(adapter, *more, inside=None):
+        result = finish(start("merge", adapter, home / "m", *more, inside=inside, program=lora))
+        return result, all_bytes(home / "m") if (home / "m").exists() else None
+
+    (done, new), (replaced, old) = merge(first), merge(other, "--overwrite", "--dtype", "float16")
+    assert done == replaced == (0, "") and all(old[name] != new[name] for name in ("config.json", "model.safetensors"))
+    for n in range(2, 60, 5) if quick else itertools.count(1):
+        result, found = merge(first, "--overwrite", inside=at_change(home, n, die, EVERYTHING))
         if result[0] == 0:
             return
-        yield f"at change {n}", "" if whole and clean and again[0] == 0 else f"whole {whole}, clean {clean}"
+        again, left = merge(other, "--overwrite", "--dtype", "float16"), os.listdir(home)
+        whole, clean = found in (old, new, None), again == ((0, ""), old) and left == ["m"]
+        yield f"at change {n}", "" if whole and clean else f"whole {whole}, left {left}, {show(again[0])}"
 
 
 def read_only(quick):
