@@ -177,7 +177,7 @@ def write_options(options: dict) -> None:
     """config.toml, from which the run can be repeated, and from which it goes on."""
     out = Path(options["out"])
     (out / LAST).unlink(missing_ok=True)  # from here on the run there is not finished
-    threads = f"# to the same bytes on the same kind of CPU with OMP_NUM_THREADS={torch.get_num_threads()}\n"
+    threads = f"# Repeats this run: to the same bytes on the same kind of CPU with OMP_NUM_THREADS={torch.get_num_threads()}\n"
     lines = (f"{name} = {toml(value)}\n" for name, value in options.items() if name != "overwrite")
     write_text(out / OPTIONS, threads + "".join(lines))
 
