@@ -1,6 +1,6 @@
 """The appendix to the five files: what any such program needs, and what has nothing to do with BERT or LoRA.
 
-    files          whole files: JSON, safetensors; InputError
+    files          whole files: JSON, safetensors; InputError, and knowing an error for want of memory
     hub            a file in a directory or on the Hugging Face Hub; login, upload
     base_files     config.json and the tokenizer of a base model, checked
     adapter_files  an adapter's files in PEFT's format
@@ -10,7 +10,7 @@
     glue           GLUE's tasks: columns, class names, metrics
     options        a dataclass as flags and as a TOML file
     console        what is printed, one-line errors, signals, the progress bar and the log
-    devices        cuda, mps or cpu; bfloat16, torch.compile; running out of memory
+    devices        cuda, mps or cpu; bfloat16, torch.compile
     run_folder     what --out may replace; one run at a time
     progress       where a run stands, what it has measured, and advice where it can go no further
     checkpoint     a run's state as one file, exactly, and its checks

@@ -13,7 +13,17 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from support.files import InputError, first_line, lies_in, listing, read_json, temporary_for, write_json, written_whole
+from support.files import (
+    InputError,
+    first_line,
+    lies_in,
+    listing,
+    misread,
+    read_json,
+    temporary_for,
+    write_json,
+    written_whole,
+)
 from support.hub import find_file
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
@@ -99,7 +109,7 @@ def open_tokenizer(name: str, vocab_size: int) -> Tokenizer:
     except InputError:
         raise
     except Exception as error:  # the tokenizers package raises bare Exceptions
-        raise InputError(f"{path}: not a BERT tokenizer ({first_line(error)})") from None
+        raise misread(error, f"{path}: not a BERT tokenizer ({first_line(error)})") from None
     if (highest := max([*probe, *tokenizer.get_vocab().values()], default=0)) >= vocab_size:
         raise InputError(f"{path}: has a token of number {highest}, but the model knows {vocab_size} tokens")
     return tokenizer

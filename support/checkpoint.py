@@ -15,13 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from support.devices import is_out_of_memory
-from support.files import InputError, write_tensors
+from support.files import InputError, is_out_of_memory, write_tensors
 from support.hub import find_file
 from support.progress import Progress
 
 # Where a run reads from. What it reads is hashed: the same read in another place, or by another name, is the same.
-SOURCES = ("model", "data", "init_adapter", "text_columns", "label_column")
+SOURCES = ("model", "data", "init_adapter", "text_columns", "label_column", "label_names")
 
 
 def fingerprint(model: str, adapter: str, splits: list[dict]) -> str:

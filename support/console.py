@@ -14,8 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from support.devices import is_out_of_memory
-from support.files import InputError, first_line
+from support.files import InputError, first_line, is_out_of_memory
 
 # Standard input, output and error.
 

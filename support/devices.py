@@ -1,8 +1,6 @@
-"""Where and how a model computes: its device, bfloat16, torch.compile; and knowing an out-of-memory error."""
+"""Where and how a model computes: its device, bfloat16, torch.compile."""
 
-import errno
 import functools
-import re
 import sys
 import time
 
@@ -10,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from support.files import InputError, first_line
+from support.files import InputError, first_line, is_out_of_memory
 
 
 def choose_device(wanted: str) -> str:
@@ -79,15 +77,3 @@ def move(model: nn.Module, device: str) -> None:
         if is_out_of_memory(error):
             raise
         raise InputError(f"--device {device} cannot be used here: {first_line(error)}") from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was too little memory, on a device or here, or a size that no memory has.
-
-    CUDA and MPS say "out of memory", the CPU's allocator "can't allocate memory", C++ "std::bad_alloc", each in a
-    RuntimeError; Python and Arrow have a MemoryError, the operating system ENOMEM.
-    """
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    said = "out of memory|allocate memory|bad_alloc|size calculation overflowed"
-    return isinstance(error, RuntimeError) and bool(re.search(said, str(error)))

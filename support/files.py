@@ -1,8 +1,10 @@
 """Whole files: JSON and safetensors are read with a clear error, and written whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -13,6 +15,26 @@ from torch import Tensor
 
 class InputError(Exception):
     """Something the user gave cannot be used: the message is the one line that they get to read."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, on a device or here, or a size that no memory has.
+
+    CUDA and MPS say "out of memory", the CPU's allocator "can't allocate memory", C++ "std::bad_alloc", oneDNN "could
+    not create a primitive"; Python and Arrow have a MemoryError, the operating system ENOMEM; libraries are not loaded
+    and threads not started.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    said = "out of memory|allocate memory|bad_alloc|size calculation overflowed|could not create a primitive"
+    said += "|failed to map segment|failed to launch worker thread"
+    return not isinstance(error, InputError) and bool(re.search(said, str(error), re.IGNORECASE))
+
+
+def misread(error: Exception, message: str) -> Exception:
+    """InputError(message), to be raised for a file whose reading ended in `error`: unless that was for want of memory,
+    which is no fault of the file."""
+    return error if is_out_of_memory(error) else InputError(message)
 
 
 def first_line(error: BaseException) -> str:
@@ -79,7 +101,7 @@ def read_json(path: str | Path) -> dict:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
         json.dumps(raw, ensure_ascii=False).encode()  # half a surrogate pair can be written in JSON, but is no text
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({first_line(error)})") from None
+        raise misread(error, f"{path}: not a JSON file ({first_line(error)})") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: holds a JSON {type(raw).__name__}, expected an object")
     return raw
@@ -90,7 +112,7 @@ def open_safetensors(path: str | Path):
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); download or save it again") from None
+        raise misread(error, f"{path}: not a whole safetensors file ({error}); download or save it again") from None
 
 
 def read_tensor(file, path: str | Path, key: str, shape: torch.Size | None = None) -> Tensor:
@@ -104,7 +126,7 @@ def read_tensor(file, path: str | Path, key: str, shape: torch.Size | None = Non
     try:
         tensor = file.get_tensor(key)
     except (SafetensorError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: tensor {key} cannot be read ({first_line(error)})") from None
+        raise misread(error, f"{path}: tensor {key} cannot be read ({first_line(error)})") from None
     if not tensor.is_floating_point():
         raise InputError(f"{path}: tensor {key} is {tensor.dtype}, expected float32, float16 or bfloat16")
     tensor = tensor.float()

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from support.files import InputError, first_line
+from support.files import InputError, first_line, misread
 
 SECONDS = 8.0  # within which the Hub has to answer
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
@@ -110,7 +110,7 @@ def hub_errors(name: str):
         }
         unforeseen = f"the Hub did not answer as it should ({first_line(error)}); try again"
         text = next((text for kind, text in explanations.items() if isinstance(error, kind)), unforeseen)
-        raise InputError(f"{name}: {text}") from None
+        raise misread(error, f"{name}: {text}") from None
 
 
 def disk_error(error: BaseException | None) -> OSError | None:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.devices import is_out_of_memory
-from support.files import InputError, first_line, write_text
+from support.files import InputError, first_line, is_out_of_memory, write_text
 
 
 class NotFinite(ArithmeticError):
@@ -79,7 +78,7 @@ def advice(progress: Progress, options: dict, learning_rate: Callable[[int], flo
             f"the loss is {loss} at step {step + 1}, at a learning rate of {learning_rate(step):.2g}: try a lower "
             f"--lr; the best adapter so far and the last checkpoint are kept in {options['out']}"
         ) from None
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise InputError(f"torch.compile failed: {first_line(error)}; --compile no does without") from None
         if not is_out_of_memory(error):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from support.files import InputError, first_line, listing
+from support.files import InputError, first_line, listing, misread
 from support.hub import find_file
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
@@ -118,10 +118,8 @@ def read_table(paths: list[Path]) -> tuple:
             tables[-1].validate(full=True)  # text that is no UTF-8, above all
             tables = [pyarrow.concat_tables(tables)]
             ends.append(tables[0].num_rows)
-        except MemoryError:  # Arrow's own is an ArrowException too
-            raise
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read as {path.suffix[1:]} ({first_line(error)})") from None
+            raise misread(error, f"{path}: cannot be read as {path.suffix[1:]} ({first_line(error)})") from None
 
     def place(row: int) -> str:
         part = bisect.bisect_right(ends, row)

@@ -189,6 +189,17 @@ def at_call(owner, name: str, n: int, act):
     return inside
 
 
+def before_call(owner, name: str, n: int, act):
+    """inside(): act() happens before the n-th call of a function; for n = 0 at the very start."""
+
+    def inside():
+        original, count = getattr(owner, name), itertools.count(1)
+        setattr(owner, name, lambda *a, **k: (act() if next(count) == n else None, original(*a, **k))[1])
+        act() if n == 0 else None
+
+    return inside
+
+
 def die(number=signal.SIGKILL):
     os.kill(os.getpid(), number)
 
@@ -306,6 +317,59 @@ def two_at_once(quick):
         first, second = sorted(map(finish, children))
         fine = first[0] == 0 and is_line(second, "another run|finished run")
         yield "race", difference(out, REFERENCE) if fine else f"{show(first)}; {show(second)}"
+
+
+def closed(stream: int):
+    os.close(stream)
+
+
+def full(stream: int):
+    os.dup2(os.open("/dev/full", os.O_RDWR), stream)
+
+
+def left_by_its_reader(stream: int):
+    read, write = os.pipe()
+    os.close(read)
+    os.dup2(write, stream)
+
+
+def streams(quick):
+    """Standard input, output and error that are of no use, from the start or from the middle of the training."""
+    every = itertools.product((closed, full, left_by_its_reader), ((0,), (1,), (2,), (1, 2), (0, 1, 2)), (0, 1, 5, 9))
+    wanted = [(closed, (0, 1, 2), 0), (full, (1,), 5), (left_by_its_reader, (1, 2), 5)]
+    for spoil, numbers, n in wanted if quick else every:
+        if spoil is closed and n:
+            continue  # nobody can do that to a running process
+        out, act = folder(), lambda spoil=spoil, numbers=numbers: [spoil(number) for number in numbers]
+        result = train_in(out, inside=before_call(*FORWARD, n, act))
+        trouble = show(result) if result != (0, "") else difference(out, REFERENCE)
+        unsaid = "" if trouble or "best validation" in (out / "training_log.txt").read_text() else "the log lacks lines"
+        yield f"{numbers} {spoil.__name__}, before forward pass {n}", trouble or unsaid
+
+
+def little_memory(quick):
+    """A limit on the address space, a few megabytes above what the process has when it starts: ulimit -v.
+
+    Arrow and the tokenizer end a process by themselves when they find no memory (SIGABRT): that is no line of ours, but
+    nothing may be lost.
+    """
+
+    def limited(megabytes: int):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + megabytes * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+    for megabytes in (0, 2, 60) if quick else (*range(0, 20), *range(20, 200, 10)):
+        out = folder()
+        result = train_in(out, inside=functools.partial(limited, megabytes))
+        if result[0] == 0:
+            lost = difference(out, REFERENCE)
+            undrawn = "no training_curves.png: " in (out / "training_log.txt").read_text()
+            trouble = "" if undrawn and lost == "training_curves.png is missing" else lost
+        else:
+            theirs = result[0] == -signal.SIGABRT and re.search("bad_alloc|memory allocation of", result[1])
+            trouble = resumed(out) if theirs or is_line(result, "memory") else show(result)
+        yield f"{megabytes} MB", trouble
 
 
 FILES = ["config.toml", "metrics.jsonl", "training_log.txt", "training_curves.png", ".lock", "best/config.json",
@@ -504,6 +568,8 @@ FAULTS = {
     "disk full at every write": lambda quick: every_change(quick, CUT, WRITES, after_full),
     "killed at the start of --overwrite": killed_in_overwrite,
     "out of memory in a step": out_of_memory,
+    "little address space": little_memory,
+    "closed and full streams": streams,
     "a loss that is not finite": not_finite,
     "two runs on one --out": two_at_once,
     "files and directories of the wrong kind": wrong_kinds,

@@ -9,7 +9,7 @@ from helpers import saved_base
 from safetensors.torch import load_file
 
 from bert import BertModel
-from support.files import InputError, read_json, write_json, write_tensors, written_whole
+from support.files import InputError, is_out_of_memory, read_json, write_json, write_tensors, written_whole
 
 
 @pytest.fixture
@@ -54,3 +54,22 @@ def test_what_is_no_json_object_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(InputError, match=r"a\.json: (not a JSON file|holds a JSON)"):
         read_json(tmp_path / "a.json")
+
+
+def test_an_out_of_memory_error_is_known():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    assert is_out_of_memory(error.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
+    with pytest.raises(RuntimeError) as error:
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert not is_out_of_memory(error.value)
+
+
+def test_more_errors_of_memory():
+    for error in MemoryError(), RuntimeError("std::bad_alloc"), OSError(12, "Cannot allocate memory"):
+        assert is_out_of_memory(error)
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**61, 2**61)
+    assert is_out_of_memory(error.value)
+    assert not is_out_of_memory(OSError(28, "No space left on device"))
