@@ -4,7 +4,7 @@
     python sample.py --file reviews.txt --json        # one text per line, in batches
     head reviews.txt | python sample.py -             # the same from standard input
     python sample.py --pair "He slept." "He is awake."    # for an adapter of pairs, as RTE's; in files a tab between
-    python sample.py                                  # asks for texts
+    python sample.py                                  # asks for texts; exit leaves
     python sample.py --adapter out/best --adapter you/bert-lora-cola "great film"
 
 With several adapters every text is answered by each.

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import functools
 import re
+import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -86,8 +87,8 @@ def find_in_folder(folder: Path, filename: str, required: bool) -> Path | None:
 
 
 @contextlib.contextmanager
-def hub_errors(name: str):
-    """Turns whatever the Hub or the network does inside the block into one line."""
+def hub_errors(name: str, later: str = ""):
+    """Turns whatever the Hub or the network does inside the block into one line, which ends with `later`."""
     from huggingface_hub import constants, errors
 
     try:
@@ -110,7 +111,7 @@ def hub_errors(name: str):
         }
         unforeseen = f"the Hub did not answer as it should ({first_line(error)}); try again"
         text = next((text for kind, text in explanations.items() if isinstance(error, kind)), unforeseen)
-        raise misread(error, f"{name}: {text}") from None
+        raise misread(error, f"{name}: {text}{later}") from None
 
 
 def disk_error(error: BaseException | None) -> OSError | None:
@@ -137,9 +138,9 @@ def check_login(repository: str) -> None:
         raise InputError(f"{repository}: your token can only read; `hf auth login` takes one that can write")
 
 
-def require_hub(repository: str) -> None:
+def require_hub(repository: str, later: str = "") -> None:
     if reason := out_of_reach():
-        raise InputError(f"{repository}: the Hub cannot be reached ({reason})")
+        raise InputError(f"{repository}: the Hub cannot be reached ({reason}){later}")
 
 
 def push_adapter(folder: str | Path, repository: str, private: bool = False) -> None:
@@ -151,8 +152,10 @@ def push_adapter(folder: str | Path, repository: str, private: bool = False) -> 
         raise InputError(f"{folder}: holds no adapter to push")
     names = ("adapter_config.json", "adapter_model.safetensors", "config.json", "README.md", "../training_curves.png")
     files = [folder / name for name in names if (folder / name).is_file()]
-    require_hub(repository)
-    with hub_errors(repository):
+    again = shlex.join(["python", "lora.py", "push", str(folder), repository])
+    later = f"; {folder} is kept, and goes there with: {again}"
+    require_hub(repository, later)
+    with hub_errors(repository, later):
         HfApi().create_repo(repository, private=private, exist_ok=True)
         operations = [CommitOperationAdd(file.name, file) for file in files]
         commit = HfApi().create_commit(repository, operations, commit_message="Upload a LoRA adapter")

@@ -177,9 +177,10 @@ def write_options(options: dict) -> None:
     """config.toml, from which the run can be repeated, and from which it goes on."""
     out = Path(options["out"])
     (out / LAST).unlink(missing_ok=True)  # from here on the run there is not finished
-    threads = f"# Repeats this run: to the same bytes on the same kind of CPU with OMP_NUM_THREADS={torch.get_num_threads()}\n"
+    threads = torch.get_num_threads()
+    head = f"# Repeats this run: to the same bytes on the same kind of CPU with OMP_NUM_THREADS={threads}\n"
     lines = (f"{name} = {toml(value)}\n" for name, value in options.items() if name != "overwrite")
-    write_text(out / OPTIONS, threads + "".join(lines))
+    write_text(out / OPTIONS, head + "".join(lines))
 
 
 def toml(value) -> str:

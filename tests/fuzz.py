@@ -11,6 +11,7 @@ or exit, more than 10 seconds of work, memory beyond twice the file's size, or a
 import argparse
 import collections
 import contextlib
+import dataclasses
 import functools
 import io
 import itertools
@@ -37,6 +38,7 @@ from faults import (
     at_call,
     bert,
     die,
+    fail,
     finish,
     sample,
     start,
@@ -51,8 +53,8 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 import data
 from support.checkpoint import digest
-from support.console import run_main
-from support.files import InputError, first_line, read_json
+from support.console import open_streams, run_main
+from support.files import InputError, first_line, read_json, write_json
 from support.offline import offline_pair
 from support.options import parse_options
 
@@ -127,7 +129,47 @@ def read_texts() -> None:
     classify("--model", "base", "--json", "--file", "text", texts=[])
 
 
+def print_answers() -> None:
+    """Hostile class names and texts on a terminal of some encoding: only text reaches it, and JSON stays JSON."""
+    case = read_json("terminal")
+    try:
+        encoding, label, text = (str(case[key]) for key in ("encoding", "label", "text"))
+        "".encode(encoding)
+    except (KeyError, LookupError, ValueError) as error:
+        raise InputError(f"no case: {error}") from None
+    config = read_json("adapter/config.json") | {"id2label": {"0": label, "1": f"not {label}"}}
+    write_json("adapter/config.json", config)
+    for more in [], ["--json"]:
+        with open("screen", "wb") as file, contextlib.redirect_stdout(None):
+            os.dup2(file.fileno(), 1)
+            sys.stdout = sys.__stdout__ = io.TextIOWrapper(open(1, "wb", closefd=False), encoding)  # noqa: SIM115
+            open_streams()
+            classify("--adapter", "adapter", *more, "--", texts=[text])
+            sys.stdout.flush()
+        said = Path("screen").read_bytes().decode(encoding)
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", said) and said.count("\n") == 1, said
+        if more:
+            answer = json.loads(said)
+            assert answer["text"] == text and set(answer["scores"]) == {label, f"not {label}"}, said
+
+
+class Begun(Exception):
+    """The first batch of a training."""
+
+
+def begin_training() -> None:
+    """train.py with these flags, up to the first batch."""
+    flags = read_json("flags").get("flags")
+    if not isinstance(flags, list) or not all(isinstance(flag, str) and flag.startswith("--") for flag in flags):
+        raise InputError("no flags")
+    bert.BertForSequenceClassification.forward = lambda *_: fail(Begun())
+    sys.argv = ["train.py", *OPTIONS, "--overwrite", *flags, "--out=run"]
+    with contextlib.suppress(Begun):
+        train.main()
+
+
 READERS = {
+    "terminal": print_answers, "flags": begin_training,
     "base/config.json": lambda: classify("--model", "base"),
     "base/model.safetensors": lambda: classify("--model", "base"),
     "base/tokenizer.json": lambda: classify("--model", "base"), "vocab/vocab.txt": lambda: classify("--model", "vocab"),
@@ -161,6 +203,8 @@ def write_good_files() -> None:
     (HOME / "labels.json").write_text(json.dumps({"kind": "csv", "train": ["no", "yes"], "validation": ["yes"]}))
     (HOME / "config.toml").write_text('model = "base"\nlr = 5e-4\nepochs = 3\nresume = true\ntargets = "query"\n')
     (HOME / "text").write_text("great film, good film")
+    (HOME / "terminal").write_text(json.dumps({"encoding": "ascii", "label": "na\u00efve", "text": "gr\u00e9at film"}))
+    (HOME / "flags").write_text(json.dumps({"flags": ["--lr=1e-3", "--epochs=2", "--targets=query"]}))
     sys.exit(0)
 
 
@@ -421,7 +465,7 @@ epochs; device = "tpu"; dropout = 1.0; model = "\ud800"; lr = 1e999; a.b = 1; ep
 
 def odd_toml(good: bytes) -> dict[str, bytes]:
     lines = [*re.split("; |\n", TOML), "epochs = 3\nepochs = 4", f"seed = {'9' * 5000}", f"seed = -{10**30}"]
-    return {
+    return odd_values() | {
         "latin-1": good + b"#\xe9", "UTF-16": good.decode().encode("utf-16"), "NUL": good + b"\0",
         "?BOM": b"\xef\xbb\xbf" + good, "=empty": b"", "deep": b"a = " + b"[" * 10**4 + b"]" * 10**4,
         "dotted": b"a." * 1000 + b"a = 1", "?10 MB": good + b"#" * 10**7, **{x[:30]: x.encode() for x in lines},
@@ -436,6 +480,79 @@ def odd_lines(good: bytes) -> dict[str, bytes]:
     return crafted | {"not UTF-8": b"great \xff film"}
 
 
+ENCODINGS = "ascii", "latin-1", "cp1252", "cp437", "koi8-r", "shift_jis", "gb18030", "utf-8", "utf-16", "utf-7"
+HOSTILE = [
+    "naïve", "\U0001f600", "\x1b[31mred", "\x1b]0;title\x07", "\x9b2J", "a\nforged  99.9%  b", "a\r\rb", "\x7f\x08",
+    "a\tb", "\u2028b\x85c", "\u202eright to left", "中文", "\\u001b", '"}\n{"', "%s {0} {{", "\x00", "\ufeff",
+    "\x0b\x0c\x1c\x1d\x1e",
+]  # fmt: skip
+
+
+def odd_terminals(good: bytes) -> dict[str, bytes]:
+    cases = {}
+    for encoding, (i, word) in itertools.product(ENCODINGS, enumerate(HOSTILE)):
+        for label, text in (word, "great film"), ("good", word), (word, HOSTILE[i - 1]):
+            cases[f"?{encoding} {i} {len(cases)}"] = json.dumps(
+                {"encoding": encoding, "label": label, "text": text}
+            ).encode()
+    return cases
+
+
+NUMBERS = ["1e999", "-1e999", "nan", "1" + "0" * 400, *map(str, (2**31, 2**62, 2**63, 2**70, -(2**63))), "0",
+           "9" * 5000, "1_0", "٣", "0x10", "1e3", "1.5", "", " 1", "true", "1e-400", "1e308"]  # fmt: skip
+STRINGS = [
+    "",
+    "\0",
+    "a\0b",
+    "x" * 5000,
+    "\x1b[31m",
+    "a\nb",
+    ",",
+    "a,b,c",
+    "..",
+    "/",
+    "a@b@c",
+    "\udcff",
+    "😀",
+    "~",
+    "%s",
+    "[",
+    "-",
+]
+AROUND = {"out", "resume", "overwrite", "offline_fallback", "push_to_hub", "hub_model_id", "hub_private"}
+
+
+def odd_options() -> list[tuple[str, str]]:
+    """(name, value) of every option but those around a run."""
+    named = [(f.name, f.type) for f in dataclasses.fields(train.Config) if f.name not in AROUND]
+    return [(name, value) for name, kind in named for value in (STRINGS if kind is str else NUMBERS)]
+
+
+def odd_flags(good: bytes) -> dict[str, bytes]:
+    flags = (f"--{name.replace('_', '-')}={value}" for name, value in odd_options())
+    return {f"?{flag[:30]} {i}": json.dumps({"flags": [flag]}).encode() for i, flag in enumerate(flags)}
+
+
+def odd_values() -> dict[str, bytes]:
+    """Every option of TOML with values of every kind, and numbers of every size."""
+    plain = [
+        *NUMBERS,
+        "[]",
+        "[1]",
+        "{}",
+        "{a = 1}",
+        "1979-05-27",
+        "0x" + "f" * 5000,
+        "[0x" + "f" * 5000 + "]",
+        "1e400",
+        "inf",
+    ]
+    quoted = [json.dumps(value) for value in STRINGS if value.isprintable() or "\0" in value or "\n" in value]
+    names = [f.name for f in dataclasses.fields(train.Config)]
+    lines = (f"{name} = {value}" for name in names for value in plain + quoted)
+    return {f"?{line[:30]} {i}": line.encode() for i, line in enumerate(lines)}
+
+
 TOKENIZER_CONFIG = {key: ["x", 5, [], {}] for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
 CRAFTED = {
     "base/config.json": lambda good: odd_json(good) | edits(good, CONFIG), "base/model.safetensors": odd_safetensors,
@@ -446,7 +563,8 @@ CRAFTED = {
     "adapter/config.json": lambda good: edits(good, {name: [(value,) for value in CONFIG[name]] for name in CONFIG}),
     "out/checkpoint/checkpoint.safetensors": odd_checkpoints, "reviews.parquet": odd_parquet,
     **{f"reviews.{kind}": functools.partial(odd_texts, kind=kind) for kind in ("csv", "tsv", "jsonl")},
-    "labels.json": odd_labels, "config.toml": odd_toml, "text": odd_lines,
+    "labels.json": odd_labels, "config.toml": odd_toml, "text": odd_lines, "terminal": odd_terminals,
+    "flags": odd_flags,
 }  # fmt: skip
 
 
@@ -477,7 +595,7 @@ def attempt(reader) -> str:
     except SystemExit as stop:
         said.seek(0)
         lines = said.read()
-        good = stop.code == 2 and re.fullmatch(r"error: [^\n\r]+\n", lines)
+        good = stop.code == 2 and re.fullmatch(r"error: [^\n\r]+\n", lines) and "should not happen" not in lines
         return "refused" if good else f"exit {stop.code} with {lines[:150]!r}"
     except BaseException as error:
         ours = [frame for frame in traceback.extract_tb(error.__traceback__) if ROOT in Path(frame.filename).parents]

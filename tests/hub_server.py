@@ -27,6 +27,7 @@ class Hub:
         self.faults: dict[str, int | str] = {}
         self.served: list[tuple[str, int]] = []  # the paths asked for, and the status of the answer
         self.role = "write"  # what the token of UploadHandler's user may do
+        self.full = False  # whether uploads are refused
         self.closing = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (handler or Handler,), {"hub": self}))
         self.server.daemon_threads = True
@@ -124,6 +125,8 @@ class UploadHandler(Handler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers.get("Authorization") != "Bearer hf_right":
             return self.answer(401, X_Error_Message="Invalid token")
+        if self.hub.full:
+            return self.answer(403, X_Error_Message="storage limit reached")
         if self.path == "/api/repos/create":
             self.hub.created = json.loads(body)
             return self.reply({"url": f"{self.hub.url}/you/sst2"})

@@ -1,5 +1,6 @@
 """Pushing an adapter: the Hub's own client against a server on 127.0.0.1 that keeps what a commit brings."""
 
+import shlex
 import shutil
 
 import pytest
@@ -58,3 +59,16 @@ def test_push_later(run, hub, tmp_path):
     assert hub.files.keys() == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
     assert hub.created.get("visibility") != "private"
     shutil.rmtree(folder)
+
+
+def test_a_push_that_fails_after_the_training_loses_nothing(run, hub, minilm, table, tmp_path):
+    """The adapter is whole in --out, and the line says how it gets to the Hub later: that works."""
+    out = tmp_path / "out"
+    hub.full = True
+    done = train(run, minilm, table, out, hub, "--hub-model-id", "you/sst2")
+    assert done.returncode == 2 and done.stderr.startswith("error: you/sst2: ") and done.stderr.count("\n") == 1
+    assert (out / "final" / "README.md").exists()
+    hub.full = False
+    again = done.stderr.strip().rpartition(" goes there with: python ")[2]
+    assert run(*shlex.split(again), env=hub.environment).returncode == 0
+    assert "adapter_model.safetensors" in hub.files

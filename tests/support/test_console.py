@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from helpers import ROOT
@@ -44,6 +45,17 @@ run_main(main)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     status, said = ENDS[body]
     assert (done.returncode, done.stdout) == (status, "") and re.fullmatch(said, done.stderr), done.stderr
+
+
+def test_a_line_is_read_when_it_is_printed_and_not_at_the_end():
+    code = "import time; from support.console import run_main; run_main(lambda: (print('now'), time.sleep(60)))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
+        timer = threading.Timer(30, process.kill)
+        timer.start()
+        assert process.stdout.readline() == b"now\n"
+        timer.cancel()
+        process.kill()
 
 
 def test_a_file_does_not_get_the_number_of_a_closed_stream():
