@@ -62,7 +62,7 @@ def open_model(name: str, bases: dict, base: str | None = None, max_length: int 
 
 def show(models: dict[str, tuple], texts: list[str], as_json: bool) -> None:
     """Prints a line for each text and model: label, confidence, text; or JSON with every probability."""
-    taken = {name: fitting(texts, model.config.text_pairs, name) for name, (model, _) in models.items()}
+    taken = {name: fitting(texts, model.config, name) for name, (model, _) in models.items()}
     answers = {name: classify(model, tokenizer, taken[name]) for name, (model, tokenizer) in models.items()}
     for row in range(len(texts)):
         for name, (model, _) in models.items():

@@ -25,7 +25,7 @@ from lora import apply_lora_to_model, mark_only_lora_as_trainable, open_adapter,
 from support import adapter_files, base_files, console, devices, hub, options, report, run_folder
 from support.checkpoint import Checkpoint, fingerprint
 from support.console import Log
-from support.files import InputError, write_text
+from support.files import write_text
 from support.glue import METRICS, score
 from support.offline import OFFICIAL_DATA, OFFICIAL_MODEL, official_or_offline
 from support.options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, AT_LEAST_3, BELOW_1, FRACTION, INT64, Surroundings, option
@@ -107,9 +107,7 @@ def set_up(config: Config) -> Run:
     columns, names = (list(filter(None, text.split(","))) for text in (config.text_columns, config.label_names))
     task = load_task(config.data, tokenizer, columns, config.label_column, names, config.metric)
     torch.manual_seed(config.seed)
-    pairs = len(task.train.texts) == 2
-    model = build_model(config, task.label_names, pairs)
-    base_files.refuse_misfit(config.model, model.config, config.max_length, pairs)
+    model = build_model(config, task.label_names, pairs=len(task.train.texts) == 2)
     train, validation = (encode(tokenizer, s.texts, s.labels) for s in (task.train, task.validation))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # Decay pulls A and B, and with them ΔW, towards zero. Biases and LayerNorms are left out, as in BERT's own code.
@@ -117,8 +115,7 @@ def set_up(config: Config) -> Run:
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
     device, log, out = model.classifier.weight.device, Log(Path(config.out) / run_folder.LOG), Path(config.out)
-    classes = [*model.config.id2label.values()]
-    identity = options.identity(config, device.type) | {"metric": task.metric, "classes": classes}
+    identity = options.identity(config, device.type) | {"metric": task.metric, "classes": model.config.class_names}
     identity["contents"] = fingerprint(config.model, config.init_adapter, [vars(train), vars(validation)])
     kept = Checkpoint(out / run_folder.CHECKPOINT, identity, config.save_every, trained, optimizer)
     return Run(config, device, model, optimizer, train.to(device), validation.to(device), task.metric, log, kept)
@@ -128,14 +125,13 @@ def build_model(config: Config, label_names: list[str], pairs: bool = False) -> 
     """The base with adapters, fresh or those of --init-adapter, and the rest frozen; on its device."""
     if config.init_adapter:
         model = open_adapter(config.init_adapter, config.model, config.dropout)
-        label_names = adapter_files.same_classes(config.init_adapter, model.config.id2label, label_names)
+        label_names = adapter_files.same_classes(config.init_adapter, model.config.class_names, label_names)
     else:
         model = BertForSequenceClassification.from_pretrained(config.model, num_labels=len(label_names))
-        if config.rank > (most := model.config.hidden_size):  # (D, D) has no higher one
-            raise InputError(f"--rank {config.rank} is more than {most}, the rank of a whole weight of {config.model}")
-        if config.rank:
-            targets = config.targets if config.targets == "all-linear" else config.targets.split(",")
-            apply_lora_to_model(model, targets, config.rank, config.alpha, config.dropout)
+    base_files.refuse_misfit(model.config, pairs, **asdict(config))
+    if config.rank and not config.init_adapter:
+        targets = config.targets if config.targets == "all-linear" else config.targets.split(",")
+        apply_lora_to_model(model, targets, config.rank, config.alpha, config.dropout)
     model.config.id2label, model.config.text_pairs = dict(enumerate(label_names)), pairs
     if config.rank:
         mark_only_lora_as_trainable(model)
@@ -250,8 +246,8 @@ def summary(run: Run) -> str:
     padding = padding_fraction(lengths, plan, run.length_multiple)
     sizes = {name: (p.numel(), p.requires_grad) for name, p in run.model.named_parameters()}
     drawn = () if config.init_adapter else run.model.new_modules
-    classes, numbers = [*run.model.config.id2label.values()], (len(lengths), len(run.validation.lengths))
-    head = report.data_lines(config.model, run.device, config.data, *numbers, padding, classes, run.metric)
+    what = (config.model, run.device, config.data, run.model.config.class_names, run.metric)
+    head = report.data_lines(*what, len(lengths), len(run.validation.lengths), padding)
     return head + report.parameter_table(sizes, trained_whole(run.model), drawn, config.rank, config.targets)
 
 

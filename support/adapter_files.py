@@ -113,12 +113,12 @@ def as_options(adapter: str, given: dict) -> dict:
     return own | {"dropout": dropout, "model": given.get("model") or named_base(adapter)}
 
 
-def same_classes(adapter: str, id2label: dict[int, str], found: list[str]) -> list[str]:
+def same_classes(adapter: str, theirs: list[str], found: list[str]) -> list[str]:
     """The names of the classes where training goes on from an adapter, on data that has the classes `found`.
 
     Raises InputError if both have names, and others; classes that are mere numbers (LABEL_0) take the other's names.
     """
-    theirs, unnamed = list(id2label.values()), [f"LABEL_{number}" for number in range(len(found))]
+    unnamed = [f"LABEL_{number}" for number in range(len(found))]
     if len(theirs) != len(found) or (theirs != found and unnamed not in (theirs, found)):
         problem = f"has the {len(theirs)} classes {listing(theirs)}, but the data the {len(found)} {listing(found)}"
         raise InputError(f"{adapter}: {problem}; --label-names says which the data's are")

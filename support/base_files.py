@@ -69,13 +69,14 @@ def read_config(path: str | Path, cls: type) -> dict:
     return found
 
 
-def refuse_misfit(name: str, config, max_length: int, pairs: bool) -> None:
-    """Raises InputError for texts that the base model `name` has no positions or no segments for."""
-    if max_length > config.max_position_embeddings:
-        positions = config.max_position_embeddings
-        raise InputError(f"--max-length {max_length} is more than the {positions} positions of {name}")
+def refuse_misfit(config, pairs: bool, model: str, max_length: int, rank: int = 0, **_) -> None:
+    """Raises InputError for options that the base `model` of this config has no positions, segments or room for."""
+    if max_length > (positions := config.max_position_embeddings):
+        raise InputError(f"--max-length {max_length} is more than the {positions} positions of {model}")
     if pairs and config.type_vocab_size < 2:
-        raise InputError(f"{name} cannot read pairs of texts: its type_vocab_size is 1, so it has no second segment")
+        raise InputError(f"{model} cannot read pairs of texts: its type_vocab_size is 1, so it has no second segment")
+    if rank > (most := config.hidden_size):  # (D, D) has no higher one
+        raise InputError(f"--rank {rank} is more than {most}, the rank of a whole weight of {model}")
 
 
 def read_label_names(path: str | Path, id2label) -> dict[int, str]:

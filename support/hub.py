@@ -143,6 +143,14 @@ def require_hub(repository: str, later: str = "") -> None:
         raise InputError(f"{repository}: the Hub cannot be reached ({reason}){later}")
 
 
+def content_for(repository: str, file: Path) -> bytes:
+    """What is uploaded of a file: its bytes; but a model card names the repository, no longer a directory."""
+    content = file.read_bytes()
+    if file.name == "README.md" and (named := re.search(rb"--adapter (\S+) ", content)):
+        content = content.replace(named[1], repository.encode())
+    return content
+
+
 def push_adapter(folder: str | Path, repository: str, private: bool = False) -> None:
     """Uploads an adapter's files, its model card and the curves in the folder above, as one commit."""
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -157,6 +165,6 @@ def push_adapter(folder: str | Path, repository: str, private: bool = False) -> 
     require_hub(repository, later)
     with hub_errors(repository, later):
         HfApi().create_repo(repository, private=private, exist_ok=True)
-        operations = [CommitOperationAdd(file.name, file) for file in files]
+        operations = [CommitOperationAdd(file.name, content_for(repository, file)) for file in files]
         commit = HfApi().create_commit(repository, operations, commit_message="Upload a LoRA adapter")
     print(f"pushed to {commit.repo_url}")

@@ -7,18 +7,19 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from support.console import plain
 from support.files import first_line, written_whole
 from support.options import Surroundings, changed_flags
 
 
 def data_lines(
-    model: str, device, data: str, train: int, validation: int, padding: float, classes: list[str], metric: str
+    model: str, device, data: str, classes: list[str], metric: str, train: int, validation: int, padding: float
 ) -> str:
-    """What is trained on what, how many sentences there are, and what decides which model is best.
+    """What is trained on what, what decides which model is best, and how many sentences there are.
 
     `padding` is a fraction of the tokens.
     """
-    shown = ", ".join(classes[:10]) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
+    shown = ", ".join(map(plain, classes[:10])) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
     return (
         f"model  {model} on {device}\n"
         f"data   {data}\n"

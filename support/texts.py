@@ -43,18 +43,18 @@ def decoded(text: str) -> str:
         return text
 
 
-def fitting(texts: list, are_pairs: bool | None, name: str) -> list:
-    """The texts as the model `name` takes them: pairs, or single ones, or for None either, as its makers did not say.
+def fitting(texts: list, config, name: str) -> list:
+    """The texts as the model `name` takes them: its config says pairs, single ones, or nothing, and then either goes.
 
-    Raises InputError for a text of the other kind.
+    Raises InputError for a text of the other kind, and for pairs where the model knows no second text.
     """
-    if are_pairs:
+    if config.text_pairs:
         texts = [tuple(text.split("\t")) if isinstance(text, str) else text for text in texts]
         for number, text in enumerate(texts, 1):
             if len(text) != 2 or not all(part.strip() for part in text):
                 hint = "give --pair TEXT TEXT, or lines with one tab between the two"
                 raise InputError(f"text {number}: {name} classifies pairs of texts; {hint}")
-    elif are_pairs is False and any(isinstance(text, tuple) for text in texts):
+    elif any(isinstance(text, tuple) for text in texts) and (config.text_pairs is False or config.type_vocab_size < 2):
         raise InputError(f"{name} classifies single texts, not pairs; leave out --pair")
     return texts
 

@@ -145,8 +145,9 @@ def run(forks):
         words = list(map(str, arguments))
         environment = os.environ | {"HF_HUB_OFFLINE": "1"} | (env or {})
         options = {"cwd": ROOT, "timeout": 120} | options
-        program = Path(options["cwd"]) / words[0]
-        if program in PROGRAMS and options.keys() == {"cwd", "timeout"}:
+        program = (Path(options["cwd"]) / words[0]).resolve()
+        python = any(name.startswith("PYTHON") for name in env or {})  # what Python reads when it starts
+        if program in PROGRAMS and options.keys() == {"cwd", "timeout"} and not python:
             return forks.run([str(program), *words[1:]], env=environment, **options)
         return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, **options)
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -18,19 +19,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Forks:
-    """The process that forks; run() is subprocess.run for one of the programs."""
+    """The process that forks; run() is subprocess.run for one of the programs, and may be called in several threads."""
 
     def __init__(self):
-        words = [sys.executable, __file__]
-        self.server = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.server = subprocess.Popen([sys.executable, __file__], cwd=ROOT, stdin=subprocess.PIPE, text=True)
 
     def run(self, words: list[str], cwd: Path, env: dict[str, str], timeout: int) -> subprocess.CompletedProcess:
         with tempfile.TemporaryDirectory() as scratch:
-            streams = [f"{scratch}/{name}" for name in ("stdout", "stderr")]
-            asked = {"words": words, "cwd": str(cwd), "env": env, "timeout": timeout, "streams": streams}
+            asked = {"words": words, "cwd": str(cwd), "env": env, "timeout": timeout, "scratch": scratch}
             print(json.dumps(asked), file=self.server.stdin, flush=True)
-            status = int(self.server.stdout.readline())
-            told = [Path(stream).read_text(encoding="utf-8") for stream in streams]
+            while not (ended := Path(scratch, "status")).exists():
+                assert self.server.poll() is None, "the process that forks has ended"
+                time.sleep(0.01)
+            status = int(ended.read_text())
+            told = [Path(scratch, name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
         if status == -signal.SIGALRM:
             raise subprocess.TimeoutExpired(words, timeout, *told)
         return subprocess.CompletedProcess(words, status, *told)
@@ -47,8 +49,8 @@ def become(asked: dict) -> int:
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number, path in enumerate(asked["streams"], 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        os.dup2(os.open(f"{asked['scratch']}/{name}", os.O_WRONLY | os.O_CREAT), number)
     for number, name in enumerate(("stdin", "stdout", "stderr")):  # fresh ones, as the server has read from its own
         stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
@@ -66,18 +68,24 @@ def become(asked: dict) -> int:
 
 
 def serve() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
         asked = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                status = become(asked)
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(status)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        if os.fork():
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # this one waits for the program, and notes how it ended
+        if pid := os.fork():
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            Path(asked["scratch"], "ended").write_text(str(status))
+            os.rename(f"{asked['scratch']}/ended", f"{asked['scratch']}/status")
+            os._exit(0)
+        status = 1
+        try:
+            status = become(asked)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
 
 
 if __name__ == "__main__":

@@ -328,7 +328,7 @@ def counters(monkeypatch):
 
 def test_layers_compile_once_for_every_length(counters, tmp_path):
     base = saved_base(tmp_path / "base", num_hidden_layers=4)
-    configs = [train.Config(str(base), device="cpu", compile=choice) for choice in ("no", "yes")]
+    configs = [train.Config(str(base), device="cpu", compile=choice, max_length=40) for choice in ("no", "yes")]
     plain, compiled = (train.build_model(config, ["negative", "positive"]).eval() for config in configs)
     compiled.load_state_dict(plain.state_dict())
     batches = [inputs(60, lengths) for lengths in ([6, 6], [9, 8, 4], [17, 17], [30, 2, 2, 30])]

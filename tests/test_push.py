@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-CARD = "---\nlibrary_name: peft\n---\nA card.\n"
+CARD = '---\nlibrary_name: peft\n---\nA card.\n\n    python sample.py --adapter out/best "great film"\n'
 
 
 def train(run, minilm, table, out, hub, *more):
@@ -57,6 +57,7 @@ def test_push_later(run, hub, tmp_path):
     done = run("lora.py", "push", folder, "you/sst2", env=hub.environment)
     assert done.returncode == 0, done.stderr
     assert hub.files.keys() == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert hub.files["README.md"].decode() == CARD.replace("out/best", "you/sst2")
     assert hub.created.get("visibility") != "private"
     shutil.rmtree(folder)
 

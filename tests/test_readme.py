@@ -5,10 +5,9 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, write_table
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,7 +19,7 @@ TRAINED = ["--epochs", "1", "--max-length", "12", "--batch-size", "16"]
 
 
 @pytest.fixture
-def home(minilm, table, tmp_path, hub):
+def home(run, minilm, table, tmp_path, hub):
     """A folder that looks like the project's after `make train`, and a function that runs a program there."""
     home = tmp_path / "home"
     home.mkdir()
@@ -31,23 +30,25 @@ def home(minilm, table, tmp_path, hub):
     shutil.copy(table, home / "reviews.csv")
     (home / "reviews.txt").write_text("great film\ntwo hours I will not get back\n")
 
-    def run(*arguments: str) -> str:
-        environment = os.environ | hub.environment | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run([sys.executable, *arguments], cwd=home, env=environment, capture_output=True, text=True)
+    def typed(*arguments: str) -> str:
+        more = {"PYTHONPATH": str(ROOT)} if arguments[0] == "-c" else {}
+        done = run(*arguments, cwd=home, env=hub.environment | more)
         assert done.returncode == 0, (arguments, done.stderr)
         return done.stdout
 
-    run("train.py", "--model", minilm, "--data", "reviews.csv", *TRAINED)
+    typed("train.py", "--model", minilm, "--data", "reviews.csv", *TRAINED)
     shutil.copytree(home / "out" / "best", home / "out-cola" / "best")
-    run("lora.py", "merge", "out/best", "merged/")
-    return home, run
+    typed("lora.py", "merge", "out/best", "merged/")
+    return home, typed
 
 
 def test_the_commands(home, minilm):
     """As written, but for the names that a reader is to replace."""
     home, run = home
     shutil.copytree(home / "out", home / "whole")
-    assert len(COMMANDS) == 10
+    pairs = {"sentence1": [f"film {i}" for i in range(20)], "sentence2": ["it is"] * 20, "label": [0, 1] * 10}
+    run("train.py", "--model", minilm, "--data", write_table(home / "pairs.jsonl", pairs), "--out", "out-rte", *TRAINED)
+    assert len(COMMANDS) == 11
     for line in COMMANDS:
         words = shlex.split(line.replace("DIR_OR_HUB_ID", minilm), comments=True)[1:]
         if "--resume" in words:  # with no other options
