@@ -101,13 +101,13 @@ class Run:
         return self.steps_per_epoch * self.config.epochs
 
 
-def set_up(config: Config) -> Run:
-    """Reads data and model, and puts together all that the loop needs."""
+def set_up(config: Config, rewrite=lambda model: model) -> Run:
+    """Reads data and model, the latter as `rewrite` leaves it, and puts together all that the loop needs."""
     tokenizer = load_tokenizer(config.model, config.max_length)
     columns, names = (list(filter(None, text.split(","))) for text in (config.text_columns, config.label_names))
     task = load_task(config.data, tokenizer, columns, config.label_column, names, config.metric)
     torch.manual_seed(config.seed)
-    model = build_model(config, task.label_names, pairs=len(task.train.texts) == 2)
+    model = rewrite(build_model(config, task.label_names, pairs=len(task.train.texts) == 2))
     train, validation = (encode(tokenizer, s.texts, s.labels) for s in (task.train, task.validation))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # Decay pulls A and B, and with them ΔW, towards zero. Biases and LayerNorms are left out, as in BERT's own code.

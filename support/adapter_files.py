@@ -65,14 +65,15 @@ def write(folder: Path, base: str, settings: dict, tensors: dict[str, Tensor], w
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
 
 
-def read_config(adapter: str) -> dict:
-    """The adapter_config.json of a directory or Hub repository. InputError names any field that means more."""
+def read_config(adapter: str, known: frozenset = frozenset()) -> dict:
+    """The adapter_config.json of a directory or Hub repository. InputError names any field that means more than a plain
+    LoRA, but for those that the caller says are `known` to it."""
     path = find_file(adapter, "adapter_config.json")
     config = read_json(path)
     if isinstance(config.get("modules_to_save"), list):  # PEFT repeats itself there
         config["modules_to_save"] = sorted({str(module) for module in config["modules_to_save"]})
     for field, value in config.items():
-        harmless = field in KNOWN | IRRELEVANT or value in HARMLESS.get(field, []) or not value
+        harmless = field in KNOWN | IRRELEVANT | known or value in HARMLESS.get(field, []) or not value
         if not harmless:
             raise InputError(f"{path}: {field} = {value!r:.60} is not supported")
     targets, rank, alpha = config.get("target_modules"), config.get("r"), config.get("lora_alpha")
@@ -125,13 +126,13 @@ def same_classes(adapter: str, theirs: list[str], found: list[str]) -> list[str]
     return found if theirs == unnamed else theirs
 
 
-def read_tensors(adapter: str, rank: int) -> dict[str, Tensor]:
-    """The tensors of an adapter of this rank, under the names as PEFT saves them today."""
+def read_tensors(adapter: str, rank: int | None = None) -> dict[str, Tensor]:
+    """The tensors of an adapter, a LoRA of this rank if one is given, under the names as PEFT saves them today."""
     path = find_file(adapter, "adapter_model.safetensors")
     with open_safetensors(path) as file:
         tensors = {plain_name(key): read_tensor(file, path, key) for key in file.keys()}
     for name, tensor in tensors.items():  # before anything of the size that r claims is allocated
-        if ".lora_A." in name and tensor.shape[:1] != (rank,):
+        if rank and ".lora_A." in name and tensor.shape[:1] != (rank,):
             raise InputError(f"{path}: {name} is {list(tensor.shape)}, but adapter_config.json says r = {rank}")
     return tensors
 

@@ -16,6 +16,7 @@ import threading
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
@@ -24,7 +25,7 @@ from helpers import ROOT, edit_json
 from pyarrow import csv, parquet
 from safetensors.torch import load_file, save_file
 
-from train import Config, learning_rate
+from train import Config, learning_rate, set_up, train_step
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 WEIGHTS = "best/adapter_model.safetensors"
@@ -278,3 +279,23 @@ def test_the_learning_rate_is_transformers(ratio, steps):
         assert learning_rate(config, step, steps) == pytest.approx(schedule.get_last_lr()[0], rel=1e-12, abs=0)
         optimizer.step()
         schedule.step()
+
+
+# Another method, as in examples/.
+
+
+def test_what_is_trained_is_what_rewriting_leaves(tiny, some_reviews):
+    """BitFit (Zaken et al., 2022), the biases alone, in two lines."""
+
+    def biases(model):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.endswith("bias"))
+        return model
+
+    run = set_up(Config(str(tiny), str(some_reviews), rank=0, max_length=16, device="cpu"), biases)
+    before = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
+    for rows in np.arange(8).reshape(4, 2):
+        train_step(run, rows)
+        run.progress.step += 1
+    changed = {name for name, parameter in run.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name in before if name.endswith("bias")}

@@ -9,6 +9,7 @@ from helpers import edit_json, open_theirs, saved_base
 from safetensors.torch import load_file, save_file
 
 from lora import open_adapter
+from support import adapter_files
 from support.files import InputError
 
 
@@ -30,6 +31,15 @@ def test_unsupported_fields_are_named(adapter, field):
     edit_json(adapter / "adapter_config.json", **{field: UNSUPPORTED[field]})
     with pytest.raises(InputError, match=rf"adapter_config\.json: {field} = "):
         open_adapter(str(adapter))
+
+
+@pytest.mark.parametrize("field", UNSUPPORTED)
+def test_a_field_that_the_caller_knows_is_read(adapter, field):
+    edit_json(adapter / "adapter_config.json", **{field: UNSUPPORTED[field], "other": 1})
+    with pytest.raises(InputError, match=r"adapter_config\.json: other = 1"):
+        adapter_files.read_config(str(adapter), frozenset({field}))
+    edit_json(adapter / "adapter_config.json", other=None)
+    assert adapter_files.read_config(str(adapter), frozenset({field}))[field] == UNSUPPORTED[field]
 
 
 def test_unknown_field_that_is_null_is_accepted(adapter):
