@@ -1,7 +1,7 @@
 # make train   trains, after setting up .venv       make test    lint and tests
 # make bench   speed against transformers + peft    make fuzz    10,000 broken files for every reader
 # make merge   out/best as a plain checkpoint       make faults  kills, full disks, races, for real
-# make clean   removes .venv and offline/
+# make clean   removes .venv and offline/           make examples  sets up and tests examples/
 #
 # make merge replaces a merged/ that holds a model and nothing else, and refuses any other.
 #
@@ -11,10 +11,12 @@
 ifdef PYTHON
 ready :=
 ready-dev :=
+ready-examples :=
 else
 PYTHON := .venv/bin/python
 ready := .venv/ready
 ready-dev := .venv/ready-dev
+ready-examples := .venv/ready-examples
 endif
 
 train: $(ready)
@@ -24,6 +26,9 @@ test: $(ready-dev)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+examples: $(ready-examples)
+	$(PYTHON) -m pytest -q examples $(ARGS)
 
 bench: $(ready-dev)
 	$(PYTHON) benchmarks/compare_hf.py $(ARGS)
@@ -52,4 +57,8 @@ clean:
 	$(PYTHON) -m pip install -q -r requirements-dev.txt
 	@touch $@
 
-.PHONY: train test bench fuzz faults merge clean
+.venv/ready-examples: .venv/ready-dev requirements-examples.txt
+	$(PYTHON) -m pip install -q -r requirements-examples.txt
+	@touch $@
+
+.PHONY: train test examples bench fuzz faults merge clean

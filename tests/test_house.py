@@ -8,6 +8,7 @@ import pytest
 from helpers import ROOT
 
 ORDER = ["bert", "lora", "data", "train", "sample"]
+EXAMPLES = [path for path in (ROOT / "examples").glob("*.py") if not path.stem.startswith(("test_", "conftest"))]
 ROOMS = sorted(path.stem for path in (ROOT / "support").glob("*.py") if path.stem != "__init__")
 
 
@@ -27,7 +28,7 @@ def test_imports(run, module):
     done = run("-c", f"import sys, {module}; print(*sys.modules)")
     loaded = set(done.stdout.split())
     assert module in loaded, done.stderr
-    assert not loaded & {"transformers", "peft"}
+    assert not loaded & {"transformers", "peft", "examples"}
     before = ORDER[:3] if module == "sample" else ORDER[: ORDER.index(module)]
     assert loaded & set(ORDER) <= {module, *before}
 
@@ -37,7 +38,7 @@ def test_a_room_stands_alone(run, room):
     """It can be imported first of all, and neither then nor later does it call upstairs."""
     done = run("-c", f"import sys, support.{room}; print(*sys.modules)")
     assert done.returncode == 0, done.stderr
-    never = {*ORDER, "transformers", "peft"}
+    never = {*ORDER, "transformers", "peft", "examples"}
     assert not set(done.stdout.split()) & never
     assert not imported(ROOT / "support" / f"{room}.py") & never
 
@@ -52,6 +53,18 @@ def test_every_room_says_at_its_door_what_it_is_for():
 def test_the_book_is_read_in_one_sitting():
     lines = {module: len((ROOT / f"{module}.py").read_text(encoding="utf-8").splitlines()) for module in ORDER}
     assert max(lines.values()) <= 400 and sum(lines.values()) <= 1268, lines
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_a_screen_that_the_table_knows(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= (120 if path.stem == "adalora" else 80)
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    row = re.search(
+        rf"^\| \[{path.name}\].*$", (ROOT / "examples" / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert row and row[0].split(" | ")[2] == str(lines)
+    assert (path.parent / f"test_{path.name}").exists()
 
 
 def test_every_test_that_the_code_names_is_there():
