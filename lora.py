@@ -74,7 +74,7 @@ class LinearWithLoRA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.unmerged_weight is not None:
             return self.linear(x)  # (…, out)
-        if not faster.on_cpu(x):
+        if type(self.linear) is not nn.Linear or not faster.on_cpu(x):  # layers of another kind may hold no plain W
             return self.linear(x) + self.lora(x)  # (…, out)
         # On a CPU the same sum, with its gradients written by hand; tests/support/test_faster.py holds the two equal.
         linear, A, B, scaling = self.linear, self.lora.lora_A, self.lora.lora_B, self.lora.scaling
