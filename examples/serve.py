@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="texts in a pass; 1: no gathering (default: %(default)s)")
     given = parser.parse_args()
     app.state.gatherer = Gatherer(*open_bank(given.base, given.adapters), given.batch)
-    uvicorn.run(app, host=given.host, port=given.port, log_level="warning", timeout_graceful_shutdown=30)
+    uvicorn.run(app, host=given.host, port=given.port, log_level="warning", timeout_graceful_shutdown=120)
 
 
 if __name__ == "__main__":

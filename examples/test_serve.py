@@ -1,0 +1,318 @@
+"""serve.py and gather.py in a process of their own, asked over HTTP, by a browser, and by a great many bad clients."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from helpers import ROOT, adapted
+from prometheus_client.parser import text_string_to_metric_families
+from pyarrow import parquet
+
+from data import load_tokenizer
+from examples import gather, serve
+from lora import open_adapter, save_adapter
+from sample import classify
+from support.offline import offline_pair
+
+MINILM, REVIEWS = offline_pair()
+TEXTS = parquet.read_table(f"{REVIEWS}/validation-00000-of-00001.parquet")["sentence"].to_pylist()
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory) -> dict[str, str]:
+    """Two of different ranks, targets and classes."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for name, targets, rank, labels in ("two", ["query", "value"], 4, 2), ("three", "all-linear", 2, 3):
+        model = adapted(MINILM, targets, rank=rank)
+        model.config.id2label = dict(enumerate(["bad", "good", "<b>so-so</b>"][:labels]))
+        model.classifier = type(model.classifier)(384, labels)
+        save_adapter(model, folder / name, MINILM)
+    return {name: str(folder / name) for name in ("two", "three")}
+
+
+def free_port() -> int:
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        return it.getsockname()[1]
+
+
+class Server:
+    """`python -m examples.serve`, from its first answer on."""
+
+    def __init__(self, adapters: dict[str, str], *options: str):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        named = [f"{name}={folder}" for name, folder in adapters.items()]
+        command = [sys.executable, "-m", "examples.serve", MINILM, *named, "--port", str(self.port), *options]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(600):
+            time.sleep(0.1)
+            try:
+                httpx.get(f"{self.url}/health").raise_for_status()
+                return
+            except httpx.TransportError:
+                assert self.process.poll() is None, self.process.stderr.read()
+        raise TimeoutError
+
+    def ask(self, adapter: str, texts: list[str]) -> httpx.Response:
+        return httpx.post(f"{self.url}/classify", json={"adapter": adapter, "texts": texts}, timeout=60)
+
+    def measured(self) -> dict[str, float]:
+        text = httpx.get(f"{self.url}/metrics").text
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return {s.name + "".join(s.labels.get("status", "")): s.value for s in samples if "le" not in s.labels}
+
+    def end(self) -> str:
+        self.process.terminate()
+        return self.process.communicate(timeout=60)[1]
+
+
+@pytest.fixture(scope="module")
+def server(adapters):
+    server = Server(adapters)
+    yield server
+    server.end()
+
+
+@pytest.fixture(scope="module")
+def expected(adapters) -> dict[str, np.ndarray]:
+    """The answers of sample.py to the first 64 held-out reviews."""
+    tokenizer = load_tokenizer(MINILM)
+    return {name: classify(open_adapter(folder), tokenizer, TEXTS[:64]) for name, folder in adapters.items()}
+
+
+def test_many_askers_get_the_answers_of_sample(server, expected):
+    """128 requests at once, for two adapters, one text each; far fewer passes answer them."""
+    before = server.measured()
+    questions = [(name, i) for i in range(64) for name in ("two", "three")]
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(lambda question: server.ask(question[0], [TEXTS[question[1]]]), questions))
+    for (name, i), answer in zip(questions, answers, strict=True):
+        assert answer.status_code == 200
+        scores = answer.json()[0]
+        assert list(scores) == ["bad", "good", "<b>so-so</b>"][: len(expected[name][i])]
+        assert np.abs(np.array([*scores.values()]) - expected[name][i]).max() < 1e-5
+    after = server.measured()
+    passes = after["bert_lora_batch_texts_count"] - before["bert_lora_batch_texts_count"]
+    assert after["bert_lora_batch_texts_sum"] - before["bert_lora_batch_texts_sum"] == 128
+    assert passes <= 64
+    assert after["bert_lora_answers_total200"] - before.get("bert_lora_answers_total200", 0) >= 128
+    assert after["bert_lora_seconds_count"] > after["bert_lora_answers_total200"] - 2
+
+
+def test_several_texts_in_one_request(server, expected):
+    answer = server.ask("three", TEXTS[:32]).json()
+    assert np.abs(np.array([[*scores.values()] for scores in answer]) - expected["three"][:32]).max() < 1e-5
+
+
+def test_the_other_answers(server):
+    assert httpx.get(f"{server.url}/adapters").json() == {
+        "two": ["bad", "good"],
+        "three": ["bad", "good", "<b>so-so</b>"],
+    }
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    metrics = httpx.get(f"{server.url}/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain; version=")
+    page = httpx.get(f"{server.url}/")
+    assert page.headers["content-type"].startswith("text/html") and "http" not in page.text  # nothing from elsewhere
+
+
+def good(adapter="two", texts=("great film",)) -> dict:
+    return {"adapter": adapter, "texts": list(texts)}
+
+
+BAD = {  # a body, and a word of the answer
+    "no JSON": ('{"adapter": ', "JSON"),
+    "another type": ('{"adapter": "two", "texts": "great film"}', "valid list"),
+    "no texts": ('{"adapter": "two"}', "required"),
+    "not a number": ('{"adapter": "two", "texts": [NaN]}', "valid string"),
+    "half a character": ('{"adapter": "two", "texts": ["\\ud800"]}', "not UTF-8"),
+    "none": (json.dumps(good(texts=[])), "at least 1"),
+    "too many": (json.dumps(good(texts=["film"] * 33)), "at most 32"),
+    "too long": (json.dumps(good(texts=["a film", "film " * 255])), "text 2 has 257 tokens"),
+    "empty": (json.dumps(good(texts=["a film", " "])), "text 2 is empty"),
+    "no such adapter": (json.dumps(good(adapter="../two")), "no such adapter"),
+    "too large": (json.dumps(good(texts=["x" * 2**16])), "65536"),
+    "nested": ("[" * 30000, "body"),
+    "bytes": (b"\xff\xfe\x00", "body"),
+}
+
+
+def test_a_thousand_bad_requests(server):
+    """Of thirteen kinds, from eight clients at once: each gets a line that says why, none a 500."""
+    kinds = [*BAD] * 77
+
+    def send(kind: str) -> httpx.Response:
+        return client.post("/classify", content=BAD[kind][0], headers={"Content-Type": "application/json"})
+
+    with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(send, kinds))
+    assert len(answers) == 1001
+    for kind, answer in zip(kinds, answers, strict=True):
+        assert answer.status_code == {"too large": 413, "nested": 400, "bytes": 400}.get(kind, 422), (kind, answer.text)
+        detail = answer.json()["detail"]
+        assert BAD[kind][1] in detail and "\n" not in detail and len(detail) < 200, (kind, detail)
+    assert server.ask("two", ["great film"]).status_code == 200
+    assert not [name for name in server.measured() if name.startswith("bert_lora_answers_total5")]
+
+
+def test_bad_clients(server):
+    """What is no HTTP, a body without its length, one that breaks off, another method and path."""
+
+    def say(raw: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            connection.sendall(raw)
+            return connection.recv(100)
+
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    assert b" 400 " in say(b"\x00\x01\x02\r\n\r\n")
+    assert b" 400 " in say(head + b"Content-Length: -5\r\n\r\n")
+    assert b" 413 " in say(head + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head + b'Content-Length: 500\r\n\r\n{"adapter"')
+    assert httpx.get(f"{server.url}/classify").status_code == 405
+    assert httpx.get(f"{server.url}/../../etc/passwd").status_code == 404
+    assert httpx.get(f"{server.url}/docs").status_code == 404
+    assert server.ask("two", ["great film"]).status_code == 200
+
+
+def test_only_this_machine_can_ask(server):
+    with pytest.raises(ConnectionRefusedError):  # 127.0.0.2 is this machine too, by another address
+        socket.create_connection(("127.0.0.2", server.port))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["google-bert/bert-base-uncased", "two=ADAPTER"], "google-bert/bert-base-uncased: no such directory"),
+        ([MINILM, "two=you/bert-lora"], "you/bert-lora: no such directory"),
+        ([MINILM, f"two={MINILM}"], f"{MINILM}: the directory has no adapter_config.json"),
+    ],
+)
+def test_loads_only_directories(monkeypatch, capsys, adapters, arguments, said):
+    arguments = [argument.replace("ADAPTER", adapters["two"]) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
+    monkeypatch.setattr(serve.uvicorn, "run", lambda *_, **__: pytest.fail("it serves"))
+    with pytest.raises(SystemExit) as exit:
+        serve.run_main(serve.main)
+    assert exit.value.code == 2 and capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_sigterm_finishes_what_has_begun(adapters):
+    """Eight clients wait for long answers when it comes: each gets its own whole, and then nobody is there."""
+    server = Server(adapters)
+    long = [" ".join(TEXTS[i : i + 8])[:400] for i in range(8)]
+    answers: list[httpx.Response] = []
+    threads = [threading.Thread(target=lambda: answers.append(server.ask("three", long))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    while server.measured()["bert_lora_batch_texts_count"] < 1:
+        time.sleep(0.01)
+    assert not answers
+    server.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(120)
+    assert [answer.status_code for answer in answers] == [200] * 8
+    first = answers[0].json()
+    for answer in answers:
+        for ours, theirs in zip(answer.json(), first, strict=True):
+            assert np.abs(np.array([*ours.values()]) - [*theirs.values()]).max() < 1e-5
+    stderr = server.process.communicate(timeout=60)[1]
+    assert server.process.returncode == -signal.SIGTERM and "Traceback" not in stderr, stderr
+    with pytest.raises(httpx.ConnectError):
+        server.ask("two", ["great film"])
+
+
+@pytest.fixture
+def client(adapters, monkeypatch):
+    """The application in this process."""
+    bank, tokenizer = gather.open_bank(MINILM, [f"two={adapters['two']}"])
+    serve.app.state.gatherer = gather.Gatherer(bank, tokenizer)
+    with TestClient(serve.app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_too_much_waits_for_nobody(client, monkeypatch):
+    monkeypatch.setattr(gather, "MAX_WAITING", 4)
+    answer = client.post("/classify", json=good(texts=["film"] * 5))
+    assert answer.status_code == 503 and "try again" in answer.json()["detail"]
+    assert client.post("/classify", json=good(texts=["film"] * 4)).status_code == 200
+
+
+def test_a_failing_batch_is_not_the_last(client, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(serve.app.state.gatherer.bank, "forward_rows", lambda *_: 1 / 0)
+        assert client.post("/classify", json=good()).status_code == 500
+    assert client.post("/classify", json=good()).status_code == 200
+
+
+def test_an_asker_who_has_gone_costs_nobody_else(client):
+    async def two() -> list:
+        gatherer = gather.Gatherer(serve.app.state.gatherer.bank, serve.app.state.gatherer.tokenizer)
+        running = asyncio.create_task(gatherer.run())
+        gone, stays = (asyncio.create_task(gatherer.ask("two", ["great film"])) for _ in range(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        answer = await asyncio.wait_for(stays, 20)
+        assert not running.done()
+        running.cancel()
+        return answer
+
+    assert asyncio.run(two())[0].keys() == {"bad", "good"}
+
+
+def test_the_page_in_a_browser(server, adapters, tmp_path):
+    """Chromium without a screen writes a text, chooses an adapter, and sees bars as long as sample.py's answer says."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs Debian's packages chromium and chromium-driver")
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--window-size=760,520", f"--user-data-dir={tmp_path}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
+        wait = WebDriverWait(browser, 30)
+        browser.get(server.url)
+        find = lambda selector: browser.find_element(By.CSS_SELECTOR, selector)
+        wait.until(lambda _: len(Select(find("select")).options) == 2)
+        assert [option.text for option in Select(find("select")).options] == ["two", "three"]
+        text = "a gripping, <i>beautifully</i> acted film"
+        for name in "two", "three":
+            Select(find("select")).select_by_visible_text(name)
+            find("textarea").clear()
+            find("textarea").send_keys(text)
+            find("button").click()
+            p = classify(open_adapter(adapters[name]), load_tokenizer(MINILM), [text])[0]
+            wait.until(lambda _, p=p: len(browser.find_elements(By.CSS_SELECTOR, ".bar")) == len(p))
+            shown = [bar.text.split("\n") for bar in browser.find_elements(By.CSS_SELECTOR, ".bar")]
+            assert [label for label, _ in shown] == ["bad", "good", "<b>so-so</b>"][: len(p)]
+            assert np.abs([float(percent.rstrip("%")) for _, percent in shown] - 100 * p).max() < 0.06
+            widths = [bar.rect["width"] for bar in browser.find_elements(By.CSS_SELECTOR, ".bar i")]
+            assert np.abs(np.array(widths) / sum(widths) - p).max() < 0.02
+        if target := os.environ.get("SCREENSHOT"):
+            browser.save_screenshot(target)
+        find("textarea").clear()
+        find("textarea").send_keys("film " * 300)
+        find("button").click()
+        wait.until(lambda _: "tokens" in find("[role=alert]").text)
+        messages = [entry["message"] for entry in browser.get_log("browser") if "422" not in entry["message"]]
+        assert not [message for message in messages if "favicon" not in message], messages
