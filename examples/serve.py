@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from pydantic import BaseModel, Field
 
-from examples.gather import Gatherer, open_bank
+from examples.gather import Gatherer
 from support.console import run_main
 from support.files import InputError
 from support.options import OneLineParser
@@ -70,9 +70,9 @@ def main() -> None:
     parser.add_argument("adapters", nargs="+", metavar="NAME=DIRECTORY", help="what is served; nothing else is loaded")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-    parser.add_argument("--batch", type=int, default=32, help="texts in a pass; 1: no gathering (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="texts answered together, or 1 (default: %(default)s)")
     given = parser.parse_args()
-    app.state.gatherer = Gatherer(*open_bank(given.base, given.adapters), given.batch)
+    app.state.gatherer = Gatherer(given.base, given.adapters, given.batch)
     uvicorn.run(app, host=given.host, port=given.port, log_level="warning", timeout_graceful_shutdown=120)
 
 

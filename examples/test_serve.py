@@ -200,6 +200,7 @@ def test_only_this_machine_can_ask(server):
     [
         (["google-bert/bert-base-uncased", "two=ADAPTER"], "google-bert/bert-base-uncased: no such directory"),
         ([MINILM, "two=you/bert-lora"], "you/bert-lora: no such directory"),
+        ([MINILM, "two=ADAPTER", "two=ADAPTER"], "two adapters have one name; give each another: NAME=DIRECTORY"),
         ([MINILM, f"two={MINILM}"], f"{MINILM}: the directory has no adapter_config.json"),
     ],
 )
@@ -240,8 +241,7 @@ def test_sigterm_finishes_what_has_begun(adapters):
 @pytest.fixture
 def client(adapters, monkeypatch):
     """The application in this process."""
-    bank, tokenizer = gather.open_bank(MINILM, [f"two={adapters['two']}"])
-    serve.app.state.gatherer = gather.Gatherer(bank, tokenizer)
+    serve.app.state.gatherer = gather.Gatherer(MINILM, [f"two={adapters['two']}"])
     with TestClient(serve.app, raise_server_exceptions=False) as client:
         yield client
 
@@ -260,9 +260,9 @@ def test_a_failing_batch_is_not_the_last(client, monkeypatch):
     assert client.post("/classify", json=good()).status_code == 200
 
 
-def test_an_asker_who_has_gone_costs_nobody_else(client):
+def test_an_asker_who_has_gone_costs_nobody_else(adapters):
     async def two() -> list:
-        gatherer = gather.Gatherer(serve.app.state.gatherer.bank, serve.app.state.gatherer.tokenizer)
+        gatherer = gather.Gatherer(MINILM, [f"two={adapters['two']}"])
         running = asyncio.create_task(gatherer.run())
         gone, stays = (asyncio.create_task(gatherer.ask("two", ["great film"])) for _ in range(2))
         await asyncio.sleep(0)
