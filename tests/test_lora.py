@@ -70,6 +70,18 @@ def test_adapter_dropout_is_on_the_path_alone(monkeypatch):
 # Merging.
 
 
+def test_beside_a_layer_that_holds_no_plain_weight():
+    """As one in four bits does not: the sum and its gradients are the same as beside the nn.Linear itself."""
+    linear = nn.Linear(6, 5)
+    draw(path := LoRALayer(6, 5, rank=2, alpha=4, dropout=0.0))
+    x = torch.randn(3, 6, requires_grad=True)
+    results = []
+    for frozen in linear, nn.Sequential(linear):
+        y = LinearWithLoRA(frozen, path)(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *path.parameters()])])
+    assert all(difference(a, b) < 1e-5 for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("targets", [QUERY_VALUE, "all-linear"], ids=str)
 @torch.inference_mode()
 def test_merging(minilm, targets):
