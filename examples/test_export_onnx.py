@@ -14,12 +14,10 @@ import onnxruntime
 import pytest
 import torch
 from helpers import ROOT, difference
-from pyarrow import csv, parquet
 
-import train
 from data import encode, load_task, load_tokenizer, make_batch
-from examples import export_onnx, onnx_int8
-from lora import open_adapter, save_adapter
+from examples import export_onnx
+from lora import open_adapter
 from sample import classify
 from support.console import run_main
 from support.offline import offline_pair
@@ -35,56 +33,15 @@ print(json.dumps([{entry["label"]: entry["score"] for entry in scores} for score
 """
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory) -> str:
-    """One that has seen 1,280 reviews: enough to be right more often than not."""
-    base, reviews = offline_pair()
-    folder = tmp_path_factory.mktemp("adapter")
-    csv.write_csv(parquet.read_table(f"{reviews}/train-00000-of-00001.parquet").slice(0, 1280), folder / "few.csv")
-    config = train.Config(base, str(folder / "few.csv"), lr=2e-3, device="cpu", max_length=32)
-    run = train.set_up(config)
-    run.model.train()
-    for rows in np.array_split(np.random.default_rng(0).permutation(len(run.train.lengths)), 36):
-        train.train_step(run, rows)
-        run.progress.step += 1
-    save_adapter(run.model, folder / "adapter", base)
-    return str(folder / "adapter")
-
-
-@pytest.fixture(scope="module")
-def held_out(tmp_path_factory) -> str:
-    """200 of the held-out reviews, from the shortest to the longest."""
-    table = parquet.read_table(f"{offline_pair()[1]}/validation-00000-of-00001.parquet")
-    order = np.argsort([len(text) for text in table["sentence"].to_pylist()])
-    folder = tmp_path_factory.mktemp("held out")
-    for split in "train", "validation":
-        parquet.write_table(table.take(order[::5]), folder / f"{split}-00000-of-00001.parquet")
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def exported(adapter, held_out, tmp_path_factory) -> tuple[Path, str]:
-    """The folder that both programs leave, and what they print."""
-    folder, said = tmp_path_factory.mktemp("onnx") / "onnx", []
-    with pytest.MonkeyPatch.context() as patch:
-        for module in export_onnx, onnx_int8:
-            patch.setattr(module, "offline_pair", lambda: (None, held_out))
-            patch.setattr(module.logging, "disable", lambda level: None)
-            patch.setattr(sys, "argv", [module.__name__, adapter, str(folder), *["--rounds=1"] * (module is onnx_int8)])
-            patch.setattr("builtins.print", lambda *values, **_: said.append(" ".join(map(str, values))))
-            run_main(module.main)
-    return folder, "\n".join(said)
-
-
 def ask(path: Path, **inputs: torch.Tensor) -> torch.Tensor:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(["logits"], {name: t.long().numpy() for name, t in inputs.items()})[0])
 
 
 @torch.inference_mode()
-def test_logits_of_real_sentences_of_all_lengths(adapter, held_out, exported):
+def test_logits_of_real_sentences_of_all_lengths(review_adapter, held_out, exported):
     """One by one and in padded batches; then longer texts, of several reviews, up to all 512 positions."""
-    model = open_adapter(adapter)
+    model = open_adapter(review_adapter)
     texts = load_task(held_out).validation.texts[0].to_pylist()
     tokenizer = load_tokenizer(offline_pair()[0], 512)
     long = [" ".join(texts[-n:]) for n in (2, 4, 6, 8, 10, 12, 40)]
@@ -103,8 +60,8 @@ def test_logits_of_real_sentences_of_all_lengths(adapter, held_out, exported):
 
 
 @torch.inference_mode()
-def test_pairs_and_padding_count(adapter, exported):
-    model, path = open_adapter(adapter), exported[0] / "model.onnx"
+def test_pairs_and_padding_count(review_adapter, exported):
+    model, path = open_adapter(review_adapter), exported[0] / "model.onnx"
     ids, ones = torch.randint(1000, 20000, (3, 21)), torch.ones(3, 21, dtype=torch.long)
     second, padded = (torch.arange(21) > 9).long().expand(3, 21), (torch.arange(21) < 15).long().expand(3, 21)
     plain = ask(path, input_ids=ids, attention_mask=ones, token_type_ids=0 * ones)
@@ -131,28 +88,8 @@ def test_nothing_of_lora_and_no_second_file(exported):
     assert {path.name for path in folder.iterdir()} == kept
 
 
-def test_int8(adapter, held_out, exported):
-    folder, said = exported
-    graph = onnx.load(folder / "model_quantized.onnx").graph
-    operators = [node.op_type for node in graph.node]
-    assert operators.count("MatMulInteger") == 6 * 6 + 1 + 1  # six in a layer, the pooler, the classifier
-    rows = {row[0]: row[1:] for row in re.findall(r"^(\S.*?) +([\d.]+) +([\d.]+)% +(\d+)$", said, re.MULTILINE)}
-    assert list(rows) == ["sample.py, merged", "ONNX Runtime", "ONNX Runtime, int8"]
-    sizes = [float(size) for size, _, _ in rows.values()]
-    assert sizes[1:] == [
-        round((folder / name).stat().st_size / 1e6, 1) for name in ("model.onnx", "model_quantized.onnx")
-    ]
-    assert sizes[2] < 0.28 * sizes[0]
-    ours, exact, int8 = (float(accuracy) for _, accuracy, _ in rows.values())
-    reviews = load_task(held_out).validation
-    p = classify(open_adapter(adapter), load_tokenizer(offline_pair()[0]), reviews.texts[0].to_pylist())
-    assert ours == exact == round(100 * (p.argmax(-1) == reviews.labels).mean(), 1) > 65
-    assert abs(int8 - exact) <= 4
-    assert all(int(speed) > 0 for _, _, speed in rows.values())
-
-
 @pytest.mark.parametrize("name", ["model.onnx", "model_quantized.onnx"])
-def test_optimum_opens_it(adapter, exported, name):
+def test_optimum_opens_it(review_adapter, exported, name):
     """In an environment of its own: optimum-onnx takes transformers below 4.58."""
     texts = ["a gripping, beautifully acted film", "two hours that nobody will give back"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(optimum())}
@@ -160,7 +97,7 @@ def test_optimum_opens_it(adapter, exported, name):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = [[scores[label] for label in ("negative", "positive")] for scores in json.loads(done.stdout)]
-    ours = classify(open_adapter(adapter), load_tokenizer(offline_pair()[0]), texts)
+    ours = classify(open_adapter(review_adapter), load_tokenizer(offline_pair()[0]), texts)
     assert np.abs(np.array(theirs) - ours).max() < (1e-5 if name == "model.onnx" else 0.1)
 
 
@@ -176,8 +113,8 @@ def optimum() -> Path:
     return home
 
 
-def test_refuses_to_replace(adapter, exported, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["export_onnx.py", adapter, str(exported[0])])
+def test_refuses_to_replace(review_adapter, exported, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export_onnx.py", review_adapter, str(exported[0])])
     with pytest.raises(SystemExit) as exit:
         run_main(export_onnx.main)
     error = capsys.readouterr().err

@@ -1,6 +1,5 @@
 """serve.py and gather.py in a process of their own, asked over HTTP, by a browser, and by a great many bad clients."""
 
-import asyncio
 import json
 import os
 import shutil
@@ -15,31 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
-from helpers import ROOT, adapted
+from helpers import ROOT
 from prometheus_client.parser import text_string_to_metric_families
 from pyarrow import parquet
 
 from data import load_tokenizer
-from examples import gather, serve
-from lora import open_adapter, save_adapter
+from examples import serve
+from lora import open_adapter
 from sample import classify
 from support.offline import offline_pair
 
 MINILM, REVIEWS = offline_pair()
 TEXTS = parquet.read_table(f"{REVIEWS}/validation-00000-of-00001.parquet")["sentence"].to_pylist()
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory) -> dict[str, str]:
-    """Two of different ranks, targets and classes."""
-    folder = tmp_path_factory.mktemp("adapters")
-    for name, targets, rank, labels in ("two", ["query", "value"], 4, 2), ("three", "all-linear", 2, 3):
-        model = adapted(MINILM, targets, rank=rank)
-        model.config.id2label = dict(enumerate(["bad", "good", "<b>so-so</b>"][:labels]))
-        model.classifier = type(model.classifier)(384, labels)
-        save_adapter(model, folder / name, MINILM)
-    return {name: str(folder / name) for name in ("two", "three")}
 
 
 def free_port() -> int:
@@ -236,43 +222,6 @@ def test_sigterm_finishes_what_has_begun(adapters):
     assert server.process.returncode == -signal.SIGTERM and "Traceback" not in stderr, stderr
     with pytest.raises(httpx.ConnectError):
         server.ask("two", ["great film"])
-
-
-@pytest.fixture
-def client(adapters, monkeypatch):
-    """The application in this process."""
-    serve.app.state.gatherer = gather.Gatherer(MINILM, [f"two={adapters['two']}"])
-    with TestClient(serve.app, raise_server_exceptions=False) as client:
-        yield client
-
-
-def test_too_much_waits_for_nobody(client, monkeypatch):
-    monkeypatch.setattr(gather, "MAX_WAITING", 4)
-    answer = client.post("/classify", json=good(texts=["film"] * 5))
-    assert answer.status_code == 503 and "try again" in answer.json()["detail"]
-    assert client.post("/classify", json=good(texts=["film"] * 4)).status_code == 200
-
-
-def test_a_failing_batch_is_not_the_last(client, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(serve.app.state.gatherer.bank, "forward_rows", lambda *_: 1 / 0)
-        assert client.post("/classify", json=good()).status_code == 500
-    assert client.post("/classify", json=good()).status_code == 200
-
-
-def test_an_asker_who_has_gone_costs_nobody_else(adapters):
-    async def two() -> list:
-        gatherer = gather.Gatherer(MINILM, [f"two={adapters['two']}"])
-        running = asyncio.create_task(gatherer.run())
-        gone, stays = (asyncio.create_task(gatherer.ask("two", ["great film"])) for _ in range(2))
-        await asyncio.sleep(0)
-        gone.cancel()
-        answer = await asyncio.wait_for(stays, 20)
-        assert not running.done()
-        running.cancel()
-        return answer
-
-    assert asyncio.run(two())[0].keys() == {"bad", "good"}
 
 
 def test_the_page_in_a_browser(server, adapters, tmp_path):

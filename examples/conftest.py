@@ -1,0 +1,71 @@
+"""What several tests of the examples share: an adapter of the reviews, and the ONNX files made of it."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import csv, parquet
+
+import train
+from lora import save_adapter
+from support.console import run_main
+from support.offline import offline_pair
+
+
+@pytest.fixture(scope="session")
+def review_adapter(tmp_path_factory) -> str:
+    """One that has seen 1,280 reviews: enough to be right more often than not."""
+    base, reviews = offline_pair()
+    folder = tmp_path_factory.mktemp("adapter")
+    csv.write_csv(parquet.read_table(f"{reviews}/train-00000-of-00001.parquet").slice(0, 1280), folder / "few.csv")
+    config = train.Config(base, str(folder / "few.csv"), lr=2e-3, device="cpu", max_length=32)
+    run = train.set_up(config)
+    run.model.train()
+    for rows in np.array_split(np.random.default_rng(0).permutation(len(run.train.lengths)), 36):
+        train.train_step(run, rows)
+        run.progress.step += 1
+    save_adapter(run.model, folder / "adapter", base)
+    return str(folder / "adapter")
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory) -> str:
+    """200 of the held-out reviews, from the shortest to the longest."""
+    table = parquet.read_table(f"{offline_pair()[1]}/validation-00000-of-00001.parquet")
+    order = np.argsort([len(text) for text in table["sentence"].to_pylist()])
+    folder = tmp_path_factory.mktemp("held out")
+    for split in "train", "validation":
+        parquet.write_table(table.take(order[::5]), folder / f"{split}-00000-of-00001.parquet")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def exported(review_adapter, held_out, tmp_path_factory) -> tuple[Path, str]:
+    """The folder that both programs leave, and what they print."""
+    from examples import export_onnx, onnx_int8  # late: the other tests need no ONNX
+
+    folder, said = tmp_path_factory.mktemp("onnx") / "onnx", []
+    with pytest.MonkeyPatch.context() as patch:
+        for module in export_onnx, onnx_int8:
+            patch.setattr(module, "offline_pair", lambda: (None, held_out))
+            patch.setattr(module.logging, "disable", lambda level: None)
+            rounds = ["--rounds=1"] if module is onnx_int8 else []
+            patch.setattr(sys, "argv", [module.__name__, review_adapter, str(folder), *rounds])
+            patch.setattr("builtins.print", lambda *values, **_: said.append(" ".join(map(str, values))))
+            run_main(module.main)
+    return folder, "\n".join(said)
+
+
+@pytest.fixture(scope="session")
+def adapters(tmp_path_factory) -> dict[str, str]:
+    """Two of different ranks, targets and classes."""
+    from helpers import adapted  # late: transformers takes seconds to import
+
+    base, folder = offline_pair()[0], tmp_path_factory.mktemp("adapters")
+    for name, targets, rank, labels in ("two", ["query", "value"], 4, 2), ("three", "all-linear", 2, 3):
+        model = adapted(base, targets, rank=rank)
+        model.config.id2label = dict(enumerate(["bad", "good", "<b>so-so</b>"][:labels]))
+        model.classifier = type(model.classifier)(384, labels)
+        save_adapter(model, folder / name, base)
+    return {name: str(folder / name) for name in ("two", "three")}

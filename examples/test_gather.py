@@ -1,0 +1,49 @@
+"""gather.py inside FastAPI's own test client: too much, a failure, an asker who has gone."""
+
+import asyncio
+
+import pytest
+from fastapi.testclient import TestClient
+
+from examples import gather, serve
+from support.offline import offline_pair
+
+MINILM, _ = offline_pair()
+QUESTION = {"adapter": "two", "texts": ["great film"]}
+
+
+@pytest.fixture
+def client(adapters, monkeypatch):
+    """The application in this process."""
+    serve.app.state.gatherer = gather.Gatherer(MINILM, [f"two={adapters['two']}"])
+    with TestClient(serve.app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_too_much_waits_for_nobody(client, monkeypatch):
+    monkeypatch.setattr(gather, "MAX_WAITING", 4)
+    answer = client.post("/classify", json=QUESTION | {"texts": ["film"] * 5})
+    assert answer.status_code == 503 and "try again" in answer.json()["detail"]
+    assert client.post("/classify", json=QUESTION | {"texts": ["film"] * 4}).status_code == 200
+
+
+def test_a_failing_batch_is_not_the_last(client, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(serve.app.state.gatherer.bank, "forward_rows", lambda *_: 1 / 0)
+        assert client.post("/classify", json=QUESTION).status_code == 500
+    assert client.post("/classify", json=QUESTION).status_code == 200
+
+
+def test_an_asker_who_has_gone_costs_nobody_else(adapters):
+    async def two() -> list:
+        gatherer = gather.Gatherer(MINILM, [f"two={adapters['two']}"])
+        running = asyncio.create_task(gatherer.run())
+        gone, stays = (asyncio.create_task(gatherer.ask("two", ["great film"])) for _ in range(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        answer = await asyncio.wait_for(stays, 20)
+        assert not running.done()
+        running.cancel()
+        return answer
+
+    assert asyncio.run(two())[0].keys() == {"bad", "good"}
