@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -43,14 +44,16 @@ class Server:
         named = [f"{name}={folder}" for name, folder in adapters.items()]
         command = [sys.executable, "-m", "examples.serve", MINILM, *named, "--port", str(self.port), *options]
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        # A pipe could fill up, and the server would wait for its reader.
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=self.log)
         for _ in range(600):
             time.sleep(0.1)
             try:
                 httpx.get(f"{self.url}/health").raise_for_status()
                 return
             except httpx.TransportError:
-                assert self.process.poll() is None, self.process.stderr.read()
+                assert self.process.poll() is None, self.said()
         raise TimeoutError
 
     def ask(self, adapter: str, texts: list[str]) -> httpx.Response:
@@ -61,16 +64,18 @@ class Server:
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
         return {s.name + "".join(s.labels.get("status", "")): s.value for s in samples if "le" not in s.labels}
 
-    def end(self) -> str:
-        self.process.terminate()
-        return self.process.communicate(timeout=60)[1]
+    def said(self) -> str:
+        self.process.wait(timeout=60)
+        self.log.seek(0)
+        return self.log.read()
 
 
 @pytest.fixture(scope="module")
 def server(adapters):
     server = Server(adapters)
     yield server
-    server.end()
+    server.process.terminate()
+    assert "Traceback" not in server.said()
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +223,7 @@ def test_sigterm_finishes_what_has_begun(adapters):
     for answer in answers:
         for ours, theirs in zip(answer.json(), first, strict=True):
             assert np.abs(np.array([*ours.values()]) - [*theirs.values()]).max() < 1e-5
-    stderr = server.process.communicate(timeout=60)[1]
-    assert server.process.returncode == -signal.SIGTERM and "Traceback" not in stderr, stderr
+    assert "Traceback" not in server.said() and server.process.returncode == -signal.SIGTERM
     with pytest.raises(httpx.ConnectError):
         server.ask("two", ["great film"])
 
