@@ -27,23 +27,40 @@ def test_too_much_waits_for_nobody(client, monkeypatch):
     assert client.post("/classify", json=QUESTION | {"texts": ["film"] * 4}).status_code == 200
 
 
-def test_a_failing_batch_is_not_the_last(client, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(serve.app.state.gatherer.bank, "forward_rows", lambda *_: 1 / 0)
-        assert client.post("/classify", json=QUESTION).status_code == 500
-    assert client.post("/classify", json=QUESTION).status_code == 200
+@pytest.fixture
+def together(adapters):
+    """Runs a coroutine of a Gatherer in an event loop, for twenty seconds at most; its run() must outlive that."""
+
+    def together(work) -> list:
+        async def both() -> list:
+            gatherer = gather.Gatherer(MINILM, [f"two={adapters['two']}"])
+            running = asyncio.create_task(gatherer.run())
+            answer = await asyncio.wait_for(work(gatherer), 20)
+            assert not running.done()
+            running.cancel()
+            return answer
+
+        return asyncio.run(both())
+
+    return together
 
 
-def test_an_asker_who_has_gone_costs_nobody_else(adapters):
-    async def two() -> list:
-        gatherer = gather.Gatherer(MINILM, [f"two={adapters['two']}"])
-        running = asyncio.create_task(gatherer.run())
+def test_a_failing_batch_is_not_the_last(together, monkeypatch):
+    async def twice(gatherer) -> list:
+        with monkeypatch.context() as patch:
+            patch.setattr(gatherer.bank, "forward_rows", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await gatherer.ask("two", ["great film"])
+        return await gatherer.ask("two", ["great film"])
+
+    assert together(twice)[0].keys() == {"bad", "good"}
+
+
+def test_an_asker_who_has_gone_costs_nobody_else(together):
+    async def two(gatherer) -> list:
         gone, stays = (asyncio.create_task(gatherer.ask("two", ["great film"])) for _ in range(2))
         await asyncio.sleep(0)
         gone.cancel()
-        answer = await asyncio.wait_for(stays, 20)
-        assert not running.done()
-        running.cancel()
-        return answer
+        return await stays
 
-    assert asyncio.run(two())[0].keys() == {"bad", "good"}
+    assert together(two)[0].keys() == {"bad", "good"}
