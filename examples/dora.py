@@ -16,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import lora as book
 from bert import BertForSequenceClassification
 from examples.beside_lora import train_beside_lora
-from lora import LinearWithLoRA, LoRALayer, apply_lora_to_model, load_lora_state_dict, replace_heads, save_adapter
 from support.adapter_files import adapted, read_config, read_tensors
 from support.console import run_main
 
 
-class LinearWithDoRA(LinearWithLoRA):
+class LinearWithDoRA(book.LinearWithLoRA):
     """A frozen nn.Linear, LoRA beside it, and the magnitude of each output."""
 
-    def __init__(self, linear: nn.Linear, lora: LoRALayer):
+    def __init__(self, linear: nn.Linear, lora: book.LoRALayer):
         super().__init__(linear, lora)
         lora.lora_magnitude_vector = nn.Parameter(self.lengths())  # m (out,), under PEFT's name
 
@@ -53,7 +53,7 @@ class LinearWithDoRA(LinearWithLoRA):
 def apply_dora_to_model(model: nn.Module) -> nn.Module:
     """Gives, in place, every LoRA layer of a model that apply_lora_to_model has rewritten its magnitude."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, LinearWithLoRA):
+        if isinstance(module, book.LinearWithLoRA):
             model.set_submodule(name, LinearWithDoRA(module.linear, module.lora))
     model.lora_config["use_dora"] = True  # and with that save_adapter writes PEFT's format
     return model
@@ -64,13 +64,13 @@ def open_dora(adapter: str, base: str) -> nn.Module:
     config = read_config(adapter, frozenset({"use_dora"}))
     state = read_tensors(adapter, config["r"])
     model = BertForSequenceClassification.from_pretrained(base)
-    replace_heads(model, adapter, state)
-    layers, _ = adapted(state, config["target_modules"])
+    book.replace_heads(model, adapter, state)
+    layers, _ = adapted(state, book.find_targets(model, "all-linear"), config["target_modules"])
     settings = [config[name] for name in ("r", "lora_alpha", "lora_dropout", "use_rslora")]
-    apply_dora_to_model(apply_lora_to_model(model, layers, *settings))
-    load_lora_state_dict(model, state)
+    apply_dora_to_model(book.apply_lora_to_model(model, layers, *settings))
+    book.load_lora_state_dict(model, state)
     return model.eval()
 
 
 if __name__ == "__main__":
-    run_main(lambda: train_beside_lora("DoRA", apply_dora_to_model, save_adapter))
+    run_main(lambda: train_beside_lora("DoRA", apply_dora_to_model, book.save_adapter))
