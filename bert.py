@@ -50,10 +50,6 @@ class BertConfig:
     def num_labels(self) -> int:
         return len(self.id2label)
 
-    @property
-    def class_names(self) -> list[str]:
-        return [self.id2label[number] for number in range(self.num_labels)]
-
     @classmethod
     def from_json(cls, path: str | Path) -> "BertConfig":
         """Reads a config.json. Raises InputError naming the value that this encoder does not support."""

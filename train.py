@@ -115,7 +115,8 @@ def set_up(config: Config, rewrite=lambda model: model) -> Run:
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
     device, log, out = model.classifier.weight.device, Log(Path(config.out) / run_folder.LOG), Path(config.out)
-    identity = options.identity(config, device.type) | {"metric": task.metric, "classes": model.config.class_names}
+    classes = list(model.config.id2label.values())
+    identity = options.identity(config, device.type) | {"metric": task.metric, "classes": classes}
     identity["contents"] = fingerprint(config.model, config.init_adapter, [vars(train), vars(validation)])
     kept = Checkpoint(out / run_folder.CHECKPOINT, identity, config.save_every, trained, optimizer)
     return Run(config, device, model, optimizer, train.to(device), validation.to(device), task.metric, log, kept)
@@ -125,7 +126,8 @@ def build_model(config: Config, label_names: list[str], pairs: bool = False) -> 
     """The base with adapters, fresh or those of --init-adapter, and the rest frozen; on its device."""
     if config.init_adapter:
         model = open_adapter(config.init_adapter, config.model, config.dropout)
-        label_names = adapter_files.same_classes(config.init_adapter, model.config.class_names, label_names)
+        found = list(model.config.id2label.values())
+        label_names = adapter_files.same_classes(config.init_adapter, found, label_names)
     else:
         model = BertForSequenceClassification.from_pretrained(config.model, num_labels=len(label_names))
     base_files.refuse_misfit(model.config, pairs, **asdict(config))
@@ -246,7 +248,7 @@ def summary(run: Run) -> str:
     padding = padding_fraction(lengths, plan, run.length_multiple)
     sizes = {name: (p.numel(), p.requires_grad) for name, p in run.model.named_parameters()}
     drawn = () if config.init_adapter else run.model.new_modules
-    what = (config.model, run.device, config.data, run.model.config.class_names, run.metric)
+    what = (config.model, run.device, config.data, list(run.model.config.id2label.values()), run.metric)
     head = report.data_lines(*what, len(lengths), len(run.validation.lengths), padding)
     return head + report.parameter_table(sizes, trained_whole(run.model), drawn, config.rank, config.targets)
 

@@ -87,7 +87,7 @@ def read_label_names(path: str | Path, id2label) -> dict[int, str]:
         names = {}
     if not names or sorted(names) != list(range(len(names))):
         raise InputError(f"{path}: id2label must name the classes 0, 1, 2, …")
-    return names
+    return dict(sorted(names.items()))  # JSON's own order has "10" before "2"
 
 
 def write_config(path: str | Path, config: dict) -> None:

@@ -1,6 +1,7 @@
 """What config.json and the tokenizer of a base model may not ask for, and what a merged model may replace."""
 
 import filecmp
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from helpers import ROOT, edit_json, saved_base
 
 import lora
-from bert import BertModel
+from bert import BertConfig, BertModel
 from support.files import InputError
 
 UNSUPPORTED = {
@@ -31,6 +32,14 @@ def test_unsupported_config_is_named(tmp_path, name):
     edit_json(base / "config.json", **{name: UNSUPPORTED[name]})
     with pytest.raises(InputError, match=rf"config\.json: .*{name}"):
         BertModel.from_pretrained(base)
+
+
+def test_classes_stand_in_the_order_of_their_numbers(tmp_path):
+    """A file that was sorted as text has "10" before "2"."""
+    names = {str(number): f"class {number}" for number in range(12)}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": names}, sort_keys=True))
+    config = BertConfig.from_json(tmp_path / "config.json")
+    assert list(config.id2label.values()) == [f"class {number}" for number in range(12)]
 
 
 # What a merged model may replace.
