@@ -83,8 +83,9 @@ def advice(progress: Progress, options: dict, learning_rate: Callable[[int], flo
             raise InputError(f"torch.compile failed: {first_line(error)}; --compile no does without") from None
         if not is_out_of_memory(error):
             raise
-        half, twice = max(1, options["batch_size"] // 2), options["grad_accum"] * 2
-        raise InputError(
-            f"out of memory at step {progress.step + 1}: try --batch-size {half} --grad-accum {twice}, which trains "
-            f"the same, or a --max-length below {options['max_length']}"
-        ) from None
+        half, twice = options["batch_size"] // 2, options["grad_accum"] * 2
+        same = [f"--batch-size {half} --grad-accum {twice}"] if half else []
+        same += [] if options["gradient_checkpointing"] else ["--gradient-checkpointing"]
+        ways = [f"{' or '.join(same)}, which trains the same"] if same else []
+        ways.append(f"a --max-length below {options['max_length']}")
+        raise InputError(f"out of memory at step {progress.step + 1}: try {', or '.join(ways)}") from None

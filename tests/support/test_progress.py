@@ -9,7 +9,7 @@ import torch
 from support.files import InputError
 from support.progress import NotFinite, Progress, advice
 
-OPTIONS = {"out": "here", "batch_size": 9, "grad_accum": 2, "max_length": 64}
+OPTIONS = {"out": "here", "batch_size": 9, "grad_accum": 2, "max_length": 64, "gradient_checkpointing": False}
 
 
 def test_a_line_of_the_log_is_the_mean_over_sentences(tmp_path):
@@ -42,8 +42,14 @@ def test_the_step_of_a_loss_that_is_not_finite_is_named(loss):
 
 
 def test_too_little_memory_gets_advice_and_other_errors_pass():
-    line, rate = r"step 6: try --batch-size 4 --grad-accum 4, .*--max-length below 64", lambda step: 0.0
+    line, rate = (
+        r"step 6: try --batch-size 4 --grad-accum 4 or --gradient-checkpointing, which .*--max-length below 64",
+        lambda step: 0.0,
+    )
     with pytest.raises(InputError, match=line), advice(Progress(step=5), OPTIONS, rate):
+        torch.empty(2**50)
+    least = OPTIONS | {"batch_size": 1, "gradient_checkpointing": True}
+    with pytest.raises(InputError, match=r"step 1: try a --max-length below 64$"), advice(Progress(), least, rate):
         torch.empty(2**50)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), advice(Progress(), OPTIONS, rate):
         torch.ones(2, 3) @ torch.ones(2, 3)
