@@ -116,5 +116,5 @@ def save_adalora(model: nn.Module, folder: str, base: str) -> None:
     lora.save_adapter(model, folder, base)
 
 
-if __name__ == "__main__":
-    run_main(lambda: train_beside_lora("AdaLoRA", apply_adalora_to_model, save_adalora, RankAllocator, rank=0))
+if __name__ == "__main__":  # P and Q keep their length, so that ΔW grows by Λ alone: that takes larger steps than LoRA
+    run_main(lambda: train_beside_lora("AdaLoRA", apply_adalora_to_model, save_adalora, RankAllocator, 5e-3, rank=0))

@@ -176,4 +176,4 @@ def save_theirs(model, folder, base) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: train_beside_lora("peft", Theirs, save_theirs, their_train_step, rank=0))
+    run_main(lambda: train_beside_lora("peft", Theirs, save_theirs, their_train_step, 5e-3, rank=0))

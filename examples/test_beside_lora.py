@@ -1,4 +1,4 @@
-"""The three programs from end to end, on a tiny base and a few reviews."""
+"""The three programs from end to end, on a tiny base and a few reviews; and their loop beside train.py's."""
 
 import runpy
 import shutil
@@ -7,10 +7,14 @@ from pathlib import Path
 
 import peft
 import pytest
+import torch
 from helpers import open_theirs, saved_base, write_table
 from pyarrow import parquet
+from safetensors.torch import load_file
 
+import train
 from examples import beside_lora
+from lora import get_lora_state_dict
 from support.offline import offline_pair
 
 METHODS = {  # the numbers that a tiny BERT of 2 layers trains, D = 32 and I = 48; and what peft says it is
@@ -29,6 +33,16 @@ def pair(tmp_path_factory) -> tuple[str, str]:
     shutil.copy(f"{minilm}/tokenizer.json", base)
     rows = parquet.read_table(f"{reviews}/train-00000-of-00001.parquet").slice(0, 320)
     return str(base), write_table(folder / "reviews.csv", rows.to_pydict())
+
+
+def test_fit_trains_what_train_py_trains(pair, monkeypatch, tmp_path):
+    monkeypatch.setattr(train.console, "catch_signals", list)
+    config = train.Config(*pair, epochs=2, device="cpu", out=f"{tmp_path}/out")
+    train.train(config)
+    run = train.set_up(config)
+    beside_lora.fit("LoRA", run)
+    mine, expected = get_lora_state_dict(run.model), load_file(tmp_path / "out" / "final" / "adapter_model.safetensors")
+    assert mine.keys() == expected.keys() and all(torch.equal(mine[name], expected[name]) for name in mine)
 
 
 @pytest.mark.parametrize("name", METHODS)
