@@ -2,6 +2,7 @@
 # make bench   speed against transformers + peft    make fuzz    10,000 broken files for every reader
 # make merge   out/best as a plain checkpoint       make faults  kills, full disks, races, for real
 # make clean   removes .venv and offline/           make examples  sets up and tests examples/
+# make experiments  a table of ranks, targets, rates: hours; ARGS=--dry-run says how many
 #
 # make merge replaces a merged/ that holds a model and nothing else, and refuses any other.
 #
@@ -29,6 +30,9 @@ test: $(ready-dev)
 
 examples: $(ready-examples)
 	$(PYTHON) -m pytest -q examples $(ARGS)
+
+experiments: $(ready)
+	$(PYTHON) experiments/run.py $(ARGS)
 
 bench: $(ready-dev)
 	$(PYTHON) benchmarks/compare_hf.py $(ARGS)
@@ -61,4 +65,4 @@ clean:
 	$(PYTHON) -m pip install -q -r requirements-examples.txt
 	@touch $@
 
-.PHONY: train test examples bench fuzz faults merge clean
+.PHONY: train test examples experiments bench fuzz faults merge clean

@@ -168,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("plan", type=Path, nargs="?", default=Path(__file__).with_name("reviews.toml"))
     parser.add_argument("--data", help="where the data set lies, instead of what the file names")
+    parser.add_argument("--out", type=Path, help="where the runs go (default: out-experiments/ and the plan's name)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; each gets its share of the cores, or a GPU")
     parser.add_argument("--dry-run", action="store_true", help="say what is still to be run, and do nothing")
     parser.add_argument("--table", action="store_true", help="draw table and picture of what is finished")
@@ -175,7 +176,7 @@ def main() -> None:
     plan = read_plan(arguments.plan)
     if arguments.data:
         plan["data"] = arguments.data
-    out, seeds = ROOT / "out-experiments" / arguments.plan.stem, plan["seeds"]
+    out, seeds = arguments.out or ROOT / "out-experiments" / arguments.plan.stem, plan["seeds"]
     settings = {named(s): s for s in [{}, *itertools.chain(*(settings for _, settings in plan["groups"]))]}
     left = [(s, seed) for seed in seeds for n, s in settings.items() if not (out / n / str(seed) / DONE).exists()]
     taken = [json.loads(path.read_text())["seconds"] for path in out.glob(f"*/*/{DONE}")]
