@@ -214,13 +214,13 @@ class PretrainedModel(nn.Module):
         self.config = config
 
     @classmethod
-    def from_pretrained(cls, name: str, num_labels: int | None = None, revision: str | None = None):
+    def from_pretrained(cls, name: str, num_labels: int | list[str] | None = None, revision: str | None = None):
         """Opens a directory or a Hub repository (`owner/name` or `owner/name@revision`), in float32, in eval mode.
 
-        Reads config.json and model.safetensors, in float32, float16 or bfloat16. `num_labels` overrides the config's.
-        A classifier or a pooler that the file lacks is drawn from the global generator, as is a classifier of another
-        number of classes; `new_modules` names them. Any other missing, surplus or wrongly shaped tensor raises
-        InputError with its name.
+        Reads config.json and model.safetensors, in float32, float16 or bfloat16. `num_labels`, a number of classes or
+        their names, overrides the config's. A classifier or a pooler that the file lacks is drawn from the global
+        generator, as is a classifier of other classes; `new_modules` names them. Any other missing, surplus or wrongly
+        shaped tensor raises InputError with its name.
         """
         return open_pretrained(cls, f"{name}@{revision}" if revision else name, num_labels)
 
@@ -279,12 +279,13 @@ class BertForSequenceClassification(PretrainedModel):
         return self.classifier(self.dropout(pooled))  # (B, C)
 
 
-def open_pretrained(cls: type[PretrainedModel], name: str, num_labels: int | None) -> PretrainedModel:
+def open_pretrained(cls: type[PretrainedModel], name: str, num_labels: int | list[str] | None) -> PretrainedModel:
     """A model of the class `cls`, as from_pretrained says."""
     config = BertConfig.from_json(find_file(name, "config.json"))
-    redrawn = num_labels and num_labels != config.num_labels
+    names = [f"LABEL_{i}" for i in range(num_labels)] if isinstance(num_labels, int) else num_labels
+    redrawn = names and base_files.other_classes(list(config.id2label.values()), names)
     if redrawn:
-        config.id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
+        config.id2label = dict(enumerate(names))
     with faster.shapes_only():
         model = cls(config)
     expected = model.state_dict()

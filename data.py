@@ -61,7 +61,7 @@ def load_task(
         train, validation = tables.hold_out(tables.read_split([Path(data)], *how), tokenizer, data)
     else:
         train = tables.read_split(tables.find_split(data, "train"), *how)
-        validation = tables.read_split(tables.find_split(data, "validation"), *how, train.classes)
+        validation = tables.read_split(tables.find_split(data, "validation"), *how, train)
     names = train.classes.names
     return Task(train, validation, names, glue.checked_metric(metric or usual_metric, names))
 

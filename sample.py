@@ -53,6 +53,8 @@ def open_model(name: str, bases: dict, base: str | None = None, max_length: int 
         if base not in bases:
             bases[base] = BertForSequenceClassification.from_pretrained(base)
         model = open_adapter(name, bases[base])
+    elif base:
+        raise InputError(f"{name}: a whole model and no adapter, which needs no --model")
     else:
         base, model = name, BertForSequenceClassification.from_pretrained(name)
         if model.new_modules:
@@ -98,7 +100,8 @@ def main() -> None:
     if names == ["out/best"] and not Path("out/best").exists():
         raise InputError("out/best: no adapter yet; train one with `make train`, or name one with --adapter")
     bases = {}
-    open_named = lambda name: open_model(name, bases, arguments.model, arguments.max_length)
+    base = arguments.model if arguments.adapter else None
+    open_named = lambda name: open_model(name, bases, base, arguments.max_length)
     models = {name: open_named(name) for name in names}
     if texts:
         return show(models, texts, arguments.json)

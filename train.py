@@ -79,6 +79,7 @@ class Run:
     train: Encoded
     validation: Encoded
     metric: str
+    columns: list[str]  # of the texts
     log: Log
     checkpoint: Checkpoint
     progress: Progress = field(default_factory=Progress)  # step, best, window (losses not yet logged), history
@@ -104,7 +105,7 @@ class Run:
 def set_up(config: Config, rewrite=lambda model: model) -> Run:
     """Reads data and model, the latter as `rewrite` leaves it, and puts together all that the loop needs."""
     tokenizer = load_tokenizer(config.model, config.max_length)
-    columns, names = (list(filter(None, text.split(","))) for text in (config.text_columns, config.label_names))
+    columns, names = (options.listed(text) for text in (config.text_columns, config.label_names))
     task = load_task(config.data, tokenizer, columns, config.label_column, names, config.metric)
     torch.manual_seed(config.seed)
     model = rewrite(build_model(config, task.label_names, pairs=len(task.train.texts) == 2))
@@ -119,7 +120,8 @@ def set_up(config: Config, rewrite=lambda model: model) -> Run:
     identity = options.identity(config, device.type) | {"metric": task.metric, "classes": classes}
     identity["contents"] = fingerprint(config.model, config.init_adapter, [vars(train), vars(validation)])
     kept = Checkpoint(out / run_folder.CHECKPOINT, identity, config.save_every, trained, optimizer)
-    return Run(config, device, model, optimizer, train.to(device), validation.to(device), task.metric, log, kept)
+    data = (train.to(device), validation.to(device), task.metric, task.train.columns)
+    return Run(config, device, model, optimizer, *data, log, kept)
 
 
 def build_model(config: Config, label_names: list[str], pairs: bool = False) -> BertForSequenceClassification:
@@ -129,7 +131,7 @@ def build_model(config: Config, label_names: list[str], pairs: bool = False) -> 
         found = list(model.config.id2label.values())
         label_names = adapter_files.same_classes(config.init_adapter, found, label_names)
     else:
-        model = BertForSequenceClassification.from_pretrained(config.model, num_labels=len(label_names))
+        model = BertForSequenceClassification.from_pretrained(config.model, label_names)
     base_files.refuse_misfit(model.config, pairs, **asdict(config))
     if config.rank and not config.init_adapter:
         targets = config.targets if config.targets == "all-linear" else config.targets.split(",")
@@ -248,7 +250,7 @@ def summary(run: Run) -> str:
     padding = padding_fraction(lengths, plan, run.length_multiple)
     sizes = {name: (p.numel(), p.requires_grad) for name, p in run.model.named_parameters()}
     drawn = () if config.init_adapter else run.model.new_modules
-    what = (config.model, run.device, config.data, list(run.model.config.id2label.values()), run.metric)
+    what = (config.model, run.device, config.data, run.columns, list(run.model.config.id2label.values()), run.metric)
     head = report.data_lines(*what, len(lengths), len(run.validation.lengths), padding)
     return head + report.parameter_table(sizes, trained_whole(run.model), drawn, config.rank, config.targets)
 

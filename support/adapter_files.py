@@ -5,11 +5,13 @@ means more than a plain LoRA is refused by its name.
 """
 
 import difflib
+import os
 import re
 from pathlib import Path
 
 from torch import Tensor
 
+from support.base_files import other_classes, unnamed
 from support.files import InputError, listing, open_safetensors, read_json, read_tensor, write_json, write_tensors
 from support.hub import find_file
 from support.offline import found_again
@@ -73,15 +75,18 @@ def read_config(adapter: str, known: frozenset = frozenset()) -> dict:
     if isinstance(config.get("modules_to_save"), list):  # PEFT repeats itself there
         config["modules_to_save"] = sorted({str(module) for module in config["modules_to_save"]})
     for field, value in config.items():
-        harmless = field in KNOWN | IRRELEVANT | known or value in HARMLESS.get(field, []) or not value
+        nothing = value in (None, "", [], {}) or value is False  # but not 0, which may be a layer's number
+        harmless = field in KNOWN | IRRELEVANT | known or value in HARMLESS.get(field, []) or nothing
         if not harmless:
             raise InputError(f"{path}: {field} = {value!r:.60} is not supported")
     targets, rank, alpha = config.get("target_modules"), config.get("r"), config.get("lora_alpha")
     named = isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(t, str) for t in targets))
     if not targets or not named:
         raise InputError(f"{path}: target_modules must be a list of names, or a regular expression")
-    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < 1e6:
-        raise InputError(f"{path}: r and lora_alpha must be positive numbers, not {rank!r:.20} and {alpha!r:.20}")
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not 0 < alpha < 1e300:
+        raise InputError(
+            f"{path}: r and lora_alpha must be positive numbers, and no absurd ones, not {rank!r:.20} and {alpha!r:.20}"
+        )
     dropout, rslora = config.get("lora_dropout") or 0.0, config.get("use_rslora") or False
     if type(dropout) not in (int, float) or not 0 <= dropout < 1 or type(rslora) is not bool:
         raise InputError(f"{path}: lora_dropout {dropout!r:.20} or use_rslora {rslora!r:.20} is not of its kind")
@@ -94,6 +99,8 @@ def named_base(adapter: str) -> str:
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(base, str) or not base:
         raise InputError(f"{adapter}: adapter_config.json names no base model; give one with --model")
+    if os.path.isdir(base):
+        return base
     return f"{base}@{revision}" if revision else found_again(base)
 
 
@@ -117,13 +124,12 @@ def as_options(adapter: str, given: dict) -> dict:
 def same_classes(adapter: str, theirs: list[str], found: list[str]) -> list[str]:
     """The names of the classes where training goes on from an adapter, on data that has the classes `found`.
 
-    Raises InputError if both have names, and others; classes that are mere numbers (LABEL_0) take the other's names.
+    Raises InputError if they are others; classes that are mere numbers (LABEL_0) take the other's names.
     """
-    unnamed = [f"LABEL_{number}" for number in range(len(found))]
-    if len(theirs) != len(found) or (theirs != found and unnamed not in (theirs, found)):
+    if other_classes(theirs, found):
         problem = f"has the {len(theirs)} classes {listing(theirs)}, but the data the {len(found)} {listing(found)}"
         raise InputError(f"{adapter}: {problem}; --label-names says which the data's are")
-    return found if theirs == unnamed else theirs
+    return found if theirs == unnamed(found) else theirs
 
 
 def read_tensors(adapter: str, rank: int | None = None) -> dict[str, Tensor]:
@@ -161,6 +167,8 @@ def adapted(tensors: dict[str, Tensor], names: list[str], target_modules: list[s
         meant = [name for name in names if re.fullmatch(quick_pattern(target_modules), name)]
     if lacking := sorted(set(meant) - set(layers)):
         raise InputError(f"the adapter lacks the tensors of {listing(lacking)}, which its target_modules mean")
+    if isinstance(target_modules, str) and (surplus := sorted(set(layers) - set(meant))):
+        raise InputError(f"the adapter has the surplus tensors of {listing(surplus)}, not meant by its target_modules")
     return layers, target_modules
 
 

@@ -79,6 +79,16 @@ def refuse_misfit(config, pairs: bool, model: str, max_length: int, rank: int = 
         raise InputError(f"--rank {rank} is more than {most}, the rank of a whole weight of {model}")
 
 
+def unnamed(classes: list) -> list[str]:
+    """What so many classes are called where nobody has named them."""
+    return [f"LABEL_{number}" for number in range(len(classes))]
+
+
+def other_classes(some: list[str], others: list[str]) -> bool:
+    """Whether these are different classes: in number, or where both have names in those."""
+    return len(some) != len(others) or (some != others and unnamed(some) not in (some, others))
+
+
 def read_label_names(path: str | Path, id2label) -> dict[int, str]:
     """The names of the classes 0, 1, 2, …, whose numbers are strings in JSON."""
     try:
@@ -87,6 +97,8 @@ def read_label_names(path: str | Path, id2label) -> dict[int, str]:
         names = {}
     if not names or sorted(names) != list(range(len(names))):
         raise InputError(f"{path}: id2label must name the classes 0, 1, 2, …")
+    if len(set(names.values())) < len(names):
+        raise InputError(f"{path}: id2label gives two classes one name")
     return dict(sorted(names.items()))  # JSON's own order has "10" before "2"
 
 
@@ -153,6 +165,8 @@ def model_written_whole(folder: str, sources: list[Path], overwrite: bool):
     others. A directory in which one of the files `sources` lies, which the block reads, is never replaced.
     """
     target = Path(os.path.realpath(folder))
+    if not folder or not target.name:
+        raise InputError(f"{folder!r}: no name of a directory for a model; give another directory")
     temporary, old = temporary_for(target), target.with_name(f".{target.name}.old")
     refuse_to_replace(folder, target, sources, overwrite)
     temporary.mkdir(parents=True, exist_ok=True)

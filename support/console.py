@@ -183,13 +183,15 @@ def prompt(answer, switch) -> None:
     print("Type a text; /adapter NAME switches; exit, quit or Ctrl-D leaves.", file=sys.stderr)
     while True:
         try:
-            text = input("> ").strip()
+            text = input("> " if sys.stdout.isatty() else "").strip()
         except EOFError:
             print(file=sys.stderr)
             return
         if text in ("exit", "quit"):
             return
         try:
+            if text == "/adapter":
+                raise InputError("/adapter takes the name of one, as in /adapter out/best")
             if text.startswith("/adapter "):
                 switch(text.removeprefix("/adapter ").strip())
             elif text:

@@ -7,6 +7,7 @@ It is imported late: nothing of it is needed where all files are in directories.
 import contextlib
 import errno
 import functools
+import json
 import re
 import shlex
 import threading
@@ -146,8 +147,12 @@ def require_hub(repository: str, later: str = "") -> None:
 def content_for(repository: str, file: Path) -> bytes:
     """What is uploaded of a file: its bytes; but a model card names the repository, no longer a directory."""
     content = file.read_bytes()
-    if file.name == "README.md" and (named := re.search(rb"--adapter (\S+) ", content)):
-        content = content.replace(named[1], repository.encode())
+    if file.name == "README.md" and (
+        named := re.search(rb'^    python sample\.py --adapter (.+) "', content, re.MULTILINE)
+    ):
+        name = shlex.split(named[1].decode())[0]
+        content = content.replace(named[0], b'    python sample.py --adapter %s "' % repository.encode())
+        content = content.replace(json.dumps(name, ensure_ascii=False).encode(), json.dumps(repository).encode())
     return content
 
 

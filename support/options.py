@@ -23,6 +23,7 @@ AT_LEAST_0 = ("at least 0", lambda value: value >= 0)
 AT_LEAST_1 = ("at least 1", lambda value: value >= 1)
 AT_LEAST_3 = ("at least 3", lambda value: value >= 3)
 ABOVE_0 = ("above 0", lambda value: 0 < value < math.inf)
+DIRECTORY = ("the name of a directory", lambda value: bool(value.strip("/")))
 BELOW_1 = ("at least 0 and below 1", lambda value: 0 <= value < 1)
 FRACTION = ("from 0 to 1", lambda value: 0 <= value <= 1)
 INT64 = ("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63)
@@ -43,7 +44,7 @@ def option(default, help: str, allowed=None, also: str = ""):
 class Surroundings:
     """The options around a training. None decides what is trained; offline_fallback sets others that do."""
 
-    out: str = option("out", "where everything goes", also="output-dir")
+    out: str = option("out", "where everything goes", DIRECTORY, also="output-dir")
     save_every: int = option(0, "steps between checkpoints; 0: as often as a hundredth of the time allows", AT_LEAST_0)
     resume: bool = option(False, "go on with the run in --out, if there is one, by its own options")
     overwrite: bool = option(False, "replace the run in --out")
@@ -75,7 +76,7 @@ def check_options(config) -> None:
         if f.type is str and "\0" in value:
             raise InputError(f"{flag(f.name)} {value!r:.80} holds a NUL character")
         if allowed and not allowed[1](value):
-            raise InputError(f"{flag(f.name)} {value} is not {allowed[0]}")
+            raise InputError(f"{flag(f.name)} {value if value != '' else repr(value)} is not {allowed[0]}")
 
 
 def shown(value) -> str:
@@ -83,6 +84,11 @@ def shown(value) -> str:
         return f"{value!r:.80}"
     except ValueError:  # thousands of digits
         return f"a {type(value).__name__} with too long a number"
+
+
+def listed(text: str) -> list[str]:
+    """The parts of an option that is a list: "a, b" is a and b."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def flag(name: str) -> str:

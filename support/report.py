@@ -1,6 +1,7 @@
 """What a run tells people: the table of parameters, the curves, the model card."""
 
 import io
+import json
 import os
 import shlex
 from collections.abc import Callable
@@ -13,18 +14,27 @@ from support.options import Surroundings, changed_flags
 
 
 def data_lines(
-    model: str, device, data: str, classes: list[str], metric: str, train: int, validation: int, padding: float
+    model: str,
+    device,
+    data: str,
+    columns: list[str],
+    classes: list[str],
+    metric: str,
+    train: int,
+    validation: int,
+    padding: float,
 ) -> str:
     """What is trained on what, what decides which model is best, and how many sentences there are.
 
-    `padding` is a fraction of the tokens.
+    `columns` are those of the texts, `padding` is a fraction of the tokens.
     """
+    metric = f"f1 of {plain(classes[1])}" if metric == "f1" else metric.replace("_", " ")
     shown = ", ".join(map(plain, classes[:10])) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
     return (
         f"model  {model} on {device}\n"
-        f"data   {data}\n"
+        f"data   {data}, column {' and '.join(map(plain, columns))}\n"
         f"       {train:,} sentences to train on, {validation:,} to validate on; padding {padding:.2%} of the tokens\n"
-        f"       classes {shown}; the best model is that of the best {metric.replace('_', ' ')}\n"
+        f"       classes {shown}; best is the model of the best {metric}\n"
     )
 
 
@@ -92,7 +102,9 @@ def model_card(config: Surroundings, folder: Path, history: list[dict], steps: i
     base, rank = options["model"] if "model" in local else options["model"].partition("@")[0], options["rank"]
     lora = f"LoRA (rank {rank}, alpha {options['alpha']:g}, on {options['targets']})"
     name = options["hub_model_id"] or place(folder)
-    usage = (PEFT_USAGE if rank else PIPELINE_USAGE).format(name=name, base=base)
+    usage = (PEFT_USAGE if rank else PIPELINE_USAGE).format(
+        name=json.dumps(name, ensure_ascii=False), base=json.dumps(base, ensure_ascii=False)
+    )
     table = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in scores.items())
     return f"""---
 {card_metadata(options, local, base, scores)}
@@ -105,7 +117,7 @@ def model_card(config: Surroundings, folder: Path, history: list[dict], steps: i
 {table}
 
     {shlex.join(["python", "train.py", *flags])}
-    python sample.py --adapter {name} "great film"
+    python sample.py --adapter {shlex.quote(name)} "great film"
 
 ```python
 {usage}
@@ -142,10 +154,10 @@ PEFT_USAGE = """\
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-config = AutoConfig.from_pretrained("{name}")  # the names of the classes
-base = AutoModelForSequenceClassification.from_pretrained("{base}", config=config)
-model = PeftModel.from_pretrained(base, "{name}")"""
+config = AutoConfig.from_pretrained({name})  # the names of the classes
+base = AutoModelForSequenceClassification.from_pretrained({base}, config=config)
+model = PeftModel.from_pretrained(base, {name})"""
 PIPELINE_USAGE = """\
 from transformers import pipeline
 
-classify = pipeline("text-classification", model="{name}")"""
+classify = pipeline("text-classification", model={name})"""

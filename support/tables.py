@@ -7,8 +7,9 @@ are is decided once, on the training split: a label of the validation split that
 import bisect
 import json
 import re
+import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from support.files import InputError, first_line, listing, misread
 from support.hub import find_file
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 MISSING = {"na", "n/a", "nan", "nil", "none", "null", "?", "-", "--", "."}  # what programs write where there is nothing
 
 Place = Callable[[int], str]  # where the row of a number stands, from 0: "train.csv: row 8"
@@ -32,9 +34,9 @@ class Classes:
     by_name: bool
 
     def number(self, label: str) -> int | None:
-        """The class that a label means, or None."""
+        """The class that a label means, or None. Of names that are whole numbers 1, 01 and 1.0 are the same."""
         if self.by_name:
-            return self.names.index(label) if label in self.names else None
+            return next((number for number, name in enumerate(self.names) if same(name) == same(label)), None)
         return number if (number := whole(label)) is not None and 0 <= number < len(self.names) else None
 
 
@@ -45,6 +47,7 @@ class Split:
     texts: list
     labels: np.ndarray
     classes: Classes
+    columns: list[str]  # where the texts stood
 
 
 # Which files.
@@ -56,7 +59,8 @@ def find_split(data: str, split: str) -> list[Path]:
     if path.is_dir():
         pattern = rf"{split}(_matched)?(-\d+-of-\d+)?\.(parquet|csv|tsv|jsonl)"
         files = sorted(file for file in path.iterdir() if re.fullmatch(pattern, file.name))
-        refuse_other_files(files)
+        odd = [file for file in path.iterdir() if file.name.lower().split(".")[0] == split and file not in files]
+        refuse_other_files(files + odd)
     elif path.suffix in SUFFIXES or name.count("/") < 1:
         raise InputError(f"{data}: no such file or directory, and no Hub data set (owner/name/folder)")
     else:
@@ -116,6 +120,8 @@ def read_table(paths: list[Path]) -> tuple:
         try:
             tables.append(read(path))
             tables[-1].validate(full=True)  # text that is no UTF-8, above all
+            if features(tables[-1].schema) != features(tables[0].schema):
+                raise InputError(f"{path}: tells of other columns or classes than {paths[0].name}; they do not fit")
             tables = [pyarrow.concat_tables(tables)]
             ends.append(tables[0].num_rows)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -134,20 +140,23 @@ def read_split(
     label_column: str = "label",
     names: list[str] = (),
     usual: list[str] = (),
-    trained: Classes | None = None,
+    train: Split | None = None,
 ) -> Split:
     """The files of one split as texts and labels; an InputError says which column or row cannot be used.
 
     The columns of the texts are the first of the `candidates` that are all there. The names of the classes are
-    `names`, or those that the file itself tells, or the `usual` ones, or what is found; but where other rows were
-    `trained` on, theirs.
+    `names`, or those that the file itself tells, or the `usual` ones, or what is found. Of a validation split columns
+    and classes are those of the split `train`.
     """
+    candidates, trained = ([train.columns], train.classes) if train else (candidates, None)
     if len(candidates[0]) > 2:
         raise InputError(f"--text-columns {','.join(candidates[0])}: give one column, or the two of a pair")
     (table, place), where = read_table(paths), paths[0]
     there = table.column_names
     columns = next((wanted for wanted in candidates if set(wanted) <= set(there)), None)
     columns = columns or (candidates[0] if len(candidates) == 1 else ["sentence"])
+    if len({*columns, label_column}) <= len(columns):
+        raise InputError(f"{where}: {', '.join(columns)} and {label_column} must be different columns")
     for column in [*columns, label_column]:
         if (count := there.count(column)) != 1:
             problem = f"no column {column!r} among {listing(there)}" if count == 0 else f"{count} columns {column!r}"
@@ -165,20 +174,28 @@ def read_split(
         raise InputError(f"{where}: names the classes {listing(told)}, but the training split {listing(trained.names)}")
     if not (trained or names) and len(set(labels)) > max(20, len(labels) / 2):
         raise InputError(f"{where}: {len(set(labels))} different labels in {len(labels)} rows; is that their column?")
-    classes = trained or find_classes(labels, names or told or usual, place)
+    indices = bool(told) and not names and str(table[label_column].type) in INTEGERS  # of the names that it tells
+    classes = trained or find_classes(labels, names or told or usual, indices, place)
     numbers = numbered(labels, classes, place, trained is not None)
     if not trained and len(set(labels)) < 2:
         raise InputError(f"{where}: every row has the same label; there is nothing to learn")
-    return Split([table[column] for column in columns], numbers, classes)
+    return Split([table[column] for column in columns], numbers, classes, columns)
+
+
+def features(schema) -> dict:
+    """What a parquet file of the Hub's tells of its columns; of any other {}."""
+    try:
+        told = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return told if isinstance(told, dict) else {}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
 
 
 def names_in_schema(schema, column: str) -> list[str]:
-    """The names of the classes where a parquet file tells them, as those of the Hub's data sets do; else []."""
-    try:
-        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return [str(name) for name in features[column]["names"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return []
+    """The names of the classes where a parquet file tells them, or []."""
+    told = features(schema).get(column)
+    names = told.get("names") if isinstance(told, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 # Labels.
@@ -205,22 +222,39 @@ def whole(label: str) -> int | None:
     return int(float(label)) if re.fullmatch(r"[-+]?\d{1,15}(\.0*)?", label, re.ASCII) else None
 
 
-def find_classes(labels: list[str], names: list[str], place: Place) -> Classes:
-    """The classes of a training split: the given `names`, or else numbers from 0, or else the names that are found."""
+def same(label: str) -> str:
+    """The label, in one spelling if it is a whole number."""
+    return label if (number := whole(label)) is None else str(number)
+
+
+def seen(label: str) -> str:
+    """What a reader sees of a label: without marks of no width, in one case, one width and one kind of space."""
+    text = unicodedata.normalize("NFKC", label).casefold()
+    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc") and not "\ufe00" <= c <= "\ufe0f")
+    return same(" ".join(text.strip("'\"").split()))
+
+
+def find_classes(labels: list[str], names: list[str], indices: bool, place: Place) -> Classes:
+    """The classes of a training split: the given `names`, or else numbers from 0, or else the names that are found.
+
+    Where labels are `indices` of the names, they are no names, though they look like some.
+    """
     first = {label: row for row, label in reversed([*enumerate(labels)])}  # the first row of each
     if names:
-        return Classes(list(names), by_name=set(first) <= set(names))
+        if len({same(name) for name in names}) < len(names) or not all(name.strip() for name in names):
+            raise InputError(f"the classes {', '.join(names):.80}: each needs a name of its own (--label-names)")
+        return Classes(list(names), by_name=not indices and {*map(same, first)} <= {*map(same, names)})
     numbers = {whole(label) for label in first}
     if None not in numbers:
         return Classes([f"LABEL_{number}" for number in range(len(numbers))], by_name=False)  # so that a gap shows
     outright = "or name the classes outright with --label-names"
     alike = {}
     for label, row in sorted(first.items(), key=lambda item: item[1]):
-        text = re.sub(r"[\u200b-\u200f\u2060\ufeff\u00ad]", "", label).strip().casefold()  # what a reader sees
-        if label != label.strip() and whole(text) is not None:
-            raise InputError(f"{place(row)} has the label {label!r:.40}, a number with spaces; remove them")
-        if text in MISSING and numbers != {None}:
-            raise InputError(f"{place(row)} has the label {label!r:.40} among numbers; remove the row, {outright}")
+        text = seen(label)
+        if label != text and whole(text) is not None and whole(label) is None:
+            raise InputError(f"{place(row)} has the label {label!a:.40}, a number with spaces or marks; remove them")
+        if (text in MISSING and numbers != {None}) or text == "-1":
+            raise InputError(f"{place(row)} has the label {label!r:.40} among others; remove the row, {outright}")
         if (other := alike.setdefault(text, label)) != label:
             raise InputError(
                 f"{place(row)} has the label {label!r:.40}, others {other!r:.40}; make them the same, {outright}"
@@ -264,5 +298,10 @@ def hold_out(split: Split, tokenizer: Tokenizer | None, where: str) -> tuple[Spl
     side = np.array([key in held for key in keys])
     if side.all():
         raise InputError(f"{where}: needs two different texts at least, one of them to validate on")
-    part = lambda mask: Split([column.filter(mask) for column in split.texts], split.labels[mask], split.classes)
+    for missing in {*split.labels.tolist()} - {*split.labels[~side].tolist()}:
+        name = split.classes.names[missing]
+        raise InputError(
+            f"{where}: the few rows of the class {name!r:.40} are all held out; add rows of it, or drop it"
+        )
+    part = lambda mask: replace(split, texts=[c.filter(mask) for c in split.texts], labels=split.labels[mask])
     return part(~side), part(side)

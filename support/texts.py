@@ -22,14 +22,16 @@ def given_texts(texts: list[str], pairs: list[list[str]] | None, file: str | Non
 
     Raises InputError if they are given in two ways at once, as one of them would be left out.
     """
-    ways = {"texts": texts, "--pair": pairs, "--file": file, "--demo": demo}
-    if len(given := [way for way, value in ways.items() if value]) > 1:
+    if len(texts) > 1 and "-" in texts:
+        raise InputError('"-" reads standard input, and stands alone; leave it out, or the other texts')
+    ways = {"texts": texts or None, "--pair": pairs, "--file": file, "--demo": demo or None}
+    if len(given := [way for way, value in ways.items() if value is not None]) > 1:
         raise InputError(f"{' and '.join(given)} are two ways to give texts; take one of them")
     if pairs:
         texts = iter(checked_texts([decoded(text) for pair in pairs for text in pair]))
         return list(zip(texts, texts, strict=True))
-    if file or texts == ["-"]:
-        return read_lines(file or "-")
+    if file is not None or texts == ["-"]:
+        return read_lines("-" if file is None else file)
     if texts or demo:
         return checked_texts([decoded(text) for text in texts or DEMO])
     return [] if sys.stdin.isatty() else read_lines("-")

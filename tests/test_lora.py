@@ -307,6 +307,18 @@ def test_an_adapter_that_lacks_a_layer_is_refused(base, tmp_path, settings):
             open_adapter(str(tmp_path))
 
 
+def test_an_adapter_with_more_than_its_config_means_is_refused(base, tmp_path):
+    """PEFT would leave the surplus out, or read another model: so neither is taken."""
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=QUERY_VALUE)
+    peft.get_peft_model(open_theirs(base), config).save_pretrained(tmp_path)
+    for changes in {"target_modules": r".*\.query"}, {"target_modules": ["query"]}, {"layers_to_transform": 0}:
+        before = (tmp_path / "adapter_config.json").read_text()
+        edit_json(tmp_path / "adapter_config.json", **changes)
+        with pytest.raises(InputError, match=r"surplus|layers_to_transform = 0 is not supported"):
+            open_adapter(str(tmp_path))
+        (tmp_path / "adapter_config.json").write_text(before)
+
+
 @pytest.mark.parametrize("pattern", ["(a+)+b", "(x|x)*", ".*.*.*.*query", "(query"])
 def test_an_expression_that_may_take_forever_is_refused(adapter, pattern):
     edit_json(adapter / "adapter_config.json", target_modules=pattern)
@@ -321,6 +333,10 @@ def test_a_base_with_a_classifier_of_other_classes_gets_a_new_one(base):
     theirs = open_theirs(base, num_labels=5, ignore_mismatched_sizes=True)
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in theirs.state_dict().items() if "classifier" not in n)
     assert BertForSequenceClassification.from_pretrained(base, num_labels=3).new_modules == ()
+    named = shutil.copytree(base, base.parent / "named")  # as many classes, but others: their rows mean something else
+    edit_json(named / "config.json", id2label={"0": "bad", "1": "fair", "2": "good"})
+    for names, new in (["bad", "fair", "good"], ()), (["good", "fair", "bad"], ("classifier",)):
+        assert BertForSequenceClassification.from_pretrained(named, names).new_modules == new
 
 
 # Compilation.

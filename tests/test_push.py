@@ -2,8 +2,11 @@
 
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
+
+from support.hub import content_for
 
 CARD = '---\nlibrary_name: peft\n---\nA card.\n\n    python sample.py --adapter out/best "great film"\n'
 
@@ -44,6 +47,21 @@ def test_the_login_is_checked_before_training(run, hub, minilm, table, tmp_path,
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert done.stderr.startswith(f"error: {repository}: ") and done.stderr.count("\n") == 1
     assert problem in done.stderr
+
+
+@pytest.mark.parametrize("name", ["out/best", "a run/best", "best", "best/a"])
+def test_a_card_names_the_repository_and_is_else_as_it_was(quick, tmp_path, name, monkeypatch):
+    """Of a run in a folder whose name stands in other words of the card too."""
+    monkeypatch.chdir(tmp_path)
+    out = Path(name).parent
+    quick(out)
+    card = (out / "best" / "README.md").read_bytes()
+    sent = content_for("you/sst2", out / "best" / "README.md")
+    place = "best" if out == Path(".") else f"{out}/best"
+    assert (
+        sent.count(b"you/sst2") == card.count(place.encode() + b'"') + card.count(f"{shlex.quote(place)} ".encode()) > 2
+    )
+    assert sent.replace(b"you/sst2", place.encode()) == card.replace(shlex.quote(place).encode(), place.encode())
 
 
 def test_push_later(run, hub, tmp_path):

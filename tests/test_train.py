@@ -242,6 +242,8 @@ def test_recomputed_layers_train_to_the_same_bytes(quick, tmp_path, rank):
     ("--targets querry,value", "'querry' matches no linear layer of this model; closest: query"),
     ("--max-length 41", "--max-length 41 is more than the 40 positions"),
     ("--text-columns words", "no column 'words'"),
+    ("--out=", "--out '' is not the name of a directory"),
+    ("--out=/", "--out / is not the name of a directory"),
     ("--metric f2", "--metric f2 is not one of"),
     ("--label-names no,yes", "row 1 has the label 'negative', expected 0 to 1"),
     ("--text-columns a,b,c", "--text-columns a,b,c: give one column, or the two of a pair"),

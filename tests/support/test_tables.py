@@ -156,12 +156,79 @@ def test_files_that_lack_or_contradict_each_other_are_named(tmp_path):
         load_task(str(tmp_path))
     write_table(tmp_path / "train-00001-of-00003.csv", table)
     assert len(load_task(str(tmp_path)).train.labels) == 9
-    for other in "train.parquet", "train.csv", "train-00000-of-00002.csv", "validation_matched.csv":
+    for other in "train.parquet", "train.csv", "train-00000-of-00002.csv", "validation_matched.csv", "Train.csv":
         path = tmp_path / other
         write_table(path, table)
         with pytest.raises(InputError, match="only one of them can be meant"):
             load_task(str(tmp_path))
         os.remove(path)
+
+
+def test_numbers_are_indices_of_the_names_that_a_file_tells(tmp_path):
+    """Also where the names are numbers themselves: 2 is the third name, which here is "10"."""
+    names = sorted(map(str, range(11)))
+    for split in "train", "validation":
+        table = {"text": [f"{split} {name}" for name in names], "label": list(range(11))}
+        with_schema(tmp_path / f"{split}.parquet", table, names)
+    task = load_task(str(tmp_path))
+    assert [task.label_names[n] for n in task.train.labels] == names
+
+
+@pytest.mark.parametrize(
+    "labels", [["1", "2", "3"], ["1.0", "2.0", "3.0"], ["01", "+2", "3."], [1, 2, 3], [1.0, 2.0, 3.0]]
+)
+def test_numbers_mean_the_same_however_they_are_written(tmp_path, labels):
+    stars = split_table(tmp_path / "stars", labels, labels, "parquet")
+    task = load_task(stars, label_names=["1", "2", "3", "4"])
+    assert task.train.labels.tolist() == [0, 1, 2]
+
+
+def test_classes_that_cannot_be_told_apart_are_refused(tmp_path):
+    folder = split_table(tmp_path / "a", ["0", "1"], ["0", "1"])
+    for names in ["a", "a"], ["1", "1.0"], ["a", " "]:
+        with pytest.raises(InputError, match="each needs a name of its own"):
+            load_task(folder, label_names=names)
+    alike = [("1", "1.0", "x"), ("caf\u00e9", "cafe\u0301"), ("very good", "very  good"), ("\uff11", "1", "x")]
+    alike += [("\u2764", "\u2764\ufe0f"), ("'a'", "a"), ("-1", "pos")]
+    for n, pair in enumerate(alike):
+        with pytest.raises(InputError, match=r"row .* has the label"):
+            load_task(split_table(tmp_path / str(n), list(pair), list(pair)))
+
+
+def test_validation_reads_the_columns_that_training_reads(tmp_path):
+    texts = {"text": ["good", "bad"], "label": [1, 0]}
+    write_table(tmp_path / "train.csv", texts)
+    write_table(tmp_path / "validation.csv", texts | {"sentence": ["id0", "id1"]})
+    assert texts_of(load_task(str(tmp_path)).validation) == [("good",), ("bad",)]
+    write_table(tmp_path / "train.csv", {"question": ["a", "b"], "sentence": ["c", "d"], "label": [1, 0]})
+    with pytest.raises(InputError, match=r"validation.csv: no column 'question'"):
+        load_task(str(tmp_path))
+    for columns in ["label"], ["sentence", "label"], ["sentence", "sentence"]:
+        with pytest.raises(InputError, match="must be different columns"):
+            load_task(str(tmp_path), text_columns=columns)
+
+
+def test_parts_that_tell_other_classes_are_refused(tmp_path):
+    table = {"text": ["one", "two"], "label": [1, 0]}
+    for n, names in enumerate([["negative", "positive"], ["positive", "negative"]]):
+        with_schema(tmp_path / f"train-0000{n}-of-00002.parquet", table, names)
+    with_schema(tmp_path / "validation.parquet", table, ["negative", "positive"])
+    with pytest.raises(InputError, match=r"train-00001-of-00002.parquet: tells of other columns or classes"):
+        load_task(str(tmp_path))
+
+
+def test_a_class_that_is_held_out_whole_is_refused(tmp_path):
+    texts = [f"text {i}" for i in range(20)]
+    for row in range(20):
+        labels = ["rare" if i == row else "common" if i % 2 else "other" for i in range(20)]
+        path = write_table(tmp_path / "a.csv", {"text": texts, "label": labels})
+        try:
+            assert set(load_task(path).train.labels) == {0, 1, 2}
+        except InputError as error:
+            assert "the few rows of the class 'rare' are all held out" in str(error)
+            break
+    else:
+        pytest.fail("no row was held out")
 
 
 TWO = {"sentence": ["good", "bad"], "label": [1, 0]}
@@ -180,7 +247,7 @@ TWO = {"sentence": ["good", "bad"], "label": [1, 0]}
     ("g.parquet", TWO | {"label": [[1], [0]]}, r"row 1 has the label \[1\], expected a whole number or a name"),
     ("g.csv", TWO | {"label": ["good", ""]}, "row 2 has no label"),
     ("g.csv", TWO | {"label": ["good", " "]}, "row 2 has no label"),
-    ("g.csv", TWO | {"label": ["1", "NA"]}, "row 2 has the label 'NA' among numbers"),
+    ("g.csv", TWO | {"label": ["1", "NA"]}, "row 2 has the label 'NA' among others"),
     ("g.csv", TWO | {"label": ["1", " 0"]}, "row 2 has the label ' 0', a number with spaces"),
     ("g.csv", TWO | {"label": ["good", "Good "]}, "row 2 has the label 'Good ', others 'good'; .*--label-names"),
     ("g.csv", TWO | {"label": ["good", "go\u200bod"]}, "row 2 has the label .*, others 'good'"),
