@@ -5,7 +5,6 @@ means more than a plain LoRA is refused by its name.
 """
 
 import difflib
-import os
 import re
 from pathlib import Path
 
@@ -99,8 +98,6 @@ def named_base(adapter: str) -> str:
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(base, str) or not base:
         raise InputError(f"{adapter}: adapter_config.json names no base model; give one with --model")
-    if os.path.isdir(base):
-        return base
     return f"{base}@{revision}" if revision else found_again(base)
 
 

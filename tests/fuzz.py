@@ -80,6 +80,14 @@ def read_table(path: str) -> None:
         data.make_batch(encoded, rows, pad_id=0)
 
 
+def same(label: str) -> str:
+    """A whole number in one spelling: 1 and 1.0 are the same class."""
+    try:
+        return str(int(label)) if float(label).is_integer() and "e" not in label else label
+    except ValueError:
+        return str(int(float(label))) if re.fullmatch(r"[-+]?[0-9]{1,15}\.0*", label) else label
+
+
 def read_labels(path: str) -> None:
     """Two splits with these labels: each that is taken must be a class of the training split, the one it says."""
     tables = read_json(path)
@@ -107,7 +115,8 @@ def read_labels(path: str) -> None:
     for split, found in ("train", task.train.labels), ("validation", task.validation.labels):
         for label, number in zip(tables[split], found, strict=True):
             meant = str(label).lower() if isinstance(label, bool) else label
-            assert names[number] == str(meant) or (names[0] == "LABEL_0" and float(meant) == number), (label, names)
+            unnamed = names[0] == "LABEL_0" and float(meant) == number
+            assert unnamed or same(names[number]) == same(str(meant)), (label, names)
     assert set(task.train.labels) == set(range(len(names))), "a class without a row"
 
 

@@ -46,7 +46,7 @@ def placed(option: str, before: str = "", **env) -> tuple[int, str, str]:
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 def test_a_compiler_is_used():
     """A real process compiles an addition; the layer itself is compiled when it is first called."""
-    assert placed("yes", PATH="/usr/bin:/bin") == (0, "True True\n", "")
+    assert placed("yes", PATH="/usr/bin:/bin")[:2] == (0, "True True\n")  # PyTorch itself may warn of a lack of CUDA
 
 
 def test_without_a_compiler_yes_is_refused():
