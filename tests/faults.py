@@ -1,7 +1,7 @@
 """Breaks training on purpose, with real processes, and looks at what is left in --out.
 
     python tests/faults.py                   # every fault, some minutes
-    python tests/faults.py --quick           # a few of each, as `make test` does
+    python tests/faults.py --quick           # a few of each, as continuous integration does
     python tests/faults.py --only "disk"     # one fault, by a word of its name
 
 Each run is a forked child of this process, which has imported PyTorch already, on a random BERT of two layers

@@ -97,11 +97,17 @@ def test_a_merge_never_replaces_its_sources(trained, tmp_path, folder, monkeypat
 
 
 def test_make_merge_goes_on_working(run, trained, tmp_path):
+    alone = {"MAKEFLAGS": "", "MAKEOVERRIDES": ""}  # not as a part of the make which runs the tests
     (tmp_path / "out").symlink_to(trained / "out")
     for name in "bert.py", "lora.py", "support", "Makefile":
         (tmp_path / name).symlink_to(ROOT / name)
     for _ in range(2):
-        done = run("-c", "import os, sys; os.execlp('make', 'make', 'merge', f'PYTHON={sys.executable}')", cwd=tmp_path)
+        done = run(
+            "-c",
+            "import os, sys; os.execlp('make', 'make', 'merge', f'PYTHON={sys.executable}')",
+            cwd=tmp_path,
+            env=alone,
+        )
         assert done.returncode == 0, done.stderr
     assert filecmp.cmp(tmp_path / "merged" / "tokenizer.json", trained / "base" / "tokenizer.json", shallow=False)
 
