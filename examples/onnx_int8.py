@@ -45,8 +45,8 @@ def main() -> None:
     model = open_adapter(given.adapter)
     base, reviews = model.lora_config["base_model_name_or_path"], load_task(offline_pair()[1]).validation
     tokenizer, texts = load_tokenizer(base, model.config.max_position_embeddings), reviews.texts[0].to_pylist()
-    if reviews.label_names != list(model.config.id2label.values()):
-        raise InputError(f"{given.adapter}: has not the classes of the reviews, {', '.join(reviews.label_names)}")
+    if reviews.classes.names != list(model.config.id2label.values()):
+        raise InputError(f"{given.adapter}: has not the classes of the reviews, {', '.join(reviews.classes.names)}")
     merge_lora_weights(model)  # as the exported one is
     files = [find_file(base, "model.safetensors"), given.folder / "model.onnx", quantise(given.folder)]
     models = [model, *(OnnxModel(path, model) for path in files[1:])]
