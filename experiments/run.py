@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,9 +77,11 @@ def command(plan: dict, setting: dict, seed: int, out: Path, model: str, data: s
 
 
 def start(words: list[str], out: Path, environment: dict[str, str]) -> None:
-    """One run to its end; leaves its seconds and its peak of memory, which a run in two parts does not know."""
-    resumed = (out / "checkpoint").exists()
-    begun, log = time.monotonic(), out.with_suffix(".log")
+    """One run to its end; leaves the time its cores worked and its peak of memory; unknown of a run in two parts.
+
+    The cores' time, not the clock's: it is much the same beside other work.
+    """
+    resumed, log = (out / "checkpoint").exists(), out.with_suffix(".log")
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as said:
         process = subprocess.Popen([*words, "--resume"], stdout=said, stderr=said, env=os.environ | environment)
@@ -88,7 +89,7 @@ def start(words: list[str], out: Path, environment: dict[str, str]) -> None:
     if status:
         raise InputError(f"{log}: a run ended early; its last lines say why")
     unit = 1 if sys.platform == "darwin" else 1024
-    measured = {"seconds": time.monotonic() - begun, "bytes": used.ru_maxrss * unit}
+    measured = {"seconds": used.ru_utime + used.ru_stime, "bytes": used.ru_maxrss * unit}
     write_json(out / DONE, dict.fromkeys(measured) if resumed else measured)
 
 
@@ -118,7 +119,7 @@ def row(setting: dict, results: list[dict], default: list[dict]) -> str:
 
 
 HEAD = """\
-| setting | accuracy, % | against the default | trained | MB stored | seconds | MiB of memory |
+| setting | accuracy, % | against the default | trained | MB stored | core seconds | MiB of memory |
 | --- | --- | --- | ---: | ---: | ---: | ---: |
 """
 
