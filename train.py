@@ -3,6 +3,7 @@
     python train.py                                               # bert-base-uncased on SST-2, from the Hub
     python train.py --model DIR --data reviews.csv --epochs 5     # your own
     python train.py --config out/config.toml --out again          # a former run, repeated
+    torchrun --nproc-per-node 2 train.py --batch-size 16          # the steps of --grad-accum 2, on two CPUs or GPUs
 
 It leaves in --out: best/ and final/ (adapters in PEFT's format), training_curves.png, training_log.txt,
 metrics.jsonl, config.toml, and checkpoint/, from which --resume goes on. The story of a run is train(), at the end.
@@ -22,7 +23,7 @@ from torch import Tensor
 from bert import BertForSequenceClassification
 from data import Encoded, encode, load_task, load_tokenizer, make_batch, padding_fraction, plan_batches
 from lora import apply_lora_to_model, mark_only_lora_as_trainable, open_adapter, save_adapter, trained_whole
-from support import adapter_files, base_files, console, devices, hub, options, report, run_folder
+from support import adapter_files, base_files, console, devices, distributed, hub, options, report, run_folder
 from support.checkpoint import Checkpoint, fingerprint
 from support.console import Log
 from support.files import write_text
@@ -49,6 +50,7 @@ class Config(Surroundings):
     epochs: int = option(3, "passes over the training data", AT_LEAST_1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", AT_LEAST_1)
     grad_accum: int = option(1, "batches per step: N of them train as one of N times the size", AT_LEAST_1)
+    processes: int = option(1, "steps as of so many processes, --grad-accum each; by itself torchrun's", AT_LEAST_1)
     # Rate, warm-up, rank and alpha are those of the LoRA authors' script for RoBERTa-base on SST-2 (microsoft/LoRA,
     # NLU/roberta_base_sst2.sh). A smaller base takes a higher rate: MiniLM 1e-3 (support/offline.py, docs/results.md).
     lr: float = option(5e-4, "the learning rate at its peak", ABOVE_0, also="learning-rate")
@@ -91,7 +93,7 @@ class Run:
 
     @property
     def sentences_per_step(self) -> int:
-        return self.config.batch_size * self.config.grad_accum
+        return self.config.batch_size * self.config.grad_accum * self.config.processes
 
     @property
     def steps_per_epoch(self) -> int:
@@ -102,25 +104,33 @@ class Run:
         return self.steps_per_epoch * self.config.epochs
 
 
-def set_up(config: Config, rewrite=lambda model: model) -> Run:
-    """Reads data and model, the latter as `rewrite` leaves it, and puts together all that the loop needs."""
+def read_data(config: Config) -> tuple[dict, list[dict]]:
+    """What is said about the data, and its two splits, encoded, as dictionaries."""
     tokenizer = load_tokenizer(config.model, config.max_length)
     columns, names = (options.listed(text) for text in (config.text_columns, config.label_names))
     task = load_task(config.data, tokenizer, columns, config.label_column, names, config.metric)
+    splits = [vars(encode(tokenizer, split.texts, split.labels)) for split in (task.train, task.validation)]
+    told = {"classes": task.label_names, "metric": task.metric, "columns": task.train.columns}
+    return told | {"contents": fingerprint(config.model, config.init_adapter, splits)}, splits
+
+
+def set_up(config: Config, rewrite=lambda model: model) -> Run:
+    """Reads data and model, the latter as `rewrite` leaves it, and puts together all that the loop needs."""
+    told, splits = distributed.once_a_machine(lambda: read_data(config))
+    train, validation = (Encoded(**split) for split in splits)
     torch.manual_seed(config.seed)
-    model = rewrite(build_model(config, task.label_names, pairs=len(task.train.texts) == 2))
-    train, validation = (encode(tokenizer, s.texts, s.labels) for s in (task.train, task.validation))
+    model = rewrite(build_model(config, told["classes"], pairs=len(told["columns"]) == 2))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # Decay pulls A and B, and with them ΔW, towards zero. Biases and LayerNorms are left out, as in BERT's own code.
     matrices, vectors = [p for p in trained.values() if p.ndim > 1], [p for p in trained.values() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
     device, log, out = model.classifier.weight.device, Log(Path(config.out) / run_folder.LOG), Path(config.out)
-    classes = list(model.config.id2label.values())
-    identity = options.identity(config, device.type) | {"metric": task.metric, "classes": classes}
-    identity["contents"] = fingerprint(config.model, config.init_adapter, [vars(train), vars(validation)])
+    identity = options.identity(config, device.type) | {name: told[name] for name in ("metric", "contents")}
+    identity["classes"] = list(model.config.id2label.values())
+    distributed.begin(identity, list(trained.values()), config.seed)
     kept = Checkpoint(out / run_folder.CHECKPOINT, identity, config.save_every, trained, optimizer)
-    data = (train.to(device), validation.to(device), task.metric, task.train.columns)
+    data = (train.to(device), validation.to(device), told["metric"], told["columns"])
     return Run(config, device, model, optimizer, *data, log, kept)
 
 
@@ -169,14 +179,15 @@ def forward(run: Run, data: Encoded, rows: np.ndarray) -> tuple[Tensor, Tensor]:
 
 def train_step(run: Run, rows: np.ndarray) -> list:
     """One optimizer step on a batch; returns [loss sum, correct, sentences]. Nothing here waits for the GPU."""
-    loss_sum = correct = 0
-    for part in np.split(rows, range(run.config.batch_size, len(rows), run.config.batch_size)):
+    loss_sum = correct = torch.zeros((), device=run.device)
+    for part in distributed.share(np.split(rows, range(run.config.batch_size, len(rows), run.config.batch_size))):
         logits, labels = forward(run, run.train, part)  # (B, C), (B,)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         (loss / len(rows)).backward()  # the parts' gradients add up to that of the mean over all rows
-        loss_sum += loss.detach()
-        correct += (logits.detach().argmax(-1) == labels).sum()
+        loss_sum = loss_sum + loss.detach()
+        correct = correct + (logits.detach().argmax(-1) == labels).sum()
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    loss_sum, correct = distributed.sum_gradients(parameters, loss_sum, correct)
     # One odd batch must not spoil AdamW's running averages for many steps; the limit of 1 is that of BERT's own code.
     torch.nn.utils.clip_grad_norm_(parameters, run.config.max_grad_norm)
     for group in run.optimizer.param_groups:
@@ -186,13 +197,16 @@ def train_step(run: Run, rows: np.ndarray) -> list:
     return [loss_sum, correct, len(rows)]
 
 
-def fit(run: Run, stop: list[int]) -> None:
-    """Goes from run.progress to the last step, or to the end of the one in which a signal is noted in `stop`."""
-    config, progress, plan = run.config, run.progress, None
+def fit(run: Run, stop: list[int]) -> int:
+    """Goes from run.progress to the last step, or to the end of the one in which a signal is noted in `stop`.
+
+    Returns the signal, or 0. Of several processes each computes its share of a step's batches, and all do the same.
+    """
+    config, progress, plan, stopped = run.config, run.progress, None, 0
     N, (epoch, index) = len(run.train.lengths), divmod(progress.step, run.steps_per_epoch)
     run.log.start(config.epochs * N, epoch * N + index * run.sentences_per_step)
     run.model.train()
-    while progress.step < run.steps and not stop:
+    while progress.step < run.steps and not stopped:
         epoch, index = divmod(progress.step, run.steps_per_epoch)
         if plan is None or index == 0:
             plan = plan_batches(run.train.lengths, run.sentences_per_step, config.seed, epoch)
@@ -202,35 +216,34 @@ def fit(run: Run, stop: list[int]) -> None:
 
         run.log.advance(len(plan[index]))
         evaluating = index + 1 == run.steps_per_epoch or (config.eval_every and progress.step % config.eval_every == 0)
-        saving = evaluating or run.checkpoint.due(progress.step)
         logging = progress.step % config.log_every == 0
-        if logging or saving or run.device.type == "cpu":  # rarely on a GPU, where the losses must be waited for
+        if logging or evaluating or run.device.type == "cpu":  # rarely on a GPU, where the losses must be waited for
             progress.settle()
         if logging:
             run.log.show(f"step {progress.step}/{run.steps}", progress.note_training())
         if evaluating:
             keep_if_best(run, evaluate(run))
-        if saving:
+        stopped, due = distributed.largest(stop[0] if stop else 0, run.checkpoint.due(progress.step))
+        if evaluating or due or stopped:
+            progress.settle()
             run.checkpoint.save(progress)
     run.log.close()
-    if stop and progress.step:
-        progress.settle()
-        run.checkpoint.save(progress)
+    return stopped
 
 
 @torch.no_grad()
 def evaluate(run: Run) -> dict[str, float]:
     """Loss, accuracy, and the task's own metric on the validation split."""
     run.model.eval()
-    loss_sum, predicted, labels = 0.0, [], []
-    for rows in plan_batches(run.validation.lengths, 64, seed=0, epoch=0):
+    labels = run.validation.labels.cpu().numpy()  # (N,)
+    predicted, loss_sum = np.zeros(len(labels)), np.zeros(1)
+    for rows in distributed.share(plan_batches(run.validation.lengths, 64, seed=0, epoch=0)):
         logits, truth = forward(run, run.validation, rows)  # (B, C), (B,)
         loss_sum += F.cross_entropy(logits, truth, reduction="sum").item()
-        predicted.append(logits.argmax(-1).cpu().numpy())
-        labels.append(truth.cpu().numpy())
+        predicted[rows] = logits.argmax(-1).cpu().numpy()
     run.model.train()
-    predicted, labels = np.concatenate(predicted), np.concatenate(labels)
-    return {"loss": loss_sum / len(labels), **score(run.metric, predicted, labels)}
+    predicted, loss_sum = distributed.sums(predicted), distributed.sums(loss_sum)
+    return {"loss": loss_sum.item() / len(labels), **score(run.metric, predicted.astype(int), labels)}
 
 
 def keep_if_best(run: Run, scores: dict[str, float]) -> None:
@@ -258,6 +271,8 @@ def summary(run: Run) -> str:
 def save_model(run: Run, folder: Path) -> None:
     """The adapter, or with rank 0 the whole model, and its model card."""
     config = run.config
+    if not distributed.is_first():
+        return
     if config.rank:
         save_adapter(run.model, folder, config.model)
     else:
@@ -270,7 +285,7 @@ def train(config: Config, notice: str = "") -> None:
     """Trains, evaluates and writes everything, as the head of this file says."""
     out = Path(config.out)
     run_folder.refuse_to_overwrite(asdict(config))
-    if config.push_to_hub:
+    if config.push_to_hub and distributed.is_first():
         hub.check_login(config.hub_model_id if config.rank else "")
     run = set_up(config)
     chosen = options.deciding_options(config) | asdict(config)
@@ -283,11 +298,13 @@ def train(config: Config, notice: str = "") -> None:
             run.log.say("\n".join([f"resuming at step {run.progress.step} of {run.steps}", *run.checkpoint.notes]))
         stop = console.catch_signals()
         with advice(run.progress, asdict(config), lambda step: learning_rate(config, step, run.steps)):
-            fit(run, stop)
+            stopped = fit(run, stop)
         if run.progress.step < run.steps:
             again = console.command_to_resume(config.out)
             run.log.say(f"stopped at step {run.progress.step} of {run.steps}; to go on: {again}")
-            sys.exit(128 + stop[0])
+            sys.exit(128 + stopped)
+        if not distributed.is_first():
+            return
         report.plot_curves(run.progress.history, out / "training_curves.png", run.log.say)
         save_model(run, out / "final")
         run.log.say(f"best validation {run.metric} {run.progress.best:.4f}, kept in {out / 'best'}")
@@ -295,16 +312,17 @@ def train(config: Config, notice: str = "") -> None:
         hub.push_adapter(out / "best", config.hub_model_id, config.hub_private)
 
 
+@distributed.joined
 def main() -> None:
     console.outlive_output()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # in PyTorch's loading code a KeyboardInterrupt can get lost
-    given = options.parse_options(Config, sys.argv[1:], __doc__)
+    given = options.parse_options(Config, sys.argv[1:], __doc__) | distributed.options_after_restart()
     former, notice = run_folder.former_options(Config(**given))
-    given = former | given
+    given = {"processes": distributed.SIZE} | former | given
     config = Config(**given)
     run_folder.refuse_to_overwrite(asdict(config))  # before any download
     if config.offline_fallback and not given.keys() & {"model", "data"}:
-        defaults, notice = official_or_offline()
+        (defaults, notice), _ = distributed.once_a_machine(lambda: (official_or_offline(), []))
         config = Config(**defaults | given)
     if config.init_adapter:
         config = Config(**asdict(config) | adapter_files.as_options(config.init_adapter, given))

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
+from support import distributed
 from support.files import InputError, is_out_of_memory, write_tensors
 from support.hub import find_file
 from support.progress import Progress
@@ -39,9 +40,11 @@ def fingerprint(model: str, adapter: str, splits: list[dict]) -> str:
     return sha256.hexdigest()
 
 
-def random_state(on_cuda: bool) -> dict[str, Tensor]:
-    states = {"random.cpu": torch.get_rng_state()}
-    return states | ({"random.cuda": torch.cuda.get_rng_state()} if on_cuda else {})
+def random_states(on_cuda: bool) -> dict[str, Tensor]:
+    """The states of all processes' generators: random.cpu.0, random.cpu.1, … and random.cuda.0, …"""
+    states = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if on_cuda else {})
+    gathered = {kind: distributed.gathered(state) for kind, state in states.items()}
+    return {f"random.{kind}.{rank}": state for kind, every in gathered.items() for rank, state in enumerate(every)}
 
 
 def digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
@@ -82,12 +85,14 @@ class Checkpoint:
     def due(self, step: int) -> bool:
         if self.every:
             return step % self.every == 0
-        return time.perf_counter() - self.saved > max(20.0, 100 * self.cost)
+        return distributed.is_first() and time.perf_counter() - self.saved > max(20.0, 100 * self.cost)
 
     def save(self, progress: Progress) -> None:
         begun = time.perf_counter()
-        tensors = random_state(self.on_cuda) | self.tensors()
-        identity = self.identity | {"threads": torch.get_num_threads()}
+        tensors = random_states(self.on_cuda) | self.tensors()
+        if not distributed.is_first():
+            return
+        identity = self.identity | {"threads": torch.get_num_threads(), "workers": distributed.SIZE}
         header = {"identity": json.dumps(identity), "progress": json.dumps(asdict(progress))}
         self.path.parent.mkdir(exist_ok=True)
         write_tensors(self.path, tensors, header | {"sha256": digest(header, tensors)})
@@ -101,22 +106,25 @@ class Checkpoint:
         Raises InputError if the file is damaged, or was written by a run of another identity or of fewer `steps`.
         """
         try:
-            header, found = self.read()
+            header, found = distributed.tensors_from_first(self.read)
             progress = Progress(**json.loads(header["progress"]))
             then = json.loads(header["identity"])
             self.refuse_another_run(then)
             progress.check(steps)
             self.notes = self.changes(then)
-            if ("random.cuda" in found) != self.on_cuda:
-                there, here = ("a GPU", "a CPU") if "random.cuda" in found else ("a CPU", "a GPU")
+            if ("random.cuda.0" in found) != self.on_cuda:
+                there, here = ("a GPU", "a CPU") if "random.cuda.0" in found else ("a CPU", "a GPU")
                 raise InputError(f"{self.path}: that run was on {there}, and this one is on {here}")
-            states, tensors = random_state(self.on_cuda), self.tensors()
+            states, tensors = {name: found.pop(name) for name in [*found] if name.startswith("random.")}, self.tensors()
             kinds = lambda tensors: {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-            if kinds(found) != kinds(states | tensors):
+            if kinds(found) != kinds(tensors) or len(states) != then["workers"] * (1 + self.on_cuda):
                 raise ValueError("other tensors")
-            torch.set_rng_state(found["random.cpu"])
-            if "random.cuda" in states:
-                torch.cuda.set_rng_state(found["random.cuda"])
+            rank = distributed.RANK if then["workers"] > distributed.RANK else 0
+            torch.set_rng_state(states[f"random.cpu.{rank}"])
+            if self.on_cuda:
+                torch.cuda.set_rng_state(states[f"random.cuda.{rank}"])
+            if rank != distributed.RANK:
+                distributed.draw_own(self.identity["seed"], progress.step)
         except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
@@ -149,6 +157,11 @@ class Checkpoint:
     def changes(self, then: dict) -> list[str]:
         """Lines on what is another than `then`, but does not keep the run from going on."""
         notes, threads, now = [], then["threads"], torch.get_num_threads()
+        if then["workers"] != distributed.SIZE:
+            notes.append(
+                f"the number of processes is {distributed.SIZE}, and was {then['workers']} until here: the same steps "
+                "on the same sentences, but not the same bytes, as other random numbers drop out and sums round"
+            )
         if threads != now and not self.on_cuda:
             same = f"OMP_NUM_THREADS={threads} would give the same bytes as a run that never stopped"
             notes.append(f"the number of CPU threads is {now}, and was {threads} until here: {same}")

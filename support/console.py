@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from support import distributed
 from support.files import InputError, first_line, is_out_of_memory
 
 # Standard input, output and error.
@@ -131,6 +132,8 @@ def run_main(main) -> None:
 
 def complain(error: BaseException) -> None:
     """Prints the one line that says what went wrong; BERT_LORA_DEBUG=1 shows before it where."""
+    if not distributed.may_complain():
+        return
     if os.environ.get("BERT_LORA_DEBUG"):
         traceback.print_exception(error)
     print("error:", plain(" ".join(explain(error).splitlines())), file=sys.stderr)
@@ -172,7 +175,7 @@ def catch_signals() -> list[int]:
 
 def command_to_resume(out: str) -> str:
     """The command line that goes on with the run in `out`."""
-    return shlex.join([sys.executable, sys.argv[0], "--resume", f"--out={out}"])
+    return shlex.join([*distributed.launcher(), sys.argv[0], "--resume", f"--out={out}"])
 
 
 def prompt(answer, switch) -> None:
@@ -210,6 +213,8 @@ class Log:
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar, and keeps it in the file."""
+        if not distributed.is_first():
+            return
         text = text.translate(SHOWN)
         tqdm.write(text)
         with open(self.path, "a", encoding="utf-8", errors="escape_as_json") as file:
@@ -218,7 +223,7 @@ class Log:
     def start(self, total: int, done: int) -> None:
         """Shows a bar of `total` sentences, of which so many are `done` already."""
         self.begun, self.done, self.left = time.perf_counter(), 0, total - done
-        shown = sys.stderr.isatty()
+        shown = sys.stderr.isatty() and distributed.is_first()
         self.bar = tqdm(total=total, initial=done, unit=" sentences", disable=not shown, dynamic_ncols=True)
 
     def advance(self, sentences: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from support import distributed
 from support.files import InputError, first_line, is_out_of_memory
 
 
@@ -52,6 +53,7 @@ def place(
     as the random state is kept too (Chen et al., 2016, arXiv:1604.06174). The same numbers, in less memory.
     """
     device = choose_device(device)
+    distributed.refuse_device(device)
     move(model, device)
     if chosen(dtype, device):
         for module in model.modules():  # frozen: no float32 original is needed, and no conversion in each step
@@ -63,7 +65,8 @@ def place(
     if chosen(compile, device) and (reason := why_not_compiled(device)):
         if compile == "yes":
             raise InputError(f"--compile yes cannot be used here: {reason}")
-        print(f"note: the layers are not compiled, which would be faster: {reason}", file=sys.stderr)
+        if distributed.is_first():
+            print(f"note: the layers are not compiled, which would be faster: {reason}", file=sys.stderr)
     if compiles(compile, device):
         for layer in repeated:
             layer.compile(fullgraph=True, dynamic=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from support import distributed
 from support.files import InputError, first_line, is_out_of_memory, write_text
 
 
@@ -48,7 +49,8 @@ class Progress:
         return better, text + ("  (best so far)" if better else "")
 
     def write(self, path: Path) -> None:
-        write_text(path, "".join(json.dumps(record) + "\n" for record in self.history))
+        if distributed.is_first():
+            write_text(path, "".join(json.dumps(record) + "\n" for record in self.history))
 
     def check(self, steps: int) -> None:
         """Raises ValueError or TypeError for what a run of so many steps cannot have written."""

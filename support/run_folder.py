@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from support import distributed
 from support.base_files import MODEL_FILES
 from support.files import InputError, lies_in, listing, temporary_for, write_text
 from support.offline import DIRECTORIES
@@ -46,6 +47,8 @@ def refuse_to_overwrite(options: dict) -> None:
 
     That is what no run wrote, an input of its own, and another run that --overwrite and --resume leave alone.
     """
+    if not distributed.is_first():
+        return
     out, resume, overwrite = Path(options["out"]), options["resume"], options["overwrite"]
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: a file, not a directory; give another --out")
@@ -120,8 +123,13 @@ def refuse_input_inside(out: Path, flag: str, given: str) -> None:
 @contextlib.contextmanager
 def claimed(options: dict, say):
     """Keeps other runs out of --out inside the block. Yields whether there is a checkpoint to go on from; if not,
-    what a former run left is removed, config.toml is written, and say() names what else is in its folders."""
+    what a former run left is removed, config.toml is written, and say() names what else is in its folders.
+
+    Of several processes the first does all this, and tells the others."""
     out = Path(options["out"])
+    if not distributed.is_first():
+        yield distributed.from_first(None)
+        return
     with claim(out) as lock:
         refuse_to_overwrite(options)  # a run that ended in the meantime
         if not is_marked(out):
@@ -133,7 +141,7 @@ def claimed(options: dict, say):
             left = clear(out)
             if left:
                 say(f"left as it is, as no run wrote it: {listing([str(path) for path in left])}")
-        yield resuming
+        yield distributed.from_first(lambda: resuming)
 
 
 def claim(out: Path):
@@ -175,6 +183,8 @@ def clear(out: Path) -> list[Path]:
 
 def write_options(options: dict) -> None:
     """config.toml, from which the run can be repeated, and from which it goes on."""
+    if not distributed.is_first():
+        return
     out = Path(options["out"])
     (out / LAST).unlink(missing_ok=True)  # from here on the run there is not finished
     threads = torch.get_num_threads()
@@ -190,6 +200,10 @@ def toml(value) -> str:
 
 def former_options(config: Surroundings) -> tuple[dict, str]:
     """The options of the run in --out, if `config` is to go on with one, and a line where they are unexpected."""
+    return distributed.from_first(lambda: read_former_options(config))
+
+
+def read_former_options(config: Surroundings) -> tuple[dict, str]:
     path, resumable = Path(config.out) / OPTIONS, (Path(config.out) / CHECKPOINT).exists()
     if not config.resume or config.overwrite or not is_marked(Path(config.out)) or not path.exists():
         return {}, ""

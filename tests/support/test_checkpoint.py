@@ -68,7 +68,7 @@ def test_the_file_is_what_pytorch_says(path):
         assert torch.equal(found.pop(f"parameter.{name}"), dict(run.layer.named_parameters())[name])
         for kind in "step", "exp_avg", "exp_avg_sq":
             assert torch.equal(found.pop(f"{kind}.{name}"), state[number][kind])
-    assert torch.equal(found.pop("random.cpu"), torch.get_rng_state()) and not found
+    assert torch.equal(found.pop("random.cpu.0"), torch.get_rng_state()) and not found
 
 
 def rewritten(path: Path, right_hash: bool, change) -> None:
@@ -103,7 +103,7 @@ FORGED = {
     "a surplus tensor": lambda _, tensors: tensors.update(more=torch.ones(2)),
     "another shape": lambda _, tensors: tensors.update({"exp_avg.bias": torch.ones(4)}),
     "another type": lambda _, tensors: tensors.update({"exp_avg.bias": torch.ones(3, dtype=torch.float64)}),
-    "another random state": lambda _, tensors: tensors.update({"random.cpu": torch.ones(5056, dtype=torch.uint8)}),
+    "another random state": lambda _, tensors: tensors.update({"random.cpu.0": torch.ones(5056, dtype=torch.uint8)}),
     "a list for the progress": lambda header, _: header.update(progress="[1]"),
     "a list for the identity": lambda header, _: header.update(identity="[1]"),
 }
@@ -144,7 +144,7 @@ def test_another_run_is_named(path, other, message):
 def test_a_run_on_a_gpu_is_not_called_damaged(path):
     run = Run(path).go(3)
     run.checkpoint.save(run.progress)
-    rewritten(path, True, lambda _, tensors: tensors.update({"random.cuda": torch.ones(16, dtype=torch.uint8)}))
+    rewritten(path, True, lambda _, tensors: tensors.update({"random.cuda.0": torch.ones(16, dtype=torch.uint8)}))
     with pytest.raises(InputError, match="that run was on a GPU, and this one is on a CPU"):
         run.checkpoint.load(7)
 
