@@ -312,8 +312,8 @@ def train(config: Config, notice: str = "") -> None:
         hub.push_adapter(out / "best", config.hub_model_id, config.hub_private)
 
 
-@distributed.joined
 def main() -> None:
+    distributed.start()
     console.outlive_output()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # in PyTorch's loading code a KeyboardInterrupt can get lost
     given = options.parse_options(Config, sys.argv[1:], __doc__) | distributed.options_after_restart()

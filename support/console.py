@@ -128,6 +128,8 @@ def run_main(main) -> None:
             sys.exit(0)
         complain(error)
         sys.exit(2)
+    finally:
+        distributed.leave()
 
 
 def complain(error: BaseException) -> None:
