@@ -43,6 +43,7 @@ from support.console import run_main
 from support.offline import offline_pair
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parent.parent
 HOME = Path(tempfile.mkdtemp(prefix="faults-"))
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 OPTIONS = f"""--model {HOME}/base --data {HOME}/reviews.parquet --device cpu --max-length 32 --epochs 2 --batch-size 32
@@ -241,6 +242,37 @@ def stopped(quick):
         time.sleep(after)
         os.kill(child[0], number)
         yield f"{number.name} after {after:.2f} s", after_signal(out, finish(child), number)
+
+
+def torchrun(out: Path, *more) -> subprocess.Popen:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *more]
+    words += ["train.py", *OPTIONS, "--batch-size=16", "--epochs=40", "--out", out]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*map(str, words)], cwd=ROOT, text=True, **pipes)
+
+
+def workers(pid: int) -> list[int]:
+    """The processes that a torchrun has started."""
+    return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def worker_killed(quick):
+    """Kills one of two processes at random, again and again; torchrun starts both anew, and --resume needs no word."""
+    whole = folder()
+    said = torchrun(whole).communicate(timeout=300)[1]
+    assert (whole / "final").exists(), said
+    for _ in range(1 if quick else 6):
+        out, kills, delays = folder(), 0, []
+        run = torchrun(out, "--max-restarts=20")
+        while run.poll() is None and kills < (2 if quick else 5):
+            delays.append(f"{(after := DRAW.uniform(0, 8)):.1f}")
+            time.sleep(after)
+            if found := workers(run.pid):
+                os.kill(DRAW.choice(found), signal.SIGKILL)
+                kills += 1
+        said = run.communicate(timeout=300)[1]
+        trouble = f"exit {run.returncode}, {said[-300:]!r}" if run.returncode else difference(out, contents(whole))
+        yield from [(f"{kills} kills, {', '.join(delays)} s after another", trouble)] * max(1, kills)
 
 
 def every_change(quick, act, events, check, stride=23):
@@ -563,6 +595,7 @@ CUT, CUT_AND_DIE = no_room(signal.SIG_IGN), no_room(signal.SIG_DFL)
 FAULTS = {
     "SIGKILL at a random moment": killed_at_random,
     "SIGINT or SIGTERM at a random moment": stopped,
+    "one of torchrun's two processes killed": worker_killed,
     "SIGTERM at every open of a file": lambda quick: every_change(quick, TERMINATE, "open", after_signal, 9),
     "SIGKILL at every open, sync, rename and removal": lambda quick: every_change(quick, die, EVERYTHING, after_kill),
     "killed in the middle of every write": lambda quick: every_change(quick, CUT_AND_DIE, WRITES, after_kill),

@@ -1,12 +1,12 @@
-"""Several processes that train as one: the same steps, whatever their number, and a run that outlives its processes."""
+"""Several processes that train as one: the same steps, whatever their number, and a run that outlives its processes.
+
+tests/faults.py kills such processes for real, under torchrun.
+"""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -120,32 +120,6 @@ def test_a_stopped_run_goes_on_in_as_many_processes_or_in_others(together, tmp_p
         assert same == [number != 1] * 2  # a third process has nothing to do in steps of two
         losses, _ = apart(out, whole)
         assert losses < 0.5  # no loss is far from what the same sentences gave
-
-
-def test_torchrun_starts_a_killed_process_again(together, base, some, tmp_path):
-    """With no option but its own, and the run goes on from its checkpoint to the bytes of one that nobody disturbed."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    options = ["--epochs", 40, "--dropout", 0.3, "--eval-every", 100]
-    words = [*torchrun, "--max-restarts", 2, "train.py", *OPTIONS, "--model", base, "--data", some, *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    words = map(str, [*words, "--out", tmp_path / "killed"])
-    killed = subprocess.Popen([*words], cwd=ROOT, env=environment, text=True, **pipes)
-    deadline, log = time.monotonic() + 60, tmp_path / "killed" / "training_log.txt"
-    while not (log.exists() and "step 60/" in log.read_text()):
-        assert time.monotonic() < deadline and killed.poll() is None
-        time.sleep(0.01)
-    os.kill(workers(killed.pid)[-1], signal.SIGKILL)
-    _, said = killed.communicate(timeout=90)
-    assert killed.returncode == 0, said
-    assert said.count("error: another process of this run was lost; go on with --resume") == 1
-    assert together(2, *options, "--out", tmp_path / "whole")[0].returncode == 0
-    for name in "metrics.jsonl", ADAPTER:
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-def workers(pid: int) -> list[int]:
-    return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_an_error_is_one_line_of_all_processes_and_ends_all(together, tmp_path):
