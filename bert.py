@@ -50,6 +50,10 @@ class BertConfig:
     def num_labels(self) -> int:
         return len(self.id2label)
 
+    @property
+    def problem_type(self) -> str:  # transformers' names; there too a single label means a number, with no softmax
+        return "regression" if self.num_labels == 1 else "single_label_classification"
+
     @classmethod
     def from_json(cls, path: str | Path) -> "BertConfig":
         """Reads a config.json. Raises InputError naming the value that this encoder does not support."""
@@ -262,7 +266,7 @@ class BertModel(PretrainedModel):
 
 
 class BertForSequenceClassification(PretrainedModel):
-    """BERT with a linear classifier on the pooled [CLS] (section 4.1)."""
+    """BERT with a linear classifier on the pooled [CLS] (section 4.1); of one class it is a regression."""
 
     def __init__(self, config: BertConfig):
         super().__init__(config)

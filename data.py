@@ -41,12 +41,13 @@ class Task:
     validation: Split
     label_names: list[str]
     metric: str
+    mismatched: Split | None = None  # MNLI's second validation split, of other sources than its training data
 
 
 def load_task(
     data: str, tokenizer: Tokenizer | None = None, text_columns=(), label_column="label", label_names=(), metric=""
 ) -> Task:
-    """Reads a classification task.
+    """Reads a task: classification, or with a `metric` of numbers, as STS-B's pearson, regression.
 
     `data` is a directory that holds train and validation files, as `train-00000-of-00001.parquet` or `train.csv`;
     or the Hub's `owner/name[/folder][@revision]` in that layout; or one file, of which a tenth of the distinct texts,
@@ -56,14 +57,17 @@ def load_task(
     """
     columns = [list(text_columns)] if text_columns else glue.TEXT_COLUMNS
     usual_metric, usual_names = glue.task_of(data)
-    how = (columns, label_column, label_names, usual_names)
+    metric, mismatched = metric or usual_metric, None
+    how = (columns, label_column, label_names, usual_names, metric in glue.OF_NUMBERS)
     if Path(data).is_file():
         train, validation = tables.hold_out(tables.read_split([Path(data)], *how), tokenizer, data)
     else:
         train = tables.read_split(tables.find_split(data, "train"), *how)
-        validation = tables.read_split(tables.find_split(data, "validation"), *how, train)
+        validation = tables.read_split(files := tables.find_split(data, "validation"), *how, train)
+        if "_matched" in files[0].name and (files := tables.find_split(data, "validation_mismatched", required=False)):
+            mismatched = tables.read_split(files, *how, train)
     names = train.classes.names
-    return Task(train, validation, names, glue.checked_metric(metric or usual_metric, names))
+    return Task(train, validation, names, glue.checked_metric(metric, names), mismatched)
 
 
 @dataclass
@@ -74,7 +78,7 @@ class Encoded:
     token_type_ids: Tensor | None  # (T,) uint8; None unless the texts are pairs
     starts: np.ndarray  # (N,) int64
     lengths: np.ndarray  # (N,) int64
-    labels: Tensor | None  # (N,) int64
+    labels: Tensor | None  # (N,) int64, or float32 numbers of a regression
 
     def to(self, device: str | torch.device) -> "Encoded":
         """The same with its tensors on `device`; starts and lengths stay, so that no batch waits for the device."""

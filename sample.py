@@ -31,13 +31,13 @@ from support.texts import checked_texts, columns, fields, fitting, given_texts
 def classify(
     model: BertForSequenceClassification, tokenizer: Tokenizer, texts: list, batch_size: int = 32
 ) -> np.ndarray:
-    """Class probabilities (N, C) of N texts, or pairs of two, on a CPU, in batches of similar length."""
+    """Class probabilities (N, C), or a regression's numbers (N, 1), of N texts or pairs; batches of similar length."""
     encoded = encode(tokenizer, columns(texts))
     order = np.argsort(encoded.lengths, kind="stable")
     result = np.empty((len(texts), model.config.num_labels), dtype=np.float32)
     for rows in np.split(order, range(batch_size, len(order), batch_size)):
         logits = model(*make_batch(encoded, rows, model.config.pad_token_id)[:3])  # (B, C)
-        result[rows] = logits.softmax(-1).numpy()
+        result[rows] = logits if model.config.problem_type == "regression" else logits.softmax(-1)
     if not np.isfinite(result).all():
         raise InputError("the model gives no finite numbers: its weights, or its adapter's, are damaged")
     return result  # (N, C)
@@ -63,21 +63,24 @@ def open_model(name: str, bases: dict, base: str | None = None, max_length: int 
 
 
 def show(models: dict[str, tuple], texts: list[str], as_json: bool) -> None:
-    """Prints a line for each text and model: label, confidence, text; or JSON with every probability."""
+    """Prints a line for each text and model: label, confidence, text, or of a regression a number; or all as JSON."""
     taken = {name: fitting(texts, model.config, name) for name, (model, _) in models.items()}
     answers = {name: classify(model, tokenizer, taken[name]) for name, (model, tokenizer) in models.items()}
     for row in range(len(texts)):
         for name, (model, _) in models.items():
             probabilities, labels = answers[name][row], model.config.id2label  # (C,)
             best, text, several = int(probabilities.argmax()), fields(taken[name][row]), len(models) > 1
+            number = model.config.problem_type == "regression"
             if as_json:
                 scores = {labels[i]: round(float(p), 6) for i, p in enumerate(probabilities)}
                 line = {"adapter": name} if several else {}
-                line |= text | {"label": labels[best], "confidence": scores[labels[best]], "scores": scores}
+                answer = {"label": labels[best], "confidence": scores[labels[best]], "scores": scores}
+                line |= text | ({"score": scores[labels[0]]} if number else answer)
                 print(json.dumps(line, ensure_ascii=False))
             else:
                 shown = f"{name}: " * several + " | ".join(text.values())
-                print(plain(f"{labels[best]:<10} {probabilities[best]:6.1%}  {shown}"))
+                answer = f"{probabilities[0]:<17.3f}" if number else f"{labels[best]:<10} {probabilities[best]:6.1%}"
+                print(plain(f"{answer}  {shown}"))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Fine-tunes BERT with LoRA on a classification task.
+"""Fine-tunes BERT with LoRA on a task of classification or regression.
 
     python train.py                                               # bert-base-uncased on SST-2, from the Hub
     python train.py --model DIR --data reviews.csv --epochs 5     # your own
@@ -43,9 +43,9 @@ class Config(Surroundings):
     model: str = option(OFFICIAL_MODEL, "base model: a directory, or owner/name[@revision] on the Hub")
     data: str = option(OFFICIAL_DATA, "a directory or a Hub data set in GLUE's layout, or a .parquet .csv .tsv .jsonl")
     text_columns: str = option("", "the column of the text, or the two of a pair: a,b (default: GLUE's names, text)")
-    label_column: str = option("label", "the column of the label: numbers from 0, or names")
+    label_column: str = option("label", "the column of the label: numbers from 0, or names; any number in a regression")
     label_names: str = option("", "the names of the classes 0, 1, …: a,b,c (default: what the data tells)")
-    metric: str = option("", "what best/ is best by (default: GLUE's for its tasks, else accuracy)", ["", *METRICS])
+    metric: str = option("", "what best/ is best by (default: GLUE's or accuracy); pearson: regression", ["", *METRICS])
     init_adapter: str = option("", "go on training this adapter, a directory or a Hub repository: its rank and targets")
     epochs: int = option(3, "passes over the training data", AT_LEAST_1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", AT_LEAST_1)
@@ -80,6 +80,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     train: Encoded
     validation: Encoded
+    mismatched: Encoded | None  # MNLI's second validation split, which is scored too
     metric: str
     columns: list[str]  # of the texts
     log: Log
@@ -109,7 +110,8 @@ def read_data(config: Config) -> tuple[dict, list[dict]]:
     tokenizer = load_tokenizer(config.model, config.max_length)
     columns, names = (options.listed(text) for text in (config.text_columns, config.label_names))
     task = load_task(config.data, tokenizer, columns, config.label_column, names, config.metric)
-    splits = [vars(encode(tokenizer, split.texts, split.labels)) for split in (task.train, task.validation)]
+    splits = (task.train, task.validation, task.mismatched)
+    splits = [vars(encode(tokenizer, split.texts, split.labels)) if split else {} for split in splits]
     told = {"classes": task.label_names, "metric": task.metric, "columns": task.train.columns}
     return told | {"contents": fingerprint(config.model, config.init_adapter, splits)}, splits
 
@@ -117,7 +119,7 @@ def read_data(config: Config) -> tuple[dict, list[dict]]:
 def set_up(config: Config, rewrite=lambda model: model) -> Run:
     """Reads data and model, the latter as `rewrite` leaves it, and puts together all that the loop needs."""
     told, splits = distributed.once_a_machine(lambda: read_data(config))
-    train, validation = (Encoded(**split) for split in splits)
+    splits = [Encoded(**split) if split else None for split in splits]
     torch.manual_seed(config.seed)
     model = rewrite(build_model(config, told["classes"], pairs=len(told["columns"]) == 2))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -130,8 +132,8 @@ def set_up(config: Config, rewrite=lambda model: model) -> Run:
     identity["classes"] = list(model.config.id2label.values())
     distributed.begin(identity, list(trained.values()), config.seed)
     kept = Checkpoint(out / run_folder.CHECKPOINT, identity, config.save_every, trained, optimizer)
-    data = (train.to(device), validation.to(device), told["metric"], told["columns"])
-    return Run(config, device, model, optimizer, *data, log, kept)
+    data = (split and split.to(device) for split in splits)
+    return Run(config, device, model, optimizer, *data, told["metric"], told["columns"], log, kept)
 
 
 def build_model(config: Config, label_names: list[str], pairs: bool = False) -> BertForSequenceClassification:
@@ -167,25 +169,27 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     return config.lr * (step / warmup if step < warmup else (steps - step) / max(1, steps - warmup))
 
 
-def forward(run: Run, data: Encoded, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) in float32, and labels (B,)."""
+def forward(run: Run, data: Encoded, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss summed over the rows; what is predicted (B,), classes or a regression's numbers; the labels (B,)."""
     device = run.device.type
     ids, mask, types, labels = make_batch(data, rows, run.model.config.pad_token_id, run.length_multiple)  # (B, S)
     if mask is None and devices.compiles(run.config.compile, device):
         mask = torch.ones_like(ids)  # with and without a mask would be two compilations
     with torch.autocast(device, torch.bfloat16, enabled=devices.chosen(run.config.dtype, device)):
-        return run.model(ids, mask, types).float(), labels
+        logits = run.model(ids, mask, types).float()  # (B, C)
+    if run.model.config.problem_type == "regression":
+        return F.mse_loss(logits[:, 0], labels, reduction="sum"), logits[:, 0], labels
+    return F.cross_entropy(logits, labels, reduction="sum"), logits.argmax(-1), labels
 
 
 def train_step(run: Run, rows: np.ndarray) -> list:
     """One optimizer step on a batch; returns [loss sum, correct, sentences]. Nothing here waits for the GPU."""
     loss_sum = correct = torch.zeros((), device=run.device)
     for part in distributed.share(np.split(rows, range(run.config.batch_size, len(rows), run.config.batch_size))):
-        logits, labels = forward(run, run.train, part)  # (B, C), (B,)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
+        loss, predicted, labels = forward(run, run.train, part)  # (), (B,), (B,)
         (loss / len(rows)).backward()  # the parts' gradients add up to that of the mean over all rows
         loss_sum = loss_sum + loss.detach()
-        correct = correct + (logits.detach().argmax(-1) == labels).sum()
+        correct = correct + (predicted == labels).sum()
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     loss_sum, correct = distributed.sum_gradients(parameters, loss_sum, correct)
     # One odd batch must not spoil AdamW's running averages for many steps; the limit of 1 is that of BERT's own code.
@@ -220,7 +224,7 @@ def fit(run: Run, stop: list[int]) -> int:
         if logging or evaluating or run.device.type == "cpu":  # rarely on a GPU, where the losses must be waited for
             progress.settle()
         if logging:
-            run.log.show(f"step {progress.step}/{run.steps}", progress.note_training())
+            run.log.show(f"step {progress.step}/{run.steps}", progress.note_training(run.metric))
         if evaluating:
             keep_if_best(run, evaluate(run))
         stopped, due = distributed.largest(stop[0] if stop else 0, run.checkpoint.due(progress.step))
@@ -232,23 +236,26 @@ def fit(run: Run, stop: list[int]) -> int:
 
 
 @torch.no_grad()
-def evaluate(run: Run) -> dict[str, float]:
-    """Loss, accuracy, and the task's own metric on the validation split."""
+def evaluate(run: Run, data: Encoded | None = None) -> dict[str, float]:
+    """Loss and the task's metrics on the validation split, or on other `data`."""
+    data = data or run.validation
     run.model.eval()
-    labels = run.validation.labels.cpu().numpy()  # (N,)
-    predicted, loss_sum = np.zeros(len(labels)), np.zeros(1)
-    for rows in distributed.share(plan_batches(run.validation.lengths, 64, seed=0, epoch=0)):
-        logits, truth = forward(run, run.validation, rows)  # (B, C), (B,)
-        loss_sum += F.cross_entropy(logits, truth, reduction="sum").item()
-        predicted[rows] = logits.argmax(-1).cpu().numpy()
+    predicted, labels = np.zeros(len(data.lengths)), data.labels.cpu().numpy()  # both (N,)
+    loss_sum = np.zeros(1)
+    for rows in distributed.share(plan_batches(data.lengths, 64, seed=0, epoch=0)):
+        loss, answers, _ = forward(run, data, rows)  # (), (B,)
+        loss_sum += loss.item()
+        predicted[rows] = answers.cpu().numpy()
     run.model.train()
-    predicted, loss_sum = distributed.sums(predicted), distributed.sums(loss_sum)
-    return {"loss": loss_sum.item() / len(labels), **score(run.metric, predicted.astype(int), labels)}
+    loss, predicted = distributed.sums(loss_sum).item() / len(labels), distributed.sums(predicted)
+    return {"loss": loss, **score(run.metric, predicted, labels, run.model.config.id2label.values())}
 
 
 def keep_if_best(run: Run, scores: dict[str, float]) -> None:
     """Keeps the model if no evaluation was better before, and writes metrics.jsonl."""
     out = Path(run.config.out)
+    if run.mismatched:
+        scores |= {f"mismatched_{name}": value for name, value in evaluate(run, run.mismatched).items()}
     better, text = run.progress.note_evaluation(scores, run.metric)
     if better:
         save_model(run, out / "best")
@@ -263,8 +270,9 @@ def summary(run: Run) -> str:
     padding = padding_fraction(lengths, plan, run.length_multiple)
     sizes = {name: (p.numel(), p.requires_grad) for name, p in run.model.named_parameters()}
     drawn = () if config.init_adapter else run.model.new_modules
+    labels = (split.labels.cpu().numpy() for split in (run.train, run.validation))
     what = (config.model, run.device, config.data, run.columns, list(run.model.config.id2label.values()), run.metric)
-    head = report.data_lines(*what, len(lengths), len(run.validation.lengths), padding)
+    head = report.data_lines(*what, *labels, padding)
     return head + report.parameter_table(sizes, trained_whole(run.model), drawn, config.rank, config.targets)
 
 
@@ -278,7 +286,7 @@ def save_model(run: Run, folder: Path) -> None:
     else:
         run.model.save_pretrained(folder)
         base_files.copy_tokenizer(config.model, folder)
-    write_text(folder / "README.md", report.model_card(config, folder, run.progress.history, run.steps))
+    write_text(folder / "README.md", report.model_card(config, folder, run.progress.history, run.steps, run.columns))
 
 
 def train(config: Config, notice: str = "") -> None:

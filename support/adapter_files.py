@@ -124,6 +124,9 @@ def same_classes(adapter: str, theirs: list[str], found: list[str]) -> list[str]
     Raises InputError if they are others; classes that are mere numbers (LABEL_0) take the other's names.
     """
     if other_classes(theirs, found):
+        if 1 in (len(theirs), len(found)):
+            kinds = ["a regression's number" if len(names) == 1 else "classes" for names in (theirs, found)]
+            raise InputError(f"{adapter}: answers with {kinds[0]}, but the data has {kinds[1]}; --metric decides which")
         problem = f"has the {len(theirs)} classes {listing(theirs)}, but the data the {len(found)} {listing(found)}"
         raise InputError(f"{adapter}: {problem}; --label-names says which the data's are")
     return found if theirs == unnamed(found) else theirs

@@ -36,7 +36,6 @@ SUPPORTED = {
     "position_embedding_type": ["absolute"],
     "is_decoder": [False],
     "add_cross_attention": [False],
-    "problem_type": [None, "single_label_classification"],
 }
 
 
@@ -61,12 +60,23 @@ def read_config(path: str | Path, cls: type) -> dict:
             raise InputError(f"{path}: {f.name} must be at least 0 and below 1, not {value!r:.40}")
         if f.type == (bool | None) and type(value) not in (bool, type(None)):
             raise InputError(f"{path}: {f.name} must be true or false, not {value!r:.40}")
+    refuse_other_problem(path, raw.get("problem_type"), len(found.get("id2label", "ab")))
     whole = {f.name: f.default for f in fields(cls)} | found
     if whole["hidden_size"] % whole["num_attention_heads"] or whole["num_hidden_layers"] > 200:
         raise InputError(f"{path}: hidden_size must be a multiple of num_attention_heads, and layers at most 200")
     if whole["pad_token_id"] >= whole["vocab_size"]:
         raise InputError(f"{path}: pad_token_id {whole['pad_token_id']} is none of the {whole['vocab_size']} tokens")
     return found
+
+
+def refuse_other_problem(path: str | Path, told: str | None, labels: int) -> None:
+    """Raises InputError for a problem_type that so many labels do not mean here; None, as in most files, means either.
+
+    As in transformers one label is a regression, the model's number, and more are classes of which one is right.
+    """
+    meant = "regression" if labels == 1 else "single_label_classification"
+    if told not in (None, meant):
+        raise InputError(f"{path}: problem_type {told!r:.40} with {labels} labels is not supported, only {meant!r}")
 
 
 def refuse_misfit(config, pairs: bool, model: str, max_length: int, rank: int = 0, **_) -> None:
@@ -105,7 +115,8 @@ def read_label_names(path: str | Path, id2label) -> dict[int, str]:
 def write_config(path: str | Path, config: dict) -> None:
     """A config.json that transformers reads."""
     label2id = {label: number for number, label in config["id2label"].items()}
-    write_json(path, {"model_type": "bert", "hidden_act": "gelu", **config, "label2id": label2id})
+    problem = {"problem_type": "regression"} if len(label2id) == 1 else {}  # its pipeline would show a sigmoid else
+    write_json(path, {"model_type": "bert", "hidden_act": "gelu", **config, **problem, "label2id": label2id})
 
 
 def open_tokenizer(name: str, vocab_size: int) -> Tokenizer:

@@ -1,14 +1,16 @@
-"""GLUE's tasks (Wang et al., 2018, table 1): the columns of their tables, the names of their classes, their metrics."""
+"""GLUE's nine tasks (Wang et al., 2018, table 1): their columns, the names of their classes, their metrics."""
 
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from support.console import plain
 from support.files import InputError, listing
 
-# The metric of each task, and the names of its classes.
+# The metric of each task by which the best model is kept, and the names of its classes; STS-B has numbers instead.
 TASKS = {
     "sst2": ("accuracy", ["negative", "positive"]),
     "cola": ("matthews_correlation", ["unacceptable", "acceptable"]),
@@ -18,8 +20,10 @@ TASKS = {
     "qnli": ("accuracy", ["entailment", "not_entailment"]),
     "rte": ("accuracy", ["entailment", "not_entailment"]),
     "wnli": ("accuracy", ["not_entailment", "entailment"]),
+    "stsb": ("pearson", []),
 }
-METRICS = ["accuracy", "f1", "matthews_correlation"]
+OF_NUMBERS = ["pearson", "spearman"]  # the metrics of a regression
+METRICS = ["accuracy", "f1", "matthews_correlation", *OF_NUMBERS]
 # Of a table the first whose columns are all there; pairs first, as QNLI has a "sentence" too.
 TEXT_COLUMNS = [
     ["sentence1", "sentence2"],
@@ -43,21 +47,64 @@ def checked_metric(metric: str, names: list[str]) -> str:
 
     Raises InputError for a metric of two classes where there are others.
     """
-    metric = metric or next((usual for usual, classes in TASKS.values() if classes == names), "accuracy")
-    if metric != "accuracy" and len(names) != 2:
+    metric = metric or next((usual for usual, classes in TASKS.values() if classes == names != []), "accuracy")
+    if metric in ("f1", "matthews_correlation") and len(names) != 2:
         raise InputError(f"--metric {metric} is one of two classes, and the data has {len(names)}: {listing(names)}")
     return metric
 
 
-def score(metric: str, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Accuracy, and where it is the task's metric f1 or matthews_correlation, of the classes 0 and 1; inputs (N,)."""
+def score(metric: str, predicted: np.ndarray, labels: np.ndarray, names: Iterable[str] = ()) -> dict[str, float]:
+    """The scores of predictions (N,), class numbers or the numbers of a regression, as GLUE reports them.
+
+    Of a regression pearson and spearman; of classes accuracy, and the `metric` of f1 and matthews_correlation, of the
+    classes 0 and 1, also where it is that of the GLUE task with classes of these `names`.
+    """
+    if metric in OF_NUMBERS:
+        return {"pearson": pearson(predicted, labels), "spearman": pearson(ranks(predicted), ranks(labels))}
     scores = {"accuracy": float(np.mean(predicted == labels))}
     # Counts as Python's numbers, which do not overflow: true and false, positive and negative.
     tp, tn = (int(np.sum((predicted == labels) & (labels == c))) for c in (1, 0))
     fp, fn = (int(np.sum((predicted != labels) & (labels == c))) for c in (0, 1))
-    if metric == "f1":
+    reported = {metric, checked_metric("", list(names))}
+    if "f1" in reported:
         scores["f1"] = 2 * tp / max(1, 2 * tp + fp + fn)
-    if metric == "matthews_correlation":
+    if "matthews_correlation" in reported:
         product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-        scores[metric] = (tp * tn - fp * fn) / math.sqrt(product or 1)
+        scores["matthews_correlation"] = (tp * tn - fp * fn) / math.sqrt(product or 1)
     return scores
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's correlation of x (N,) and y (N,), and 0 where one of them is constant.
+
+    There it is not defined, and scipy says NaN; but NaN is neither better nor worse than a score, and a model that
+    always says the same is worth what Matthews gives it, 0.
+    """
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    with np.errstate(invalid="ignore"):  # of infinite predictions NaN comes out; the loss is refused then
+        x, y = x - x.mean(), y - y.mean()
+        return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1, 1))
+
+
+def ranks(x: np.ndarray) -> np.ndarray:
+    """The places (N,) from 1 that the numbers x (N,) have when sorted; equals share the mean of theirs."""
+    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def by_guessing(metric: str, train: np.ndarray, labels: np.ndarray, names: list[str]) -> str:
+    """What one guess for every row scores: the commonest class of the labels `train`, or of a regression their mean.
+
+    A text, with the scores on the validation split's `labels` (N,).
+    """
+    if metric in OF_NUMBERS:
+        guess = train.mean(dtype=np.float64)
+        what, scores = f"the mean, {guess:.3f},", {"loss": float(np.mean((guess - labels) ** 2))}
+    else:
+        guess = np.bincount(train).argmax()
+        what, scores = plain(names[guess]), {}
+    scores |= score(metric, np.full(len(labels), guess), labels, names)
+    shown = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items())
+    return f"always guessing {what} would give {shown}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from support import distributed
 from support.files import InputError, first_line, is_out_of_memory, write_text
+from support.glue import OF_NUMBERS
 
 
 class NotFinite(ArithmeticError):
@@ -31,12 +32,16 @@ class Progress:
             if not math.isfinite(loss):
                 raise NotFinite(loss, step)
 
-    def note_training(self) -> str:
-        """Adds the mean loss and accuracy of the window to the history, begins another, and says them."""
+    def note_training(self, metric: str = "accuracy") -> str:
+        """Adds the mean loss and accuracy of the window to the history, begins another, and says them.
+
+        Where the task's `metric` is one of a regression there is no accuracy.
+        """
         loss, correct, count = (sum(column) for column in zip(*self.window, strict=True))
         self.window.clear()
-        self.history.append({"step": self.step, "train_loss": loss / count, "train_accuracy": correct / count})
-        return f"loss {loss / count:.3f}  accuracy {correct / count:.1%}"
+        accuracy = {} if metric in OF_NUMBERS else {"train_accuracy": correct / count}
+        self.history.append({"step": self.step, "train_loss": loss / count, **accuracy})
+        return f"loss {loss / count:.3f}" + (f"  accuracy {correct / count:.1%}" if accuracy else "")
 
     def note_evaluation(self, scores: dict[str, float], metric: str) -> tuple[bool, str]:
         """Adds the scores to the history; returns whether `metric` was never better, and the scores as a text."""

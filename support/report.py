@@ -8,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from support.console import plain
 from support.files import first_line, written_whole
+from support.glue import OF_NUMBERS, by_guessing
 from support.options import Surroundings, changed_flags
 
 
@@ -20,21 +23,24 @@ def data_lines(
     columns: list[str],
     classes: list[str],
     metric: str,
-    train: int,
-    validation: int,
+    train: np.ndarray,
+    validation: np.ndarray,
     padding: float,
 ) -> str:
     """What is trained on what, what decides which model is best, and how many sentences there are.
 
-    `columns` are those of the texts, `padding` is a fraction of the tokens.
+    `columns` are those of the texts, `train` and `validation` the labels (N,), `padding` is a fraction of the tokens.
     """
-    metric = f"f1 of {plain(classes[1])}" if metric == "f1" else metric.replace("_", " ")
+    sizes = f"{len(train):,} sentences to train on, {len(validation):,} to validate on"
+    by = f"f1 of {plain(classes[1])}" if metric == "f1" else metric.replace("_", " ")
     shown = ", ".join(map(plain, classes[:10])) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
+    shown = "one number, a regression" if metric in OF_NUMBERS else f"classes {shown}"
     return (
         f"model  {model} on {device}\n"
         f"data   {data}, column {' and '.join(map(plain, columns))}\n"
-        f"       {train:,} sentences to train on, {validation:,} to validate on; padding {padding:.2%} of the tokens\n"
-        f"       classes {shown}; best is the model of the best {metric}\n"
+        f"       {sizes}; padding {padding:.2%} of the tokens\n"
+        f"       {shown}; best is the model of the best {by}\n"
+        f"       {by_guessing(metric, train, validation, classes)}\n"
     )
 
 
@@ -58,8 +64,10 @@ def parameter_table(
 
 
 def plot_curves(history: list[dict], path: Path, say: Callable[[str], None]) -> None:
-    """Loss and accuracy against the step, for training and validation, as a PNG. If they cannot be drawn, because of
-    matplotlib's own files or settings, say(why): that is no reason to lose a training."""
+    """Loss and accuracy, or of a regression pearson, against the step, for training and validation, as a PNG.
+
+    If they cannot be drawn, because of matplotlib's own files or settings, say(why): no reason to lose a training.
+    """
     try:
         picture = draw_curves(history)
     except Exception as error:
@@ -75,10 +83,12 @@ def draw_curves(history: list[dict]) -> bytes:
     finally:
         os.environ |= {"MPLBACKEND": backend} if backend else {}
     figure = Figure(figsize=(10, 4), layout="constrained")
-    for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    score = "accuracy" if any("validation_accuracy" in record for record in history) else "pearson"
+    for axis, name in zip(figure.subplots(1, 2), ("loss", score), strict=True):
         for split, style in ("train", {"color": "0.6", "linewidth": 1}), ("validation", {"color": "C0", "marker": "o"}):
             records = [record for record in history if f"{split}_{name}" in record]
-            axis.plot([r["step"] for r in records], [r[f"{split}_{name}"] for r in records], label=split, **style)
+            if records:  # a regression has no pearson of single steps
+                axis.plot([r["step"] for r in records], [r[f"{split}_{name}"] for r in records], label=split, **style)
         axis.set(xlabel="step", title=name)
         axis.legend()
         axis.grid(alpha=0.3)
@@ -87,11 +97,11 @@ def draw_curves(history: list[dict]) -> bytes:
     return picture.getvalue()
 
 
-def model_card(config: Surroundings, folder: Path, history: list[dict], steps: int) -> str:
+def model_card(config: Surroundings, folder: Path, history: list[dict], steps: int, columns: list[str] = ()) -> str:
     """A README.md for the model in `folder`, as the Hub reads it, with the scores of the last evaluation.
 
-    `config` has the run's options, `history` the lines of metrics.jsonl. What lies on this machine goes by its own
-    name, without the directories above it, which are nobody else's business.
+    `config` has the run's options, `history` the lines of metrics.jsonl, `columns` are those of the texts. What lies on
+    this machine goes by its own name, without the directories above it, which are nobody else's business.
     """
     sources = {name: getattr(config, name) for name in ("model", "data", "init_adapter")}
     local = {name: os.path.basename(os.path.abspath(path)) for name, path in sources.items() if os.path.exists(path)}
@@ -105,6 +115,7 @@ def model_card(config: Surroundings, folder: Path, history: list[dict], steps: i
     usage = (PEFT_USAGE if rank else PIPELINE_USAGE).format(
         name=json.dumps(name, ensure_ascii=False), base=json.dumps(base, ensure_ascii=False)
     )
+    example = '--pair "He slept well." "He was awake."' if len(columns) == 2 else '"great film"'
     table = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in scores.items())
     return f"""---
 {card_metadata(options, local, base, scores)}
@@ -117,7 +128,7 @@ def model_card(config: Surroundings, folder: Path, history: list[dict], steps: i
 {table}
 
     {shlex.join(["python", "train.py", *flags])}
-    python sample.py --adapter {shlex.quote(name)} "great film"
+    python sample.py --adapter {shlex.quote(name)} {example}
 
 ```python
 {usage}
@@ -135,6 +146,7 @@ def card_metadata(options: dict, local: dict, base: str, scores: dict[str, float
     """The card's head, which the Hub reads: what was trained on what, and how good it is; what is `local` it lacks."""
     from huggingface_hub import EvalResult, ModelCardData
 
+    scores = {name: value for name, value in scores.items() if not name.startswith("mismatched_")}  # no metric's name
     source = options["data"] if "data" in local else options["data"].partition("@")[0]
     task = Path(source).name
     result = {"task_type": "text-classification", "dataset_type": task, "dataset_name": task}

@@ -1,7 +1,8 @@
 """Tables: parquet, csv, tsv and jsonl to texts and numbered labels; holding out.
 
 pyarrow reads; what is checked here is that every row has a text and a label that mean something. Which labels there
-are is decided once, on the training split: a label of the validation split that is none of them is an error.
+are is decided once, on the training split: a label of the validation split that is none of them is an error. The
+labels of a regression are numbers that stand for themselves.
 """
 
 import bisect
@@ -42,7 +43,8 @@ class Classes:
 
 @dataclass
 class Split:
-    """Rows of a table: `texts` holds one Arrow column, or two for pairs; `labels` (N,) are classes."""
+    """Rows of a table: `texts` holds one Arrow column, or two for pairs; `labels` (N,) are classes, int64, or the
+    numbers of a regression, float32."""
 
     texts: list
     labels: np.ndarray
@@ -53,8 +55,12 @@ class Split:
 # Which files.
 
 
-def find_split(data: str, split: str) -> list[Path]:
-    """The files of the split "train" or "validation" of a directory, or of the Hub's owner/name/folder[@revision]."""
+def find_split(data: str, split: str, required: bool = True) -> list[Path]:
+    """The files of the split "train" or "validation" of a directory, or of the Hub's owner/name/folder[@revision].
+
+    Of MNLI's two validation splits "validation" is the matched one; the other is "validation_mismatched". Where there
+    is none, InputError is raised, or [] returned if none is `required`.
+    """
     path, name = Path(data), data.partition("@")[0].rstrip("/")
     if path.is_dir():
         pattern = rf"{split}(_matched)?(-\d+-of-\d+)?\.(parquet|csv|tsv|jsonl)"
@@ -66,10 +72,11 @@ def find_split(data: str, split: str) -> list[Path]:
     else:
         owner, repository, *folder = name.split("/")
         source = data.replace(name, f"{owner}/{repository}", 1)  # the revision stays
-        names = ("/".join([*folder, f"{s}-00000-of-00001.parquet"]) for s in (split, f"{split}_matched"))
+        splits = (split, f"{split}_matched") if required else (split,)
+        names = ("/".join([*folder, f"{s}-00000-of-00001.parquet"]) for s in splits)
         found = (find_file(source, name, "dataset", required=False) for name in names)
         files = list(islice(filter(None, found), 1))  # the second is not looked for where there is the first
-    if not files:
+    if required and not files:
         raise InputError(f"{data}: no {split} file there, such as {split}-00000-of-00001.parquet or {split}.csv")
     return files
 
@@ -140,13 +147,15 @@ def read_split(
     label_column: str = "label",
     names: list[str] = (),
     usual: list[str] = (),
+    regression: bool = False,
     train: Split | None = None,
 ) -> Split:
     """The files of one split as texts and labels; an InputError says which column or row cannot be used.
 
     The columns of the texts are the first of the `candidates` that are all there. The names of the classes are
     `names`, or those that the file itself tells, or the `usual` ones, or what is found. Of a validation split columns
-    and classes are those of the split `train`.
+    and classes are those of the split `train`. The labels of a `regression` are numbers, and there is one "class",
+    LABEL_0, as in transformers.
     """
     candidates, trained = ([train.columns], train.classes) if train else (candidates, None)
     if len(candidates[0]) > 2:
@@ -169,9 +178,18 @@ def read_split(
         for row, text in enumerate(table[column].to_pylist()):
             if not text or text.isspace():
                 raise InputError(f"{place(row)} has no text in {column!r}; remove the row")
-    labels, told = as_text(table[label_column].to_pylist(), place), names_in_schema(table.schema, label_column)
+    labels, told = table[label_column].to_pylist(), names_in_schema(table.schema, label_column)
+    if regression:
+        if names or told:
+            problem = f"the classes are {listing(names or told)}, but a regression is on numbers"
+            raise InputError(f"{where}: {problem}; leave out --label-names, or --metric")
+        numbers = as_numbers(labels, place)
+        return Split([table[column] for column in columns], numbers, Classes(["LABEL_0"], by_name=False), columns)
+    labels = as_text(labels, place)
     if trained and told and not names and told != trained.names:
         raise InputError(f"{where}: names the classes {listing(told)}, but the training split {listing(trained.names)}")
+    if not (trained or names or told):
+        refuse_fractions(labels, place)
     if not (trained or names) and len(set(labels)) > max(20, len(labels) / 2):
         raise InputError(f"{where}: {len(set(labels))} different labels in {len(labels)} rows; is that their column?")
     indices = bool(told) and not names and str(table[label_column].type) in INTEGERS  # of the names that it tells
@@ -212,9 +230,40 @@ def as_text(labels: list, place: Place) -> list[str]:
         elif isinstance(label, float) and label.is_integer():
             label = int(label)
         if not isinstance(label, (int, str)) or (isinstance(label, int) and abs(label) > 10**15):
-            raise InputError(f"{place(row)} has the label {label!r:.40}, expected a whole number or a name")
+            hint = "; --metric pearson trains a regression on such numbers" if isinstance(label, float) else ""
+            raise InputError(f"{place(row)} has the label {label!r:.40}, expected a whole number or a name{hint}")
         result.append(str(label))
     return result
+
+
+NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
+
+
+def as_numbers(labels: list, place: Place) -> np.ndarray:
+    """The labels (N,) of a regression, in float32. Raises InputError for the first that is no number, and where all are
+    the same, so that nothing could be learnt and no correlation is defined."""
+    result = np.empty(len(labels), dtype=np.float32)
+    for row, label in enumerate(labels):
+        number = label.strip() if isinstance(label, str) else label
+        if isinstance(number, str) and re.fullmatch(NUMBER, number, re.ASCII | re.IGNORECASE):
+            number = float(number)
+        if type(number) not in (int, float) or not abs(number) <= 1e15:  # NaN is not
+            raise InputError(f"{place(row)} has the label {label!r:.40}, expected a number, as of any regression")
+        result[row] = number
+    if np.ptp(result) == 0:
+        hint = " (GLUE marks rows without a label by -1)" if result[0] == -1 else ""
+        raise InputError(f"{place(0)} and every other has the label {result[0]:g}; nothing can be compared{hint}")
+    return result
+
+
+def refuse_fractions(labels: list[str], place: Place) -> None:
+    """Raises InputError where the labels of a training split are numbers, and not all whole: they may be meant as the
+    names of classes (versions: 1.0, 1.1) or as quantities (scores: 4.2), which only the user knows."""
+    if all(re.fullmatch(NUMBER, label, re.ASCII | re.IGNORECASE) for label in labels):
+        for row, label in enumerate(labels):
+            if whole(label) is None and not float(label).is_integer():
+                ways = "--metric pearson trains a regression on such numbers, --label-names takes them as names"
+                raise InputError(f"{place(row)} has the label {label}, a number that is not whole: {ways}")
 
 
 def whole(label: str) -> int | None:
@@ -298,8 +347,12 @@ def hold_out(split: Split, tokenizer: Tokenizer | None, where: str) -> tuple[Spl
     side = np.array([key in held for key in keys])
     if side.all():
         raise InputError(f"{where}: needs two different texts at least, one of them to validate on")
-    for missing in {*split.labels.tolist()} - {*split.labels[~side].tolist()}:
-        name = split.classes.names[missing]
+    if split.labels.dtype == np.float32:
+        for rows, what in (~side, "left to train on"), (side, "held out"):
+            if np.ptp(split.labels[rows]) == 0:
+                raise InputError(f"{where}: all the rows {what} have the same label; add rows with others")
+    elif missing := {*split.labels.tolist()} - {*split.labels[~side].tolist()}:
+        name = split.classes.names[missing.pop()]
         raise InputError(
             f"{where}: the few rows of the class {name!r:.40} are all held out; add rows of it, or drop it"
         )
