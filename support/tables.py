@@ -262,7 +262,8 @@ def refuse_fractions(labels: list[str], place: Place) -> None:
     if all(re.fullmatch(NUMBER, label, re.ASCII | re.IGNORECASE) for label in labels):
         for row, label in enumerate(labels):
             if whole(label) is None and not float(label).is_integer():
-                ways = "--metric pearson trains a regression on such numbers, --label-names takes them as names"
+                names = f"={','.join(sorted(set(labels)))}" if len(set(labels)) <= 10 else ""
+                ways = f"--metric pearson trains a regression on such numbers, --label-names{names} takes them as names"
                 raise InputError(f"{place(row)} has the label {label}, a number that is not whole: {ways}")
 
 

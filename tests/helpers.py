@@ -3,10 +3,12 @@
 import contextlib
 import json
 import logging
+import math
 import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import peft
 import pyarrow as pa
 import torch
@@ -16,8 +18,9 @@ from pyarrow import csv, parquet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import train
 from bert import BertConfig, BertForSequenceClassification, BertModel
-from data import encode, load_tokenizer
+from data import encode, load_tokenizer, make_batch, plan_batches
 from lora import LoRALayer, apply_lora_to_model, get_lora_state_dict, mark_only_lora_as_trainable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +109,31 @@ def in_peft(model: BertForSequenceClassification, base: str | Path) -> peft.Peft
     assert not report.unexpected_keys
     assert not [name for name in report.missing_keys if "lora" in name or "modules_to_save" in name]
     return theirs.eval()
+
+
+def losses_beside_peft(run: train.Run, base: str | Path) -> tuple:
+    """The loss of each step of a run without dropout, by train_step and in transformers + peft; and their config."""
+    theirs, config = in_peft(run.model, base).train(), run.config
+    trained = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim == 2], [p for p in trained if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(0.06 * run.steps), run.steps)
+    run.model.train()
+    losses = []
+    for epoch in range(config.epochs):
+        for batch in plan_batches(run.train.lengths, config.batch_size, config.seed, epoch):
+            loss_sum, _, count = train.train_step(run, batch)
+            run.progress.step += 1
+            input_ids, mask, types, labels = make_batch(run.train, batch, pad_id=0)
+            loss = theirs(input_ids, mask, token_type_ids=types, labels=labels).loss
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append((loss_sum.item() / count, loss.item()))
+    return *np.array(losses).T, theirs.config
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """lora.py against peft: the same numbers, gradients, losses and files."""
 
 import json
-import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from helpers import adapted, difference, draw, edit_json, gradients, in_peft, inputs, open_theirs, saved_base, silence
+from helpers import (
+    adapted,
+    difference,
+    draw,
+    edit_json,
+    gradients,
+    in_peft,
+    inputs,
+    losses_beside_peft,
+    open_theirs,
+    saved_base,
+    silence,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lora
 import train
 from bert import BertConfig, BertForSequenceClassification
-from data import make_batch, plan_batches
 from lora import AdapterBank, LinearWithLoRA, LoRALayer, apply_lora_to_model, open_adapter
 from support import devices, faster
 from support.files import InputError
@@ -137,27 +147,8 @@ def test_fifty_steps_equal_peft(minilm, reviews, tmp_path):
     some = {field: getattr(run.train, field)[short] for field in ("starts", "lengths", "labels")}
     run.train = replace(run.train, **some)
     assert run.steps == 50
-    theirs = in_peft(run.model, base).train()
-    trained = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
-    matrices, vectors = [p for p in trained if p.ndim == 2], [p for p in trained if p.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=2e-3)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(0.06 * 50), 50)
-    run.model.train()
-    losses = []
-    for batch in plan_batches(run.train.lengths, 16, config.seed, epoch=0):
-        loss_sum, _, count = train.train_step(run, batch)
-        run.progress.step += 1
-        input_ids, mask, _, labels = make_batch(run.train, batch, pad_id=0)
-        loss = theirs(input_ids, mask, labels=labels).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append((loss_sum.item() / count, loss.item()))
-    ours, expected = torch.tensor(losses).T
-    assert difference(ours, expected) < 1e-4
+    ours, expected, _ = losses_beside_peft(run, base)
+    assert np.abs(ours - expected).max() < 1e-4
     assert ours[-10:].mean() < ours[:10].mean() - 0.1  # something was learnt
 
 

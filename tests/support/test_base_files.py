@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from helpers import ROOT, edit_json, saved_base
 
 import lora
@@ -32,6 +34,30 @@ def test_unsupported_config_is_named(tmp_path, name):
     edit_json(base / "config.json", **{name: UNSUPPORTED[name]})
     with pytest.raises(InputError, match=rf"config\.json: .*{name}"):
         BertModel.from_pretrained(base)
+
+
+@pytest.mark.parametrize("labels, told, meant", [
+    (1, None, "regression"), (1, "regression", "regression"), (1, "single_label_classification", None),
+    (2, None, "single_label_classification"), (3, "single_label_classification", "single_label_classification"),
+    (2, "regression", None), (3, "multi_label_classification", None), (1, "multi_label_classification", None),
+])  # fmt: skip
+def test_one_label_is_a_number_and_more_are_classes(tmp_path, labels, told, meant):
+    """As in transformers, where problem_type is told, and where it is gathered from the labels; several outputs of a
+    regression and several right classes, which it knows too, are refused. What is written says which it is."""
+    base = saved_base(tmp_path / "base", num_labels=labels)
+    edit_json(base / "config.json", problem_type=told)
+    if meant is None:
+        with pytest.raises(InputError, match=rf"problem_type '{told}' with {labels} labels is not supported, only "):
+            BertConfig.from_json(base / "config.json")
+        return
+    config = BertConfig.from_json(base / "config.json")
+    assert config.problem_type == meant
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(base)
+    theirs(torch.tensor([[1, 2]]), labels=torch.tensor([1.0 if labels == 1 else 1]).to(int if labels > 1 else float))
+    assert theirs.config.problem_type == meant  # it sets it when it first computes a loss
+    config.to_json(base / "config.json")
+    written = json.loads((base / "config.json").read_text())
+    assert written.get("problem_type") == (meant if labels == 1 else None)
 
 
 def test_classes_stand_in_the_order_of_their_numbers(tmp_path):

@@ -26,6 +26,11 @@ def test_a_line_of_the_log_is_the_mean_over_sentences(tmp_path):
     assert second == (False, "loss 0.4000  accuracy 0.7000")
     assert progress.note_evaluation({"loss": 0.6, "accuracy": 0.8}, "accuracy")[0] and progress.best == 0.8
     progress.write(tmp_path / "metrics.jsonl")
+    progress.window = [[3.0, 0, 4], [1.0, 0, 4]]  # of a regression, which has no accuracy
+    assert progress.note_training("spearman") == "loss 0.500" and progress.history.pop() == {
+        "step": 5,
+        "train_loss": 0.5,
+    }
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == progress.history and lines[0]["train_loss"] == pytest.approx(losses.sum() / 17)
 

@@ -63,8 +63,22 @@ def test_a_card_names_its_place_and_no_path_of_the_machine(tiny, some_reviews, o
     assert ModelCard(report.model_card(Config(license="mit"), Path("x"), HISTORY, 2)).data.license == "mit"
 
 
-def test_the_curves_are_a_picture(tmp_path):
-    report.plot_curves(HISTORY, tmp_path / "curves.png", pytest.fail)
+def test_the_card_of_another_kind_of_task():
+    """Of pairs, what to type has two texts; of MNLI's second split, the scores are in the table alone."""
+    history = [{"step": 2, "validation_loss": 0.6, "validation_pearson": 0.8, "validation_mismatched_pearson": 0.7}]
+    content = report.model_card(Config(data="nyu-mll/glue/stsb"), Path("out/best"), history, 2, ["one", "two"])
+    assert 'sample.py --adapter out/best --pair "He slept well." "He was awake."\n' in content
+    assert "| mismatched pearson | 0.7000 |" in content
+    card = ModelCard(content).data
+    assert card.metrics == ["pearson"] and {r.metric_type for r in card.eval_results} == {"loss", "pearson"}
+
+
+NUMBERS = [{"step": 1, "train_loss": 0.7}, {"step": 2, "validation_loss": 0.6, "validation_pearson": 0.75}]
+
+
+@pytest.mark.parametrize("history", [HISTORY, NUMBERS], ids=["classes", "regression"])
+def test_the_curves_are_a_picture(tmp_path, history):
+    report.plot_curves(history, tmp_path / "curves.png", pytest.fail)
     drawn = image.imread(tmp_path / "curves.png")
     assert drawn.shape[:2] == (480, 1200) and drawn[:, :, :3].min() < 0.5
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]

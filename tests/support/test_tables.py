@@ -4,6 +4,7 @@ import json
 import os
 import re
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from helpers import texts_of, write_table
@@ -74,7 +75,7 @@ def test_hold_out_has_no_tokens_on_both_sides(minilm, tmp_path, max_length):
 
 @pytest.mark.parametrize("labels, names", [
     (["+", "-", "+"], ["+", "-"]),
-    (["1.0", "1.1", "1.0"], ["1.0", "1.1"]),
+    (["1.0", "1.1", "b"], ["1.0", "1.1", "b"]),
     ([True, False, True], ["false", "true"]),
     ([1.0, 0.0, 1.0], ["LABEL_0", "LABEL_1"]),
     (["1.0", "0.0", "1.0"], ["LABEL_0", "LABEL_1"]),
@@ -283,3 +284,101 @@ def test_bad_tables_are_named_in_one_line(tmp_path, name, table, problem):
     with pytest.raises(InputError) as error:
         load_task(str(path))
     assert re.search(f"{name}: .*{problem}", str(error.value)) and "\n" not in str(error.value)
+
+
+# Numbers instead of classes.
+
+SCORES = {"train": [4.25, 0.0, 5.0, -1.5, 3.0, 2.25], "validation": [1.25, 4.0]}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
+def test_the_labels_of_a_regression_stand_for_themselves(tmp_path, suffix):
+    """With --metric pearson or spearman, or in a folder that is called stsb; whole numbers too."""
+    for name, metric in ("mine", "pearson"), ("mine", "spearman"), ("stsb", ""):
+        folder = split_table(tmp_path / name, *SCORES.values(), suffix)
+        task = load_task(folder, metric=metric)
+        assert (task.metric, task.label_names) == (metric or "pearson", ["LABEL_0"])
+        for split in SCORES:
+            labels = getattr(task, split).labels
+            assert labels.dtype == np.float32 and labels.tolist() == SCORES[split]
+    folder = split_table(tmp_path / "whole", [1, 2, 5], [3, 4], suffix)
+    assert load_task(folder, metric="pearson").validation.labels.tolist() == [3, 4]
+
+
+def test_a_regression_is_not_guessed(tmp_path):
+    """Fractions are refused with the ways out, whatever the format; both ways lead out."""
+    ways = r"--metric pearson trains a regression on such numbers"
+    for suffix in "parquet", "jsonl":
+        with pytest.raises(InputError, match=rf"train.{suffix}: row 1 has the label 4.25, expected a whole .*{ways}"):
+            load_task(split_table(tmp_path / suffix, SCORES["train"], [1.5, 2.5], suffix))
+    for suffix in "csv", "tsv":
+        with pytest.raises(InputError, match=rf"train.{suffix}: row 1 has the label 4.25, a number that is .*{ways}"):
+            load_task(split_table(tmp_path / suffix, SCORES["train"], [1.5, 2.5], suffix))
+    many = [f"{n / 7:.4f}" for n in range(100)]
+    with pytest.raises(InputError, match=rf"a number that is not whole: {ways}, --label-names takes them as names"):
+        load_task(split_table(tmp_path / "many", many, many))
+    versions = split_table(tmp_path / "versions", ["1.0", "1.1", "1.0"], ["1.1", "1.0"])
+    with pytest.raises(InputError, match=r"row 2 has the label 1.1, .* --label-names=1.0,1.1 takes them as names"):
+        load_task(versions)
+    assert load_task(versions, label_names=["1.0", "1.1"]).train.labels.tolist() == [0, 1, 0]
+    assert load_task(versions, metric="pearson").train.labels.tolist() == np.float32([1.0, 1.1, 1.0]).tolist()
+    stsb = split_table(tmp_path / "stsb", SCORES["train"], [1.5, 2.5], "parquet")
+    with pytest.raises(InputError, match=r"row 1 has the label 4.25, expected a whole number or a name"):
+        load_task(stsb, metric="accuracy")
+
+
+@pytest.mark.parametrize("label", ["", "NA", "4,2", "nan", "inf", "1e99", "1_000", "0x1", "\u0664", "four", True, None,
+                                   float("nan"), float("inf"), 10**16, [1.0]])  # fmt: skip
+def test_what_is_no_number_is_named(tmp_path, label):
+    others = {str: ["4.5", "1"], bool: [True, False], list: [[4.5], [2.0]], int: [4, 1]}
+    rows = [*others.get(type(label), [4.5, 1.0]), label]
+    suffix = "jsonl" if isinstance(label, str) else "parquet"
+    row = 1 if isinstance(label, (bool, list)) else 3
+    with pytest.raises(InputError, match=rf"train.{suffix}: row {row} has (the label .*, expected a number|no label)"):
+        load_task(split_table(tmp_path / "a", rows, [1.0, 2.0], suffix), metric="pearson")
+
+
+def test_labels_that_are_all_the_same_are_refused(tmp_path):
+    """No correlation with them is defined, on either side."""
+    with pytest.raises(
+        InputError, match=r"train.csv: row 1 and every other has the label 2.5; nothing can be compared"
+    ):
+        load_task(split_table(tmp_path / "a", [2.5] * 3, [1.5, 2.5]), metric="pearson")
+    with pytest.raises(InputError, match=r"validation.csv: row 1 and every .* label -1; .*GLUE marks rows"):
+        load_task(split_table(tmp_path / "b", [1.5, 2.5], [-1.0, -1.0]), metric="pearson")
+    texts = [f"text {i}" for i in range(30)]
+    one = write_table(tmp_path / "one.csv", {"text": texts, "label": [1.5] + [2.5] * 29})
+    with pytest.raises(InputError, match=r"one.csv: all the rows (held out|left to train on) have the same label"):
+        load_task(one, metric="pearson")
+    path = write_table(tmp_path / "all.csv", {"text": texts, "label": [n / 4 for n in range(30)]})
+    task = load_task(path, metric="pearson")
+    for split, rows in (task.train, 27), (task.validation, 3):
+        assert (
+            split.labels.tolist() == [int(text.split()[1]) / 4 for (text,) in texts_of(split)]
+            and len(split.labels) == rows
+        )
+
+
+def test_a_regression_has_no_classes(tmp_path):
+    folder = split_table(tmp_path / "a", [1.5, 2.5], [1.5, 2.5])
+    with pytest.raises(InputError, match="classes are a, b, but a regression is on numbers; leave out --label-names"):
+        load_task(folder, label_names=["a", "b"], metric="spearman")
+    told = tmp_path / "told.parquet"
+    with_schema(told, {"text": ["one", "two"], "label": [0, 1]}, ["no", "yes"])
+    with pytest.raises(InputError, match="classes are no, yes, but a regression is on numbers"):
+        load_task(str(told), metric="pearson")
+
+
+def test_mismatched_is_read_where_matched_is(tmp_path):
+    """By the classes of the training split; the name alone makes no second split."""
+    folder = tmp_path / "mine"
+    split_table(folder, ["a", "b", "c"], ["a"])
+    assert load_task(str(folder)).mismatched is None
+    write_table(folder / "validation_mismatched.csv", {"text": ["x", "y"], "label": ["c", "b"]})
+    assert load_task(str(folder)).mismatched is None
+    (folder / "validation.csv").rename(folder / "validation_matched.csv")
+    task = load_task(str(folder))
+    assert (task.validation.labels.tolist(), task.mismatched.labels.tolist()) == ([0], [2, 1])
+    write_table(folder / "validation_mismatched.csv", {"text": ["x", "y"], "label": ["c", "d"]})
+    with pytest.raises(InputError, match=r"validation_mismatched.csv: row 2 has the label 'd'"):
+        load_task(str(folder))
