@@ -33,6 +33,8 @@ class Gatherer:
             raise InputError("two adapters have one name; give each another: NAME=DIRECTORY")
         self.bank, self.tokenizer, self.most = AdapterBank(base), load_tokenizer(base), most
         models = {name: self.bank.load(name, folder) for name, folder in named.items()}
+        if numbers := [name for name, model in models.items() if model.config.problem_type == "regression"]:
+            raise InputError(f"{', '.join(numbers)}: gives a number, and what is served here are classes")
         self.labels = {name: list(model.config.id2label.values()) for name, model in models.items()}
         self.max_tokens = min(MAX_TOKENS, self.bank.base.config.max_position_embeddings)
         self.queue = asyncio.Queue()  # of (adapter, text, the future of the probabilities)

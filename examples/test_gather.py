@@ -5,7 +5,10 @@ import asyncio
 import pytest
 from fastapi.testclient import TestClient
 
+from bert import BertForSequenceClassification
 from examples import gather, serve
+from lora import apply_lora_to_model, save_adapter
+from support.files import InputError
 from support.offline import offline_pair
 
 MINILM, _ = offline_pair()
@@ -25,6 +28,13 @@ def test_too_much_waits_for_nobody(client, monkeypatch):
     answer = client.post("/classify", json=QUESTION | {"texts": ["film"] * 5})
     assert answer.status_code == 503 and "try again" in answer.json()["detail"]
     assert client.post("/classify", json=QUESTION | {"texts": ["film"] * 4}).status_code == 200
+
+
+def test_a_regression_is_not_shown_as_classes(adapters, tmp_path):
+    model = BertForSequenceClassification.from_pretrained(MINILM, num_labels=1)
+    save_adapter(apply_lora_to_model(model), tmp_path, MINILM)
+    with pytest.raises(InputError, match="numbers: gives a number, and what is served here are classes"):
+        gather.Gatherer(MINILM, [f"two={adapters['two']}", f"numbers={tmp_path}"])
 
 
 @pytest.fixture

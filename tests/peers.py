@@ -49,9 +49,9 @@ def tokens(folder: str, texts: list[str]) -> list:
     return transformers.AutoTokenizer.from_pretrained(folder)(texts)["input_ids"]
 
 
-def train_adapter(base: str, folder: str, settings: dict) -> list:
-    """An adapter that peft saved, as after training."""
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+def train_adapter(base: str, folder: str, settings: dict, **head) -> list:
+    """An adapter that peft saved, as after training; `head` has num_labels, and of a regression problem_type."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, **head)
     config = peft.LoraConfig(task_type=peft.TaskType.SEQ_CLS, **settings)
     model = peft.get_peft_model(model, config)
     draw(model)

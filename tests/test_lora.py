@@ -371,12 +371,13 @@ ADAPTERS = {
     "two": {"r": 4, "target_modules": ["query", "value"], "labels": 2},
     "five": {"r": 8, "target_modules": "all-linear", "labels": 5},
     "keys": {"r": 16, "target_modules": ["key"], "labels": 2},
+    "number": {"r": 2, "target_modules": ["query", "value"], "labels": 1},  # a regression
 }
 
 
 @pytest.fixture(scope="module")
 def bank(minilm, tmp_path_factory):
-    """A bank of three adapters made by peft, and for each the peft model itself."""
+    """A bank of adapters made by peft, and for each the peft model itself."""
     bank, peft_models = AdapterBank(minilm), {}
     for seed, (name, settings) in enumerate(ADAPTERS.items()):
         torch.manual_seed(seed)
@@ -398,9 +399,9 @@ def bank(minilm, tmp_path_factory):
 @torch.no_grad()
 def test_each_row_gets_its_adapter(bank):
     bank, peft_models = bank
-    names = ["five", "two", "keys", "two", "five", "keys", "two"]
+    names = ["five", "two", "keys", "two", "five", "keys", "number", "two"]
     input_ids = torch.randint(1000, 20000, (len(names), 12))
-    mask = (torch.arange(12) < torch.tensor([12, 5, 9, 12, 3, 12, 7])[:, None]).long()
+    mask = (torch.arange(12) < torch.tensor([12, 5, 9, 12, 3, 12, 11, 7])[:, None]).long()
     mixed = bank.forward_rows(names, input_ids, mask)
     for i, name in enumerate(names):
         row = {"input_ids": input_ids[i : i + 1], "attention_mask": mask[i : i + 1]}

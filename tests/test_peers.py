@@ -53,12 +53,14 @@ ADAPTERS = {  # of peft: the base, and the settings
         "no pooler",
         {"target_modules": ["query"], "modules_to_save": ["classifier", "pooler"]},
     ),
+    "a regression": ("base", {"target_modules": ["query", "value"], "r": 4}),
 }
 OURS = {  # trained here: the base, and the settings
     "a list of targets": ("base", {"target_modules": ["query", "value"], "rank": 4, "alpha": 3}),
     "a regular expression": ("base", {"target_modules": REGEX, "rank": 2}),
     "all-linear": ("base", {"target_modules": "all-linear", "rank": 3, "use_rslora": True}),
     "a base without a pooler": ("no pooler", {"target_modules": "all-linear", "rank": 2}),
+    "a regression": ("base", {"target_modules": ["query", "value"], "rank": 4}),
 }
 MODELS = {  # of transformers: how it is saved
     "bert-tiny": {"config": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}},
@@ -112,7 +114,8 @@ def theirs(request, tmp_path_factory) -> tuple[str, Path, dict]:
         if "vocab" in how:
             job("tokens", name, texts=TEXTS)
     for name, (base, settings) in ADAPTERS.items():
-        job("train_adapter", f"adapter, {name}", base=f"{folder}/{base}", settings=settings)
+        head = {"num_labels": 1, "problem_type": "regression"} if name == "a regression" else {"num_labels": 3}
+        job("train_adapter", f"adapter, {name}", base=f"{folder}/{base}", settings=settings, **head)
     answers = ask(request.param, folder / "making", list(jobs.values()))
     return request.param, folder, dict(zip(jobs, answers, strict=True))
 
@@ -161,8 +164,8 @@ def ours(theirs) -> tuple[Path, dict, dict]:
     release, folder, _ = theirs
     expected, jobs = {}, {}
     for name, (base, settings) in OURS.items():
-        model = BertForSequenceClassification.from_pretrained(f"{folder}/{base}", num_labels=3)
-        model.config.id2label = dict(enumerate(("bad", "so-so", "good")))
+        names = ["LABEL_0"] if name == "a regression" else ["bad", "so-so", "good"]
+        model = BertForSequenceClassification.from_pretrained(f"{folder}/{base}", names)
         lora.apply_lora_to_model(model, **settings)
         lora.mark_only_lora_as_trainable(model)
         for number, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
@@ -175,15 +178,17 @@ def ours(theirs) -> tuple[Path, dict, dict]:
     for name, (base, _) in ADAPTERS.items():
         options = ["--model", f"{folder}/{base}", "--data", f"{folder}/rows.jsonl", "--out", f"{folder}/out {name}"]
         options += ["--init-adapter", f"{folder}/adapter, {name}", "--epochs", "1", "--batch-size", "4", "--lr", "0.01"]
+        options += ["--metric", "pearson"] if name == "a regression" else []
         train.train(train.Config(**parse_options(train.Config, [*options, "--max-length", "16"])))
         expected[f"trained on, {name}"] = says(lora.open_adapter(f"{folder}/out {name}/final"))
         jobs[f"trained on, {name}"] = [
             "open_adapter",
             {"base": f"{folder}/{base}", "folder": f"{folder}/out {name}/final"},
         ]
-    for name in "merged", "merged, float16":
-        dtype = name.partition(", ")[2] or "float32"
-        command = ["lora.py", "merge", f"{folder}/ours, all-linear", f"{folder}/{name}", "--dtype", dtype]
+    for name in "merged", "merged, float16", "merged, a regression":
+        adapter = "a regression" if "regression" in name else "all-linear"
+        dtype = "float16" if "float16" in name else "float32"
+        command = ["lora.py", "merge", f"{folder}/ours, {adapter}", f"{folder}/{name}", "--dtype", dtype]
         done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         model = BertForSequenceClassification.from_pretrained(f"{folder}/{name}")
@@ -197,7 +202,7 @@ def test_peft_opens_an_adapter(ours, name):
     _, expected, answers = ours
     logits, labels, said = answers[name]
     assert same(logits, expected[name])
-    assert labels == ["bad", "so-so", "good"]
+    assert labels == (["LABEL_0"] if name == "a regression" else ["bad", "so-so", "good"])
     assert said == []
 
 
@@ -207,7 +212,7 @@ def test_peft_opens_its_adapter_after_training_here(theirs, ours, name):
     logits, labels, said = answers[f"trained on, {name}"]
     assert same(logits, expected[f"trained on, {name}"])
     assert not same(logits, theirs[2]["train_adapter", f"adapter, {name}"], 1e-4)  # it did learn
-    assert (labels, said) == (["LABEL_0", "LABEL_1", "LABEL_2"], [])
+    assert (labels, said) == (["LABEL_0"] if name == "a regression" else ["LABEL_0", "LABEL_1", "LABEL_2"], [])
 
 
 @pytest.mark.parametrize(("name", "bound"), [("merged", 1e-5), ("merged, float16", 2e-3)])
@@ -219,3 +224,13 @@ def test_the_pipeline_opens_a_merged_adapter(ours, name, bound):
     assert said == []
     halved = (folder / "merged, float16" / "model.safetensors").stat().st_size
     assert halved < 0.6 * (folder / "merged" / "model.safetensors").stat().st_size
+
+
+def test_the_pipeline_tells_the_number_of_a_merged_regression(ours):
+    """By itself, as config.json says "regression": of one label whose problem nobody tells it shows a sigmoid."""
+    _, expected, answers = ours
+    scores, said = answers["merged, a regression"]
+    assert all(list(entry) == ["LABEL_0"] for entry in scores) and said == []
+    numbers = torch.tensor([[entry["LABEL_0"]] for entry in scores])
+    assert same(numbers, expected["merged, a regression"])
+    assert not same(numbers, torch.as_tensor(expected["merged, a regression"]).sigmoid(), 0.1)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -273,3 +274,52 @@ def test_classes_keep_their_names_and_their_number(says, minilm, tmp_path):
     saved_base(tmp_path, vocab_size=30522, id2label=labels, label2id={name: i for i, name in labels.items()})
     shutil.copy(f"{minilm}/tokenizer.json", tmp_path)
     assert list(records(says("--model", str(tmp_path), "--json", "so"))[0]["scores"]) == ["bad", "fair", "good"]
+
+
+@pytest.fixture(scope="session")
+def of_numbers(quick, reviews, tmp_path_factory) -> str:
+    """The adapter of a quick regression on pairs."""
+    folder = tmp_path_factory.mktemp("numbers")
+    texts = load_task(reviews).validation.texts[0][:40].to_pylist()
+    table = {"sentence1": texts, "sentence2": texts[::-1], "label": [n % 11 / 2 for n in range(40)]}
+    data = write_table(folder / "numbers.jsonl", table)
+    quick(folder / "out", "--data", data, "--metric", "spearman", "--max-length", 40, "--lr", "0.05", "--rank", 2)
+    return str(folder / "out" / "best")
+
+
+def test_a_regression_answers_with_its_number(run, says, of_numbers, of_pairs, tiny, tmp_path):
+    """That of peft, and of transformers' own pipeline once it is merged; beside an adapter of classes as well."""
+    pairs = [("it rains", "the street is wet"), ("dull", "a gripping film, and a long one"), ("no", "no")]
+    config = transformers.AutoConfig.from_pretrained(of_numbers)
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    model = peft.PeftModel.from_pretrained(load(tiny, config=config, ignore_mismatched_sizes=True), of_numbers).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
+    with torch.inference_mode():
+        theirs = [model(**tokenizer(*pair, return_tensors="pt")).logits.item() for pair in pairs]
+    assert np.ptp(theirs) > 0.01
+    asked = [word for pair in pairs for word in ("--pair", *pair)]
+    shown = records(says("--adapter", of_numbers, "--json", *asked))
+    assert [record.keys() for record in shown] == [{"text", "text_pair", "score"}] * 3
+    assert [record["score"] for record in shown] == pytest.approx(theirs, abs=1e-5)
+    lines = says("--adapter", of_numbers, *asked).splitlines()
+    assert lines == [f"{r['score']:<17.3f}  {r['text']} | {r['text_pair']}" for r in shown]
+    both = records(says("--adapter", of_numbers, "--adapter", of_pairs, "--json", *asked))
+    assert [list(r)[3:] for r in both] == [["score"], ["label", "confidence", "scores"]] * 3
+    assert [r["score"] for r in both[::2]] == [r["score"] for r in shown]
+
+    done = run("lora.py", "merge", of_numbers, tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    pipe = transformers.pipeline("text-classification", model=str(tmp_path / "merged"), device="cpu")
+    answers = pipe([{"text": one, "text_pair": two} for one, two in pairs])
+    assert [answer["score"] for answer in answers] == pytest.approx(theirs, abs=1e-5)
+    whole = records(says("--model", str(tmp_path / "merged"), "--json", *asked))
+    assert [record["score"] for record in whole] == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_number_is_not_gone_on_with_as_classes(refused, of_numbers, of_pairs, reviews, tmp_path):
+    numbers = Path(of_numbers).parent.parent / "numbers.jsonl"
+    common = ["--max-length", 16, "--out", tmp_path / "out"]
+    error = refused("--init-adapter", of_numbers, "--data", reviews, *common)
+    assert "answers with a regression's number, but the data has classes; --metric decides which" in error
+    error = refused("--init-adapter", of_pairs, "--data", numbers, "--metric", "pearson", *common)
+    assert "answers with classes, but the data has a regression's number; --metric decides which" in error
