@@ -4,6 +4,7 @@
     python sample.py --file reviews.txt --json        # one text per line, in batches
     head reviews.txt | python sample.py -             # the same from standard input
     python sample.py --pair "He slept." "He is awake."    # for an adapter of pairs, as RTE's; in files a tab between
+    python sample.py --file reviews.parquet --text-column review --out labelled.parquet     # a table of any size
     python sample.py                                  # asks for texts; exit leaves
     python sample.py --adapter out/best --adapter you/bert-lora-cola "great film"
 
@@ -18,26 +19,31 @@ import torch
 from tokenizers import Tokenizer
 
 from bert import BertForSequenceClassification
-from data import encode, load_tokenizer, make_batch
-from lora import open_adapter
+from data import Encoded, encode, load_tokenizer, make_batch
+from lora import merge_lora_weights, open_adapter
 from support import adapter_files, hub
 from support.console import plain, prompt, run_main
 from support.files import InputError
 from support.options import OneLineParser
-from support.texts import checked_texts, columns, fields, fitting, given_texts
+from support.texts import batches_by_length, checked_texts, columns, fields, fitting, given_texts, parse
+
+
+def classify(model: BertForSequenceClassification, tokenizer: Tokenizer, texts: list) -> np.ndarray:
+    """Class probabilities (N, C), or a regression's numbers (N, 1), of N texts or pairs of two."""
+    return probabilities(model, encode(tokenizer, columns(texts)))
 
 
 @torch.inference_mode()
-def classify(
-    model: BertForSequenceClassification, tokenizer: Tokenizer, texts: list, batch_size: int = 32
-) -> np.ndarray:
-    """Class probabilities (N, C), or a regression's numbers (N, 1), of N texts or pairs; batches of similar length."""
-    encoded = encode(tokenizer, columns(texts))
-    order = np.argsort(encoded.lengths, kind="stable")
-    result = np.empty((len(texts), model.config.num_labels), dtype=np.float32)
-    for rows in np.split(order, range(batch_size, len(order), batch_size)):
-        logits = model(*make_batch(encoded, rows, model.config.pad_token_id)[:3])  # (B, C)
-        result[rows] = logits if model.config.problem_type == "regression" else logits.softmax(-1)
+def probabilities(model: BertForSequenceClassification, texts: Encoded, batch_tokens: int = 0) -> np.ndarray:
+    """Class probabilities (N, C), or a regression's numbers (N, 1), computed where the model is, in batches of similar
+    length."""
+    weight, batches = model.classifier.weight, batches_by_length(texts.lengths, batch_tokens)
+    texts, pad_id = texts.to(weight.device), model.config.pad_token_id
+    with torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
+        logits = torch.cat([model(*make_batch(texts, rows, pad_id)[:3]) for rows in batches]).float()  # (N, C)
+    result = np.empty((len(texts.lengths), model.config.num_labels), dtype=np.float32)
+    answers = logits if model.config.problem_type == "regression" else logits.softmax(-1)
+    result[np.concatenate(batches)] = answers.cpu()  # only here a GPU is waited for
     if not np.isfinite(result).all():
         raise InputError("the model gives no finite numbers: its weights, or its adapter's, are damaged")
     return result  # (N, C)
@@ -95,10 +101,11 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, help=positions)
     parser.add_argument("--json", action="store_true", help="print JSON lines, with the probability of every class")
     parser.add_argument("--demo", action="store_true", help="classify a few examples")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     if arguments.max_length is not None and not 3 <= arguments.max_length < 2**31:
         raise InputError(f"--max-length {arguments.max_length} is not at least 3 and below 2**31")
-    texts = given_texts(arguments.texts, arguments.pair, arguments.file, arguments.demo)
+    table = arguments.out is not None
+    texts = [] if table else given_texts(arguments.texts, arguments.pair, arguments.file, arguments.demo)
     names = arguments.adapter or ([arguments.model] if arguments.model else ["out/best"])
     if names == ["out/best"] and not Path("out/best").exists():
         raise InputError("out/best: no adapter yet; train one with `make train`, or name one with --adapter")
@@ -106,6 +113,10 @@ def main() -> None:
     base = arguments.model if arguments.adapter else None
     open_named = lambda name: open_model(name, bases, base, arguments.max_length)
     models = {name: open_named(name) for name in names}
+    if table:
+        from support import labelling  # late: Arrow takes a while to import
+
+        return labelling.run(arguments, *models[names[0]], merge_lora_weights, encode, probabilities)
     if texts:
         return show(models, texts, arguments.json)
 

@@ -30,7 +30,7 @@ class OnnxModel:
     """Called as `model` is, token ids (B, S) to logits (B, C), so that sample.py's classify takes it for one."""
 
     def __init__(self, path: Path, model: nn.Module):
-        options, self.config = onnxruntime.SessionOptions(), model.config
+        options, self.config, self.classifier = onnxruntime.SessionOptions(), model.config, model.classifier
         options.intra_op_num_threads = torch.get_num_threads()  # as many as our model has
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

@@ -7,6 +7,7 @@
     faster         the same results sooner on a CPU: cheaper draws for dropout, hand-written gradients for LoRA
     tables         parquet, csv, tsv, jsonl; numbering labels; holding out
     texts          texts to classify: from the command line, a file, standard input
+    labelling      a whole table labelled in pieces, which a kill or several processes do not trouble
     glue           GLUE's tasks: columns, class names, metrics
     options        a dataclass as flags and as a TOML file
     console        what is printed, one-line errors, signals, the progress bar and the log

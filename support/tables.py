@@ -99,11 +99,16 @@ def refuse_other_files(files: list[Path]) -> None:
 # Reading them.
 
 
-def read_table(paths: list[Path]) -> tuple:
-    """One Arrow table out of files of one kind, and a function that says where the row of a number stands.
+def csv_options(path: Path) -> dict:
+    """How Arrow is to take a .csv or a .tsv apart. In .tsv quotes are plain text, as in GLUE's."""
+    from pyarrow import csv
 
-    In .tsv quotes are plain text, as in GLUE's.
-    """
+    separator, quote = ("\t", False) if path.suffix == ".tsv" else (",", '"')
+    return {"parse_options": csv.ParseOptions(delimiter=separator, quote_char=quote, newlines_in_values=bool(quote))}
+
+
+def read_table(paths: list[Path]) -> tuple:
+    """One Arrow table out of files of one kind, and a function that says where the row of a number stands."""
     import pyarrow  # late: sample.py reads no tables, and Arrow takes a while to import
     from pyarrow import csv, json, parquet
 
@@ -114,11 +119,9 @@ def read_table(paths: list[Path]) -> tuple:
             return parquet.ParquetFile(path).read()
         if path.suffix == ".jsonl":
             return json.read_json(path)
-        separator, quote = ("\t", False) if path.suffix == ".tsv" else (",", '"')
-        how = csv.ParseOptions(delimiter=separator, quote_char=quote, newlines_in_values=bool(quote))
-        with csv.open_csv(path, parse_options=how) as file:  # every column stays text: "007" is no number
+        with csv.open_csv(path, **csv_options(path)) as file:  # every column stays text: "007" is no number
             types = dict.fromkeys(file.schema.names, pyarrow.string())
-        return csv.read_csv(path, parse_options=how, convert_options=csv.ConvertOptions(column_types=types))
+        return csv.read_csv(path, **csv_options(path), convert_options=csv.ConvertOptions(column_types=types))
 
     tables, ends = [], []
     for path in paths:

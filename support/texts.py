@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from support.files import InputError
 
 DEMO = [
@@ -15,6 +17,46 @@ DEMO = [
     "not bad at all, though it takes its time",
     "the plot is thin, the jokes are thinner",
 ]
+
+
+BATCH_TOKENS = 4096  # in a batch, padding included: docs/scaling.md has the speeds of others
+
+
+def parse(parser):
+    """The options of a command line, checked: the parser's, and those of labelling a whole table."""
+    group = parser.add_argument_group("labelling a whole table, of any size (the same command goes on after a kill)")
+    group.add_argument("--out", help="label --file, a .parquet, .csv, .tsv, .jsonl or text file, into this new file")
+    group.add_argument("--text-column", default="", help="the column of the text, or the two of a pair: a,b")
+    group.add_argument("--prefix", default="", help="put before the names of the added columns label and confidence")
+    group.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help="in a batch (default: %(default)s)")
+    group.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="(default: auto)")
+    dtypes = "of the matrix products (default: auto, bfloat16 on CUDA)"
+    group.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help=dtypes)
+    given = parser.parse_args()
+    around = ("text_column", "prefix", "batch_tokens", "device", "dtype")
+    if given.out is None:
+        if alone := [name for name in around if getattr(given, name) != parser.get_default(name)]:
+            raise InputError(f"--{alone[0].replace('_', '-')} is of use with --file and --out only")
+        return given
+    others = {"texts": given.texts, "--pair": given.pair, "--demo": given.demo, "--json": given.json}
+    if beside := [name for name, value in others.items() if value]:
+        raise InputError(f"--out labels a whole --file, and goes without {beside[0]}")
+    if given.file is None or len(given.adapter or []) > 1:
+        raise InputError("--out labels one whole --file by one --adapter; give both")
+    if not 1 <= given.batch_tokens < 2**31:
+        raise InputError(f"--batch-tokens {given.batch_tokens} is not at least 1 and below 2**31")
+    return given
+
+
+def batches_by_length(lengths: np.ndarray, batch_tokens: int = 0) -> list[np.ndarray]:
+    """Rows of similar length together, the longest first, so that rows · longest ≤ batch_tokens, or one row is."""
+    batch_tokens = batch_tokens or BATCH_TOKENS
+    order, batches = np.argsort(-lengths, kind="stable"), []
+    while len(order):
+        rows = max(1, batch_tokens // int(lengths[order[0]]))
+        batches.append(order[:rows])
+        order = order[rows:]
+    return batches
 
 
 def given_texts(texts: list[str], pairs: list[list[str]] | None, file: str | None, demo: bool) -> list:

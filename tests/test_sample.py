@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import sample
 import train
-from data import load_task, load_tokenizer
+from data import encode, load_task, load_tokenizer
 from lora import open_adapter
 from support.console import run_main
 from support.options import parse_options
@@ -102,9 +102,10 @@ def test_probabilities_are_those_of_transformers_with_peft(adapter, minilm, revi
     base = transformers.AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2)
     theirs = expected(peft.PeftModel.from_pretrained(base, adapter), minilm, texts)
     model, tokenizer = open_adapter(adapter), load_tokenizer(minilm, 512)
-    for batch_size in 7, 32:
-        ours = sample.classify(model, tokenizer, texts, batch_size)
+    for batch_tokens in 1, 100, 4096:
+        ours = sample.probabilities(model, encode(tokenizer, [texts]), batch_tokens)
         assert np.abs(ours - theirs).max() < 1e-5
+    assert np.abs(sample.classify(model, tokenizer, texts) - theirs).max() < 1e-5
     assert np.ptp(theirs[:, 0]) > 0.01  # they do depend on the text
 
 
