@@ -33,7 +33,7 @@ from pyarrow import ipc, parquet
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from support import devices
+from support import devices, faster
 from support.files import InputError, first_line, listing, misread, read_json, temporary_for, write_json, written_whole
 from support.glue import TEXT_COLUMNS
 from support.options import listed
@@ -89,7 +89,9 @@ class Table:
         if columns is None:
             raise InputError(f"{self.path}: of the columns {listing(there)} name the text's with --text-column")
         if len(columns) not in kinds:
-            what = "a pair of texts, two columns: a,b" if self.pairs else "a single text, one column"
+            what = {None: "one text or a pair: a or a,b", True: "pairs of texts: a,b", False: "single texts"}[
+                self.pairs
+            ]
             raise InputError(f"--text-column {','.join(columns)}: the model classifies {what}")
         for column in columns:
             if (count := there.count(column)) != 1:
@@ -364,10 +366,12 @@ def identity(model: torch.nn.Module, tokenizer: Tokenizer, device: str, dtype: s
 
 
 def place(model: torch.nn.Module, device: str, dtype: str) -> None:
-    """Moves the model to its device; of several GPUs to the one that torchrun means this process to have."""
+    """Moves the model to its device, for answers alone; of several GPUs to the one that torchrun gives this process."""
     if devices.choose_device(device) == "cuda" and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     devices.place(model.requires_grad_(False), [], device, dtype, "no")
+    if model.classifier.weight.device.type == "cpu":
+        faster.pack(model)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,74 @@
+"""The real Ray with two actors, of which one is killed: every row as sample.py labels it, once, and in its place."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+
+ray = pytest.importorskip("ray", reason="make test-cluster sets it up")
+
+import sample
+from examples import label_on_ray
+from support.console import run_main
+from support.offline import offline_pair
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def labelled(review_adapter, tmp_path_factory) -> tuple[str, list[dict]]:
+    """A folder of parquet files of 2,400 short reviews, and what sample.py says of them."""
+    folder = tmp_path_factory.mktemp("labelled")
+    table = parquet.read_table(f"{offline_pair()[1]}/train-00000-of-00001.parquet").select(["sentence"]).slice(0, 2400)
+    parquet.write_table(table, folder / "all.parquet")
+    (folder / "parts").mkdir()
+    for number in range(12):
+        parquet.write_table(table.slice(number * 200, 200), folder / "parts" / f"{number:02}.parquet")
+    words = ["sample.py", "--adapter", review_adapter, "--file", f"{folder}/all.parquet", "--out", f"{folder}/o.parquet"]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        run_main(sample.main)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    return str(folder / "parts"), parquet.read_table(folder / "o.parquet").to_pylist()
+
+
+def same(found: list[dict], expected: list[dict]) -> None:
+    assert [row["sentence"] for row in found] == [row["sentence"] for row in expected]
+    assert [row["label"] for row in found] == [row["label"] for row in expected]
+    assert max(abs(a["confidence"] - b["confidence"]) for a, b in zip(found, expected, strict=True)) < 1e-5
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    environment = {"env_vars": {"PYTHONPATH": f"{ROOT}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}}
+    temporary = {"_temp_dir": f"/tmp/ray-{os.getpid()}", "_node_ip_address": "127.0.0.1"}  # sockets have short names
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env=environment, log_to_driver=False, **temporary)
+    yield
+    ray.shutdown()
+
+
+def test_two_actors_of_which_one_is_killed(cluster, labelled, review_adapter, tmp_path):
+    """It dies at its second batch; Ray begins another and gives it the rows that were lost."""
+    source, expected = labelled
+    flag = tmp_path / "killed"
+
+    class Dying(label_on_ray.Labeller):
+        def __call__(self, frame):
+            self.count = getattr(self, "count", 0) + 1
+            if self.count == 2 and not flag.exists():
+                flag.write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(frame)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(label_on_ray, "Labeller", Dying)
+        label_on_ray.label(source, str(tmp_path / "out"), 2, 0, adapter=review_adapter, text_column="sentence")
+    assert flag.exists()
+    same(parquet.read_table(tmp_path / "out").to_pylist(), expected)
