@@ -422,7 +422,9 @@ def ahead(items: Iterator) -> Iterator:
 
 
 def answers(config, probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """The columns that a row gets for its probabilities (N, C): the class, and how probable it is."""
+    """The columns that a row gets for its probabilities (N, C), the class and how probable it is; or for its number."""
+    if config.problem_type == "regression":
+        return {"score": probabilities[:, 0].astype(float).round(6)}
     names = np.array(list(config.id2label.values()))  # (C,)
     return {"label": names[probabilities.argmax(-1)], "confidence": probabilities.max(-1).astype(float).round(6)}
 
