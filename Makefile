@@ -2,6 +2,7 @@
 # make bench   speed against transformers + peft    make fuzz    10,000 broken files for every reader
 # make merge   out/best as a plain checkpoint       make faults  kills, full disks, races, for real
 # make clean   removes .venv and offline/           make examples  sets up and tests examples/
+# make test-cluster  sets up Ray and Spark, and tests the examples for them
 # make experiments  a table of ranks, targets, rates: hours; ARGS=--dry-run says how many
 #
 # make merge replaces a merged/ that holds a model and nothing else, and refuses any other.
@@ -13,11 +14,13 @@ ifdef PYTHON
 ready :=
 ready-dev :=
 ready-examples :=
+ready-cluster :=
 else
 PYTHON := .venv/bin/python
 ready := .venv/ready
 ready-dev := .venv/ready-dev
 ready-examples := .venv/ready-examples
+ready-cluster := .venv/ready-cluster
 endif
 
 train: $(ready)
@@ -29,7 +32,10 @@ test: $(ready-dev)
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 examples: $(ready-examples)
-	$(PYTHON) -m pytest -q examples $(ARGS)
+	$(PYTHON) -m pytest -q examples --ignore-glob="*_on_ray.py" --ignore-glob="*_on_spark.py" $(ARGS)
+
+test-cluster: $(ready-cluster)
+	$(PYTHON) -m pytest -q examples/test_label_on_ray.py examples/test_label_on_spark.py $(ARGS)
 
 experiments: $(ready)
 	$(PYTHON) experiments/run.py $(ARGS)
@@ -65,4 +71,8 @@ clean:
 	$(PYTHON) -m pip install -q -r requirements-examples.txt
 	@touch $@
 
-.PHONY: train test examples experiments bench fuzz faults merge clean
+.venv/ready-cluster: .venv/ready-dev requirements-cluster.txt
+	$(PYTHON) -m pip install -q -r requirements-cluster.txt
+	@touch $@
+
+.PHONY: train test examples test-cluster experiments bench fuzz faults merge clean

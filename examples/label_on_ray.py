@@ -35,14 +35,22 @@ class Labeller:
         return frame.assign(**found)
 
 
-def label(source: str, target: str, actors: int, gpus: float, **settings) -> None:
-    """Reads parquet, labels it in so many actors, writes parquet, in the input's order."""
+def label(source: str, target: str, actors: int, cpus: float, gpus: float, **settings) -> None:
+    """Reads parquet, labels it in so many actors, writes parquet, in the input's order.
+
+    Some of the cluster's CPUs must be left to read and to write, or everything waits for them.
+    """
     import ray  # late, so that Spark needs no Ray
 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     ray.data.DataContext.get_current().enable_progress_bars = False
     table = ray.data.read_parquet(source)
-    how = {"compute": ray.data.ActorPoolStrategy(size=actors), "num_gpus": gpus, "batch_format": "pandas"}
+    how = {
+        "compute": ray.data.ActorPoolStrategy(size=actors),
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+        "batch_format": "pandas",
+    }
     table = table.map_batches(Labeller, fn_constructor_kwargs=settings, batch_size=4096, **how)
     table.write_parquet(target)
 
@@ -55,12 +63,13 @@ def main() -> None:
     parser.add_argument("--text-column", default="text", help="the column of the text, or the two of a pair: a,b")
     parser.add_argument("--model", help="another base than the adapter names")
     parser.add_argument("--actors", type=int, default=2, help="models at work at once (default: 2)")
+    parser.add_argument("--cpus", type=float, default=1, help="CPUs of an actor (default: 1)")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of an actor (default: 0)")
     given = parser.parse_args()
     if Path(given.target).exists():
         raise InputError(f"{given.target} is there already: remove it, or name another folder")
     settings = {"adapter": given.adapter, "text_column": given.text_column, "base": given.model}
-    label(given.source, given.target, given.actors, given.gpus, **settings)
+    label(given.source, given.target, given.actors, given.cpus, given.gpus, **settings)
 
 
 if __name__ == "__main__":

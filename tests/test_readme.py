@@ -48,7 +48,7 @@ def test_the_commands(home, minilm):
     shutil.copytree(home / "out", home / "whole")
     pairs = {"sentence1": [f"film {i}" for i in range(20)], "sentence2": ["it is"] * 20, "label": [0, 1] * 10}
     run("train.py", "--model", minilm, "--data", write_table(home / "pairs.jsonl", pairs), "--out", "out-rte", *TRAINED)
-    assert len(COMMANDS) == 11
+    assert len(COMMANDS) == 12
     for line in COMMANDS:
         words = shlex.split(line.replace("DIR_OR_HUB_ID", minilm), comments=True)[1:]
         if "--resume" in words:  # with no other options
@@ -81,7 +81,7 @@ def test_the_snippets(home):
     assert "PeftModelForSequenceClassification" in said[2]
 
 
-@pytest.mark.parametrize("target", ["train", "test", "bench", "fuzz", "faults", "merge"])
+@pytest.mark.parametrize("target", ["train", "test", "test-cluster", "bench", "fuzz", "faults", "merge"])
 def test_make_with_a_python_of_ones_own_installs_nothing(target):
     """`make -n` shows what would be run: what the Makefile's head promises for PYTHON=."""
     environment = {"PATH": os.environ["PATH"]}  # not that of the make which runs the tests
