@@ -18,6 +18,8 @@ from support.console import run_main
 from support.files import InputError
 from support.options import OneLineParser
 
+ROWS = 4096  # in a batch, within which rows of similar length stand together
+
 
 class Labeller:
     """Called with a table of pandas, it returns it with the columns label and confidence. It holds one model."""
@@ -30,7 +32,7 @@ class Labeller:
     def __call__(self, frame):
         if clash := {"label", "confidence"} & {*frame.columns}:
             raise InputError(f"the table has a column {min(clash)!r} already, as the answer would; rename it")
-        texts = [frame[column].tolist() for column in self.columns]  # rows of one batch alone are sorted by length
+        texts = [frame[column].tolist() for column in self.columns]
         found = labelling.answers(self.model.config, probabilities(self.model, encode(self.tokenizer, texts)))
         return frame.assign(**found)
 
@@ -51,7 +53,7 @@ def label(source: str, target: str, actors: int, cpus: float, gpus: float, **set
         "num_gpus": gpus,
         "batch_format": "pandas",
     }
-    table = table.map_batches(Labeller, fn_constructor_kwargs=settings, batch_size=4096, **how)
+    table = table.map_batches(Labeller, fn_constructor_kwargs=settings, batch_size=ROWS, **how)
     table.write_parquet(target)
 
 

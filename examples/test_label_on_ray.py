@@ -92,6 +92,7 @@ def test_two_actors_of_which_one_is_killed(cluster, labelled, model, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(label_on_ray, "Labeller", Dying)
+        patch.setattr(label_on_ray, "ROWS", 100)
         label_on_ray.label(source, str(tmp_path / "out"), 2, 0.5, 0, adapter=model, text_column="sentence")
     assert flag.exists()
     same(parquet.read_table(tmp_path / "out").to_pylist(), expected)

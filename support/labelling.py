@@ -485,7 +485,11 @@ def work(table: Table, parts: Parts, share: list[int], rows: int, rank: int, mod
     total = sum(min(PIECE, rows - number * PIECE) for number in share)
     often = 0.1 if sys.stderr.isatty() else 60  # seconds
     with tqdm(total=total, unit=" rows", disable=rank > 0, mininterval=often, dynamic_ncols=True) as bar:
-        hook = model.register_forward_hook(lambda _, inputs, logits: bar.update(len(logits)))
+
+        def advance(module, inputs, logits) -> None:  # None, or it would take the place of the logits
+            bar.update(len(logits))
+
+        hook = model.register_forward_hook(advance)
         for number, tokens in ahead(encoded()) if share else ():
             parts.write(number, answer(tokens))
         hook.remove()

@@ -19,6 +19,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,7 @@ import bert
 import lora
 import sample
 import train
+from support import labelling as labelling_room
 from support.console import run_main
 from support.offline import offline_pair
 
@@ -571,6 +573,70 @@ def killed_in_merge(quick):
         yield f"at change {n}", "" if whole and clean else f"whole {whole}, left {left}, {show(again[0])}"
 
 
+def labelling(out: Path, rank=0, size=1, port=0, inside=None) -> tuple[int, int]:
+    """Labels the reviews in pieces of 16 rows, as one of the processes that torchrun would start."""
+
+    def prepared():
+        labelling_room.PIECE = 16
+        if size > 1:
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)} | address
+        if inside:
+            inside()
+
+    table = ["--file", HOME / "reviews.parquet", "--prefix", "p_", "--out", out]
+    return start("--model", HOME / "base", *table, inside=prepared, program=sample)
+
+
+def labels() -> bytes:
+    """What a labelling that nothing disturbs leaves."""
+    if not (path := HOME / f"labels-{os.getpid()}.csv").exists():
+        assert (result := finish(labelling(path)))[0] == 0, show(result)
+    return path.read_bytes()
+
+
+def labelled(out: Path, reference: bytes) -> str:
+    """Goes on with a labelling, and says what is wrong with the result, or "" if all is well."""
+    result = finish(labelling(out))
+    if result[0] and not (
+        is_line(result, "is there already") and not (out.parent / f"{out.name}.parts" / "whole").exists()
+    ):
+        return show(result)
+    left = {name for name in os.listdir(out.parent) if name != out.name}
+    if result[0] == 0 and left:
+        return f"left over: {left}"
+    return "" if out.read_bytes() == reference else "another result"
+
+
+def killed_in_labelling(quick):
+    reference = labels()
+    for n in itertools.count(1 + DRAW.randrange(29), 29) if quick else itertools.count(1):
+        out = folder().with_suffix(".csv")
+        result = finish(labelling(out, inside=at_change(out, n, die, EVERYTHING + " os.link")))
+        if result[0] == 0:
+            return
+        yield f"at change {n}", labelled(out, reference) if result[0] == -signal.SIGKILL else show(result)
+
+
+def one_of_two_labelling(quick):
+    """Two processes label together. One is killed at some moment, and the other ended, as torchrun does it."""
+    reference = labels()
+    for i in range(2 if quick else 20):
+        out, after = folder().with_suffix(".csv"), DRAW.uniform(0, 1.5)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = [labelling(out, rank, 2, port) for rank in range(2)]
+        time.sleep(after)
+        os.kill(children[i % 2][0], signal.SIGKILL)
+        time.sleep(0.1)
+        os.kill(children[1 - i % 2][0], signal.SIGTERM)
+        results = list(map(finish, children))
+        other = results[1 - i % 2]
+        ended = other[0] in (0, -signal.SIGTERM, 128 + signal.SIGTERM) or (other[0] == 2 and "same command" in other[1])
+        yield f"process {i % 2} after {after:.2f} s", labelled(out, reference) if ended else show(other)
+
+
 def read_only(quick):
     out = folder()
     out.mkdir()
@@ -615,6 +681,8 @@ FAULTS = {
     "inputs inside --out: its config.toml, and kills": own_config,
     "more epochs of a finished run, and kills": more_epochs,
     "killed in a merge": killed_in_merge,
+    "killed while it labels a table": killed_in_labelling,
+    "one of two that label a table killed": one_of_two_labelling,
 }
 
 

@@ -17,6 +17,7 @@ import torch
 import transformers
 from helpers import ROOT, saved_base, write_table
 from pyarrow import parquet
+from tqdm import tqdm
 
 import sample
 from bert import BertForSequenceClassification
@@ -271,6 +272,13 @@ def test_batches_hold_rows_of_one_length_and_no_more_than_so_many_tokens():
     assert sorted(np.concatenate(batches)) == list(range(500))
     assert all(len(rows) * lengths[rows].max() <= 128 for rows in batches)
     assert [len(rows) for rows in batches_by_length(lengths, 1)] == [1] * 500
+
+
+def test_a_bar_that_moves_changes_nothing(labels, texts, theirs, tmp_path, monkeypatch):
+    monkeypatch.setattr(labelling, "tqdm", lambda **how: tqdm(**how | {"mininterval": 0, "miniters": 1}))
+    write_table(tmp_path / "a.csv", {"text": texts})
+    assert "200/200" in labels(tmp_path / "a.csv", tmp_path / "b.csv", "--batch-tokens", "64")
+    agree(rows_in(tmp_path / "b.csv"), theirs)
 
 
 # Killed.
