@@ -38,6 +38,7 @@ from support.files import InputError, first_line, listing, misread, read_json, t
 from support.glue import TEXT_COLUMNS
 from support.options import listed
 from support.tables import SUFFIXES, csv_options, features
+from support.texts import BATCH_TOKENS
 
 PIECE = 16384  # rows: enough for batches of one length, and minutes at most to compute again after a kill
 PLAN, WHOLE, LOCK = "plan.json", "whole", ".lock"
@@ -445,8 +446,9 @@ def run(given, model: torch.nn.Module, tokenizer: Tokenizer, merge: Callable, en
     parts, stat = Parts(Path(given.out)), os.stat(table.path)
     plan |= {"input": [table.path.name, stat.st_size, stat.st_mtime_ns], "text_column": table.columns}
     plan |= {"prefix": given.prefix, "rows_of_a_piece": PIECE}
+    batch_tokens = given.batch_tokens or BATCH_TOKENS * (1 if plan["device"] == "cpu" else 16)
     steps = (model, lambda texts: encode(tokenizer, texts))
-    steps += (lambda tokens: named(answers(config, classify(model, tokens, given.batch_tokens))),)
+    steps += (lambda tokens: named(answers(config, classify(model, tokens, batch_tokens))),)
     with processes() as (rank, size, wait), contextlib.ExitStack() as claim:
         say = lambda text: print(text, file=sys.stderr) if rank == 0 else None
         if rank == 0:

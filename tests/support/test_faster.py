@@ -5,7 +5,7 @@ import torch
 from helpers import adapted, difference, draw, gradients, inputs
 from torch import nn
 
-from bert import Dropout
+from bert import BertForSequenceClassification, Dropout
 from lora import LinearWithLoRA, LoRALayer
 from support import faster
 from support.faster import FrozenPlusLowRank, draw_kept
@@ -118,3 +118,16 @@ def test_adding_the_path_to_some_rows_is_the_sum():
     expected[2:4] += lora(x[2:4])
     faster.add_low_rank(y[2:4], x[2:4], lora.lora_A.weight, lora.lora_B.weight, lora.scaling)
     assert difference(y, expected) < 1e-6
+
+
+def test_packed_linear_layers_are_the_plain_ones(minilm):
+    """What a whole table is labelled by, beside the plain products; a CPU with oneDNN is needed to tell."""
+    assert torch.backends.mkldnn.is_available()
+    plain, packed = (BertForSequenceClassification.from_pretrained(minilm, num_labels=3) for _ in range(2))
+    packed.load_state_dict(plain.state_dict())
+    faster.pack(packed.requires_grad_(False))
+    assert sum("forward" in vars(module) for module in packed.modules()) == 6 * 6 + 1  # of the layers, and the pooler
+    with torch.inference_mode():
+        for lengths in [9], [9, 5], [40] * 30:
+            input_ids, mask = inputs(30522, lengths)
+            assert difference(plain(input_ids, mask), packed(input_ids, mask)) < 1e-5
