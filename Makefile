@@ -4,6 +4,7 @@
 # make clean   removes .venv and offline/           make examples  sets up and tests examples/
 # make test-cluster  sets up Ray and Spark, and tests the examples for them
 # make experiments  a table of ranks, targets, rates: hours; ARGS=--dry-run says how many
+# make figures  the pictures of docs/guide.md, from runs of half an hour
 #
 # make merge replaces a merged/ that holds a model and nothing else, and refuses any other.
 #
@@ -40,6 +41,9 @@ test-cluster: $(ready-cluster)
 experiments: $(ready)
 	$(PYTHON) experiments/run.py $(ARGS)
 
+figures: $(ready)
+	$(PYTHON) docs/figures/make.py $(ARGS)
+
 bench: $(ready-dev)
 	$(PYTHON) benchmarks/compare_hf.py $(ARGS)
 
@@ -75,4 +79,4 @@ clean:
 	$(PYTHON) -m pip install -q -r requirements-cluster.txt
 	@touch $@
 
-.PHONY: train test examples test-cluster experiments bench fuzz faults merge clean
+.PHONY: train test examples test-cluster experiments figures bench fuzz faults merge clean

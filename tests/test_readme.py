@@ -81,7 +81,7 @@ def test_the_snippets(home):
     assert "PeftModelForSequenceClassification" in said[2]
 
 
-@pytest.mark.parametrize("target", ["train", "test", "test-cluster", "bench", "fuzz", "faults", "merge"])
+@pytest.mark.parametrize("target", ["train", "test", "test-cluster", "figures", "bench", "fuzz", "faults", "merge"])
 def test_make_with_a_python_of_ones_own_installs_nothing(target):
     """`make -n` shows what would be run: what the Makefile's head promises for PYTHON=."""
     environment = {"PATH": os.environ["PATH"]}  # not that of the make which runs the tests

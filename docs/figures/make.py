@@ -1,0 +1,173 @@
+"""The pictures of docs/guide.md, each from real runs: `make figures`, about half an hour on two CPU cores.
+
+A run that is finished is not run again; one that was stopped goes on. The runs lie in out-figures/.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+from pyarrow import parquet
+
+from bert import BertForSequenceClassification
+from data import load_tokenizer
+from lora import LinearWithLoRA, find_targets, open_adapter
+from sample import classify
+from support.offline import offline_pair
+
+OUT, REVIEWS, FEW = "out-figures", "offline/movie-reviews", "out-figures/few"
+TRAIN = "train.py --model offline/all-MiniLM-L6-v2"
+RATES = ["1e-4", "1e-3", "1e-2", "3e-2"]
+RUNS = {f"lr-{lr}": f"{TRAIN} --data {REVIEWS} --epochs 1 --eval-every 40 --log-every 10 --lr {lr}" for lr in RATES} | {
+    "long": f"{TRAIN} --data {FEW} --epochs 12 --log-every 8 --rank 0 --lr 1e-4",
+    "full": f"{TRAIN} --data {REVIEWS} --epochs 1 --rank 0 --lr 5e-5",
+}
+
+
+def write_few() -> None:
+    """The first 1,000 reviews to train on, beside all that are held out."""
+    (ROOT / FEW).mkdir(parents=True, exist_ok=True)
+    for split, rows in ("train", 1000), ("validation", None):
+        table = parquet.read_table(ROOT / REVIEWS / f"{split}-00000-of-00001.parquet")
+        parquet.write_table(table.slice(0, rows), ROOT / FEW / f"{split}.parquet")
+
+
+def run(name: str) -> None:
+    if not (ROOT / OUT / name / "final").exists():
+        words = [sys.executable, *RUNS[name].split(), "--out", f"{OUT}/{name}", "--resume"]
+        print("python", *words[1:], flush=True)
+        subprocess.run(words, cwd=ROOT, check=True)
+
+
+def history(name: str, quantity: str) -> tuple[list[int], list[float]]:
+    """The steps of a run at which `quantity` was noted, and its values."""
+    records = [json.loads(line) for line in (ROOT / OUT / name / "metrics.jsonl").read_text().splitlines()]
+    records = [record for record in records if quantity in record]
+    return [record["step"] for record in records], [record[quantity] for record in records]
+
+
+def figure(columns: int, height: float = 3.6):
+    from matplotlib.figure import Figure  # late, as the runs need no picture
+
+    drawn = Figure(figsize=(10, height), layout="constrained")
+    axes = drawn.subplots(1, columns)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return drawn, axes
+
+
+def save(drawn, name: str) -> None:
+    drawn.savefig(Path(__file__).with_name(name), dpi=90)
+
+
+def draw_rates() -> None:
+    drawn, axes = figure(2)
+    for number, lr in enumerate(RATES):
+        for axis, quantity in zip(axes, ("train_loss", "validation_accuracy"), strict=True):
+            axis.plot(*history(f"lr-{lr}", quantity), color=f"C{number}", label=f"--lr {lr}")
+            axis.set(xlabel="step", title=quantity.replace("_", " "))
+    axes[0].set_ylim(0.2, 1.0)
+    axes[0].legend()
+    save(drawn, "learning_rate.png")
+
+
+def draw_long() -> None:
+    drawn, axes = figure(2)
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+        for split, color in ("train", "0.6"), ("validation", "C0"):
+            steps, values = history("long", f"{split}_{name}")
+            axis.plot([step / 32 for step in steps], values, color=color, label=split)  # 1,000 reviews: 32 steps
+        axis.set(xlabel="epoch", title=name)
+        axis.legend()
+    save(drawn, "too_long.png")
+
+
+def weight(model: torch.nn.Module, name: str) -> torch.Tensor:
+    """W + ΔW of a linear layer, with or without an adapter."""
+    layer = model.get_submodule(name)
+    weight = layer.linear.weight + layer.lora.delta() if isinstance(layer, LinearWithLoRA) else layer.weight
+    return weight.detach()
+
+
+def spectra() -> dict[str, dict[str, torch.Tensor]]:
+    """By layer the singular values (D,), largest first, of W, and of ΔW as both runs found it."""
+    base = BertForSequenceClassification.from_pretrained("offline/all-MiniLM-L6-v2")
+    full = BertForSequenceClassification.from_pretrained(f"{OUT}/full/final")
+    lora = open_adapter(f"{OUT}/lr-1e-3/final")
+    found = {}
+    for n in range(base.config.num_hidden_layers):
+        for kind in "query", "value":
+            name = f"bert.encoder.layer.{n}.attention.self.{kind}"
+            W = weight(base, name)
+            changes = {"full": weight(full, name) - W, "lora": weight(lora, name) - W}
+            found[f"{kind} {n}"] = {k: torch.linalg.svdvals(M) for k, M in ({"W": W} | changes).items()}
+    return found
+
+
+def energy(values: torch.Tensor, rank: int) -> float:
+    """The part of a matrix's squared length that its best approximation of this rank keeps."""
+    return (values[:rank].square().sum() / values.square().sum()).item()
+
+
+def accuracy(model: BertForSequenceClassification) -> float:
+    """On the 1,000 reviews that are held out."""
+    table = parquet.read_table(f"{REVIEWS}/validation-00000-of-00001.parquet")
+    probabilities = classify(model, load_tokenizer("offline/all-MiniLM-L6-v2", 128), table["sentence"].to_pylist())
+    truth = [label == "positive" for label in table["label"].to_pylist()]
+    return ((probabilities[:, 1] > 0.5) == truth).mean().item()
+
+
+@torch.no_grad()
+def print_truncated() -> None:
+    """The model with every weight trained, where ΔW of each layer's six linear layers is cut to a low rank."""
+    base = BertForSequenceClassification.from_pretrained("offline/all-MiniLM-L6-v2")
+    for rank in 0, 1, 2, 4, 8, 384:
+        model = BertForSequenceClassification.from_pretrained(f"{OUT}/full/final")
+        for name in [name for name in find_targets(model, "all-linear") if ".encoder." in name]:
+            layer, W = model.get_submodule(name), base.get_submodule(name).weight
+            U, S, Vt = torch.linalg.svd(layer.weight - W, full_matrices=False)
+            layer.weight.copy_(W + U[:, :rank] * S[:rank] @ Vt[:rank])
+        print(f"every weight trained, ΔW cut to rank {rank:>3}: accuracy {accuracy(model):.1%}")
+
+
+def draw_spectra() -> None:
+    found, (drawn, axes) = spectra(), figure(2)
+    labels = {"W": ("W, the base", "0.6"), "full": ("ΔW, every weight trained", "C0"), "lora": ("ΔW, LoRA", "C1")}
+    for axis, layer in zip(axes, ("query 5", "value 5"), strict=True):
+        for kind, (label, color) in labels.items():
+            values = found[layer][kind]
+            kept = values[:8] if kind == "lora" else values
+            axis.loglog(range(1, len(kept) + 1), kept, ".-", color=color, label=label, markersize=4)
+        axis.set_ylim(1e-4, 10)
+        axis.set(xlabel="number of the singular value", title=f"{layer[:5]}, layer 5")
+    axes[0].legend()
+    save(drawn, "singular_values.png")
+    print("rank   W     ΔW full: the part of the squared length that so many singular values hold, mean of 12 matrices")
+    for rank in 1, 8, 32, 96:
+        means = [sum(energy(v[kind], rank) for v in found.values()) / len(found) for kind in ("W", "full")]
+        print(f"{rank:>4} {means[0]:6.1%} {means[1]:6.1%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(RUNS)}: those runs alone, and no picture")
+    names = parser.parse_args().names
+    os.chdir(ROOT)
+    offline_pair()
+    write_few()
+    for name in names or RUNS:
+        run(name)
+    if not names:
+        for draw in draw_rates, draw_long, draw_spectra, print_truncated:
+            draw()
+
+
+if __name__ == "__main__":
+    main()
