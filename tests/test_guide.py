@@ -1,15 +1,16 @@
 """What the study guide tells people to type, typed; what it shows, compared; and the same in both languages."""
 
-import contextlib
-import io
+import code
 import re
 import shlex
-import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 from helpers import ROOT
 from pyarrow import parquet
+
+import train
 
 PAGES = [ROOT / "docs" / name for name in ("guide.md", "guide.zh-TW.md")]
 TEXTS = [page.read_text(encoding="utf-8") for page in PAGES]
@@ -17,6 +18,7 @@ BLOCKS = [re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE) fo
 PROSE = [re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) for text in TEXTS]
 TINY = ["--epochs", "1", "--max-length", "12", "--batch-size", "16"]
 COMING = {"--text-column", "--nproc-per-node"}  # of options that are being built; remove each when it is there
+FLAG = r"--[a-z][\w-]+"
 NUMBER = r"(?<![\w.])-?\d+(?:\.\d+)?"
 
 
@@ -37,7 +39,7 @@ def compare(said: str, shown: str, slack: float) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, minilm):
-    """A folder that looks like the project's after `make train`, and a tenth of a percent of the reviews."""
+    """A folder that looks like the project's after `make train`, and 32 of the reviews."""
     home = tmp_path_factory.mktemp("home")
     for name in ("bert.py", "lora.py", "data.py", "train.py", "sample.py", "support", "experiments", "offline"):
         (home / name).symlink_to(ROOT / name)
@@ -49,14 +51,16 @@ def home(tmp_path_factory, minilm):
     return home
 
 
-def test_the_python_is_one_session_that_prints_what_is_shown(home, monkeypatch):
+def test_the_python_is_one_session_that_prints_what_is_shown(home, monkeypatch, capsys):
+    """Typed line by line, as a reader pastes it; what the session echoes of a line's value is left out."""
     monkeypatch.chdir(home)
-    session = {"__name__": "__main__"}
+    monkeypatch.setattr(sys, "displayhook", lambda value: None)
+    session = code.InteractiveConsole()
     for block, shown in with_outputs("python"):
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
-            exec(compile(block, "guide.md", "exec"), session)
-        compare(said.getvalue(), shown, slack=2)
+        waiting = [session.push(line) for line in [*block.splitlines(), ""]][-1]
+        said = capsys.readouterr()
+        assert not waiting and not said.err, said.err
+        compare(said.out, shown, slack=2)
     assert parquet.read_table(home / "few" / "train.parquet").num_rows == 1000
 
 
@@ -95,10 +99,10 @@ def test_the_links_into_the_code_name_what_is_there(text):
 @pytest.mark.parametrize("prose", PROSE, ids=["English", "Chinese"])
 def test_what_is_named_in_the_prose_exists(prose):
     programs = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("sample.py", "lora.py", "support/hub.py"))
-    help = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
-    flags = {flag for code in re.findall(r"`([^`]+)`", prose) for flag in re.findall(r"--[a-z][\w-]+", code)}
+    flags = {flag for quoted in re.findall(r"`([^`]+)`", prose) for flag in re.findall(FLAG, quoted)}
     assert len(flags) > 10
-    known = set(re.findall(r"--[a-z][\w-]+", help + programs))
+    names = [name for f in fields(train.Config) for name in (f.name, f.metadata["also"])]
+    known = {f"--{name.replace('_', '-')}" for name in names} | set(re.findall(FLAG, programs))
     assert flags - known - COMING <= {"--dry-run"}
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake (\w+)`", prose)) <= targets

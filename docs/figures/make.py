@@ -149,10 +149,12 @@ def draw_spectra() -> None:
         axis.set(xlabel="number of the singular value", title=f"{layer[:5]}, layer 5")
     axes[0].legend()
     save(drawn, "singular_values.png")
-    print("rank   W     ΔW full: the part of the squared length that so many singular values hold, mean of 12 matrices")
+    print(
+        "rank   W     ΔW full  ΔW LoRA: the part of the squared length in so many singular values, mean of 12 matrices"
+    )
     for rank in 1, 8, 32, 96:
-        means = [sum(energy(v[kind], rank) for v in found.values()) / len(found) for kind in ("W", "full")]
-        print(f"{rank:>4} {means[0]:6.1%} {means[1]:6.1%}")
+        means = [sum(energy(v[kind], rank) for v in found.values()) / len(found) for kind in labels]
+        print(f"{rank:>4}", *[f"{mean:6.1%}" for mean in means])
 
 
 def main() -> None:
