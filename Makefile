@@ -4,7 +4,7 @@
 # make clean   removes .venv and offline/           make examples  sets up and tests examples/
 # make test-cluster  sets up Ray and Spark, and tests the examples for them
 # make experiments  a table of ranks, targets, rates: hours; ARGS=--dry-run says how many
-# make figures  the pictures of docs/guide.md, from runs of half an hour
+# make figures  the pictures of docs/guide.md, from runs of a quarter of an hour
 #
 # make merge replaces a merged/ that holds a model and nothing else, and refuses any other.
 #

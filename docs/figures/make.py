@@ -1,4 +1,4 @@
-"""The pictures of docs/guide.md, each from real runs: `make figures`, about half an hour on two CPU cores.
+"""The pictures of docs/guide.md, each from real runs: `make figures`, about a quarter of an hour on two CPU cores.
 
 A run that is finished is not run again; one that was stopped goes on. The runs lie in out-figures/.
 """
