@@ -75,18 +75,24 @@ def program(tmp_path_factory) -> str:
 
 @pytest.fixture
 def labels(monkeypatch, capsys, model):
-    """Labels a table in this process, in pieces of 16 rows: labels(path, out, "--option"). Returns what it says."""
+    """Labels a table in this process, in pieces of 16 rows: labels(path, out, "--option"). Returns what it says.
+
+    On one thread, as the processes that are killed: another number of threads gives other last digits.
+    """
     monkeypatch.setattr(labelling, "PIECE", 16)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def labels(path, out, *arguments) -> str:
         words = ["sample.py", "--model", model, "--file", path, "--out", out, *arguments]
         monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         try:
             run_main(sample.main)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            torch.set_num_threads(threads)
         return capsys.readouterr().err
 
     return labels
