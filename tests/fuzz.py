@@ -80,6 +80,14 @@ def read_table(path: str) -> None:
         data.make_batch(encoded, rows, pad_id=0)
 
 
+def label_table(path: str) -> None:
+    """Every row of what is taken comes out once."""
+    out = "labelled." + path.partition(".")[2].replace("txt", "csv")
+    Path(out).unlink(missing_ok=True)
+    classify("--model", "base", "--file", path, "--prefix", "p_", "--out", out, texts=[])
+    assert not Path(f"{out}.parts").exists() and Path(out).stat().st_size
+
+
 def same(label: str) -> str:
     """A whole number in one spelling: 1 and 1.0 are the same class."""
     try:
@@ -188,6 +196,8 @@ READERS = {
     "adapter/config.json": lambda: classify("--adapter", "adapter"), "out/checkpoint/checkpoint.safetensors": resume,
     **{f"reviews.{kind}": functools.partial(read_table, f"reviews.{kind}")
        for kind in ("parquet", "csv", "tsv", "jsonl")},
+    **{f"whole.{kind}": functools.partial(label_table, f"whole.{kind}")
+       for kind in ("parquet", "csv", "tsv", "jsonl", "txt")},
     "labels.json": functools.partial(read_labels, "labels.json"),
     "config.toml": lambda: train.Config(**parse_options(train.Config, ["--config", "config.toml"])), "text": read_texts,
 }  # fmt: skip
@@ -208,6 +218,9 @@ def write_good_files() -> None:
     rows = "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(texts))
     (HOME / "reviews.tsv").write_text("sentence\tlabel\n" + rows)
     (HOME / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    for kind in "parquet", "csv", "tsv", "jsonl":
+        shutil.copy(HOME / f"reviews.{kind}", HOME / f"whole.{kind}")
+    (HOME / "whole.txt").write_text("".join(f"{text}\n" for text in texts))
     (HOME / "labels").mkdir()
     (HOME / "labels.json").write_text(json.dumps({"kind": "csv", "train": ["no", "yes"], "validation": ["yes"]}))
     (HOME / "config.toml").write_text('model = "base"\nlr = 5e-4\nepochs = 3\nresume = true\ntargets = "query"\n')
@@ -481,6 +494,13 @@ def odd_toml(good: bytes) -> dict[str, bytes]:
     }  # fmt: skip
 
 
+def odd_rows(good: bytes) -> dict[str, bytes]:
+    """For a whole table in any format; what is refused in one may be taken in another."""
+    return {"empty": b"", "?NUL": b"\0" + good, "UTF-16": b"\xff\xfe" + good, "latin-1": good[:-9] + b"\xe9\n",
+            "?twice": good * 2, "?a blank line": good + b"\n\n", "?CRLF": good.replace(b"\n", b"\r\n"),
+            "?deep": good + b'{"sentence": ' + b"[" * 10**4 + b"\n", "?a long line": good + b"a" * 10**7}  # fmt: skip
+
+
 def odd_lines(good: bytes) -> dict[str, bytes]:
     fine = "\U0001f600" * 50, "word " * 10**5, "a" * 10**6, "[MASK]", "[SEP]", "[PAD] [CLS]", "\x07\x1b", "\u200b", "-x"
     others = "?שלום مرحبا", "?\r", "?\ufeffx", "?a\0b", "?a\u2028b", "", "   ", "\u3000", "a\n\nb", "great \ud800 film"
@@ -572,6 +592,7 @@ CRAFTED = {
     "adapter/config.json": lambda good: edits(good, {name: [(value,) for value in CONFIG[name]] for name in CONFIG}),
     "out/checkpoint/checkpoint.safetensors": odd_checkpoints, "reviews.parquet": odd_parquet,
     **{f"reviews.{kind}": functools.partial(odd_texts, kind=kind) for kind in ("csv", "tsv", "jsonl")},
+    **{f"whole.{kind}": odd_rows for kind in ("parquet", "csv", "tsv", "jsonl", "txt")},
     "labels.json": odd_labels, "config.toml": odd_toml, "text": odd_lines, "terminal": odd_terminals,
     "flags": odd_flags,
 }  # fmt: skip
