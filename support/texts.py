@@ -38,6 +38,8 @@ def parse(parser):
     if given.out is None:
         if alone := [name for name in around if getattr(given, name) != parser.get_default(name)]:
             raise InputError(f"--{alone[0].replace('_', '-')} is of use with --file and --out only")
+        if given.file and given.file.endswith(".parquet"):
+            raise InputError(f"{given.file}: a table, whose answers need a file of their own: give --out too")
         return given
     others = {"texts": given.texts, "--pair": given.pair, "--demo": given.demo, "--json": given.json}
     if beside := [name for name, value in others.items() if value]:

@@ -258,6 +258,14 @@ def test_bad_arguments_are_one_line(refuses, tmp_path, monkeypatch, arguments, p
 def test_table_options_without_a_table_are_refused(run):
     done = run(ROOT / "sample.py", "great film", "--text-column", "a")
     assert (done.returncode, done.stderr) == (2, "error: --text-column is of use with --file and --out only\n")
+    assert "give --out too" in run(ROOT / "sample.py", "--file", "a.parquet").stderr
+
+
+def test_one_run_at_a_time(refuses, labels, texts, tmp_path):
+    write_table(tmp_path / "a.csv", {"text": texts})
+    with labelling.Parts(tmp_path / "b.csv").claimed():
+        assert "another run is at work on it" in refuses(tmp_path / "a.csv", tmp_path / "b.csv")
+    labels(tmp_path / "a.csv", tmp_path / "b.csv")
 
 
 def test_nothing_of_somebody_elses_is_replaced(labels, refuses, texts, tmp_path):
