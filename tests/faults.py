@@ -618,6 +618,18 @@ def killed_in_labelling(quick):
         yield f"at change {n}", labelled(out, reference) if result[0] == -signal.SIGKILL else show(result)
 
 
+def full_while_labelling(quick):
+    reference = labels()
+    for n in itertools.count(1 + DRAW.randrange(9), 9) if quick else itertools.count(1):
+        out = folder().with_suffix(".csv")
+        status, said = finish(labelling(out, inside=at_change(out, n, CUT, WRITES)))
+        if status == 0:
+            return
+        last = said.splitlines()[-1:] or [""]  # above it the bar
+        fine = is_line((status, f"{last[0]}\n"), "File too large|No space left") and not out.exists()
+        yield f"at change {n}", labelled(out, reference) if fine else show((status, said))
+
+
 def one_of_two_labelling(quick):
     """Two processes label together. One is killed at some moment, and the other ended, as torchrun does it."""
     reference = labels()
@@ -682,6 +694,7 @@ FAULTS = {
     "more epochs of a finished run, and kills": more_epochs,
     "killed in a merge": killed_in_merge,
     "killed while it labels a table": killed_in_labelling,
+    "disk full while it labels a table": full_while_labelling,
     "one of two that label a table killed": one_of_two_labelling,
 }
 
