@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from bert import BertForSequenceClassification
 from data import Encoded, encode, load_tokenizer, make_batch
 from lora import merge_lora_weights, open_adapter
-from support import adapter_files, hub
+from support import adapter_files, distributed, hub
 from support.console import plain, prompt, run_main
 from support.files import InputError
 from support.options import OneLineParser
@@ -90,6 +90,7 @@ def show(models: dict[str, tuple], texts: list[str], as_json: bool) -> None:
 
 
 def main() -> None:
+    distributed.start()
     parser = OneLineParser(description=__doc__.partition("\n")[0])
     parser.add_argument("texts", nargs="*", metavar="TEXT", help='a text to classify; "-" reads standard input')
     parser.add_argument("--pair", nargs=2, action="append", metavar="TEXT", help="two texts, for an adapter of pairs")

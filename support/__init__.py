@@ -11,7 +11,7 @@
     glue           GLUE's tasks: columns, class names, metrics
     options        a dataclass as flags and as a TOML file
     console        what is printed, one-line errors, signals, the progress bar and the log
-    distributed    several processes that train as one, as torchrun starts them
+    distributed    several processes that work as one, as torchrun starts them
     devices        cuda, mps or cpu; bfloat16, torch.compile
     run_folder     what --out may replace; one run at a time
     progress       where a run stands, what it has measured, and advice where it can go no further

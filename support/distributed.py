@@ -1,4 +1,4 @@
-"""Several processes that train as one, as torchrun starts them: sums over all, and what one does or says for all.
+"""Several processes that work as one, as torchrun starts them: sums over all, and what one does or says for all.
 
 torch.distributed carries it, nccl between GPUs and gloo between CPUs. Values that are no tensors travel as JSON. In one
 process nothing here does anything, and torch.distributed is not imported.
@@ -43,7 +43,7 @@ def start() -> None:
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(LOCAL_RANK % torch.cuda.device_count())
-    patience = datetime.timedelta(days=1)  # one reads and tokenizes for the others; who is lost is noticed at once
+    patience = datetime.timedelta(days=30)  # one may work much longer than another; who is lost is noticed at once
     with carried():
         STORE = distributed.PrefixStore(*agreed(next(distributed.rendezvous("env://", timeout=patience))[0]))
         distributed.init_process_group(backend, store=STORE, rank=RANK, world_size=SIZE, timeout=patience)

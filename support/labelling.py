@@ -20,7 +20,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from pyarrow import ipc, parquet
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from support import devices, faster
+from support import devices, distributed, faster
 from support.files import InputError, first_line, listing, misread, read_json, temporary_for, write_json, written_whole
 from support.glue import TEXT_COLUMNS
 from support.options import listed
@@ -367,32 +366,18 @@ def identity(model: torch.nn.Module, tokenizer: Tokenizer, device: str, dtype: s
 
 
 def place(model: torch.nn.Module, device: str, dtype: str) -> None:
-    """Moves the model to its device, for answers alone; of several GPUs to the one that torchrun gives this process."""
-    if devices.choose_device(device) == "cuda" and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    """Moves the model to its device, for answers alone."""
     devices.place(model.requires_grad_(False), [], device, dtype, "no")
     if model.classifier.weight.device.type == "cpu":
         faster.pack(model)
 
 
-@contextlib.contextmanager
-def processes():
-    """This process's number, how many torchrun has started, and a function that waits for all of them."""
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1:
-        yield 0, 1, lambda: None
-        return
-    from torch import distributed
-
-    def wait() -> None:
-        try:
-            distributed.barrier()
-        except RuntimeError as error:
-            raise InputError(f"another process has ended ({first_line(error)}); the same command goes on") from None
-
-    distributed.init_process_group("gloo", timeout=timedelta(days=30))
-    yield rank, size, wait
-    distributed.destroy_process_group()
+def wait() -> None:
+    """Until every process has come here."""
+    try:
+        distributed.largest(0)
+    except InputError:
+        raise InputError("another process has ended; the same command goes on") from None
 
 
 @contextlib.contextmanager
@@ -449,7 +434,8 @@ def run(given, model: torch.nn.Module, tokenizer: Tokenizer, merge: Callable, en
     batch_tokens = given.batch_tokens or BATCH_TOKENS * (1 if plan["device"] == "cpu" else 16)
     steps = (model, lambda texts: encode(tokenizer, texts))
     steps += (lambda tokens: named(answers(config, classify(model, tokens, batch_tokens))),)
-    with processes() as (rank, size, wait), contextlib.ExitStack() as claim:
+    rank, size = distributed.RANK, distributed.SIZE
+    with contextlib.ExitStack() as claim:
         say = lambda text: print(text, file=sys.stderr) if rank == 0 else None
         if rank == 0:
             refuse_kind(parts.out, table)
