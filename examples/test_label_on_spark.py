@@ -1,6 +1,7 @@
 """The real Spark on this machine: every row as sample.py labels it, once."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def spark(monkeypatch):
+    if not shutil.which("java"):
+        pytest.skip("Spark needs Java")
     from pyspark.sql import SparkSession  # late: the other examples need none
 
     for name, value in {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}.items():
