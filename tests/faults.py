@@ -263,10 +263,11 @@ def worker_killed(quick):
     whole = folder()
     said = torchrun(whole).communicate(timeout=300)[1]
     assert (whole / "final").exists(), said
-    for _ in range(1 if quick else 6):
+    left = 2 if quick else 20
+    while left > 0:
         out, kills, delays = folder(), 0, []
         run = torchrun(out, "--max-restarts=20")
-        while run.poll() is None and kills < (2 if quick else 5):
+        while run.poll() is None and kills < min(left, 5):
             delays.append(f"{(after := DRAW.uniform(0, 8)):.1f}")
             time.sleep(after)
             if found := workers(run.pid):
@@ -274,6 +275,7 @@ def worker_killed(quick):
                 kills += 1
         said = run.communicate(timeout=300)[1]
         trouble = f"exit {run.returncode}, {said[-300:]!r}" if run.returncode else difference(out, contents(whole))
+        left -= kills
         yield from [(f"{kills} kills, {', '.join(delays)} s after another", trouble)] * max(1, kills)
 
 
