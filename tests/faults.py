@@ -582,7 +582,8 @@ def labelling(out: Path, rank=0, size=1, port=0, inside=None) -> tuple[int, int]
         labelling_room.PIECE = 16
         if size > 1:
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)} | address
+            here = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)} | here | address
         if inside:
             inside()
 
