@@ -19,7 +19,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -582,6 +581,7 @@ def labelling(out: Path, rank=0, size=1, port=0, inside=None) -> tuple[int, int]
         labelling_room.PIECE = 16
         if size > 1:
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+            address["TORCHELASTIC_USE_AGENT_STORE"] = "True"
             here = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)} | here | address
         if inside:
@@ -638,10 +638,8 @@ def one_of_two_labelling(quick):
     reference = labels()
     for i in range(2 if quick else 20):
         out, after = folder().with_suffix(".csv"), DRAW.uniform(0, 1.5)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        children = [labelling(out, rank, 2, port) for rank in range(2)]
+        table = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's
+        children = [labelling(out, rank, 2, table.port) for rank in range(2)]
         time.sleep(after)
         os.kill(children[i % 2][0], signal.SIGKILL)
         time.sleep(0.1)
