@@ -51,8 +51,8 @@ class BertConfig:
         return len(self.id2label)
 
     @property
-    def problem_type(self) -> str:  # transformers' names; there too a single label means a number, with no softmax
-        return "regression" if self.num_labels == 1 else "single_label_classification"
+    def problem_type(self) -> str:
+        return base_files.problem_type(self.num_labels)
 
     @classmethod
     def from_json(cls, path: str | Path) -> "BertConfig":

@@ -106,7 +106,7 @@ class Run:
 
 
 def read_data(config: Config) -> tuple[dict, list[dict]]:
-    """What is said about the data, and its two splits, encoded, as dictionaries."""
+    """What is said about the data, and its splits, encoded, as dictionaries: empty ones of what is not there."""
     tokenizer = load_tokenizer(config.model, config.max_length)
     columns, names = (options.listed(text) for text in (config.text_columns, config.label_names))
     task = load_task(config.data, tokenizer, columns, config.label_column, names, config.metric)

@@ -98,6 +98,7 @@ def reader(given: argparse.Namespace) -> None:
     _, splits = distributed.once_a_machine(lambda: train.read_data(config))
     seconds = time.perf_counter() - begun
     tokens = sum(v.nbytes for split in splits for v in split.values() if v is not None)
+    # Every page is read, so that a mapped one would count where it is private.
     read = sum(int(np.sum(np.asarray(v))) for split in splits for v in split.values() if v is not None)
     grown = distributed.sums(np.array([private() - before], dtype=float)).item() * 1024
     if distributed.is_first():

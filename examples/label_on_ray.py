@@ -22,7 +22,7 @@ ROWS = 4096  # in a batch, within which rows of similar length stand together
 
 
 class Labeller:
-    """Called with a table of pandas, it returns it with the columns label and confidence. It holds one model."""
+    """Called with a table of pandas, it returns it with the columns of the answers. It holds one model."""
 
     def __init__(self, adapter: str, text_column: str, base: str | None = None, max_length: int | None = None):
         self.model, self.tokenizer = open_model(adapter, {}, base, max_length)
@@ -30,10 +30,10 @@ class Labeller:
         self.columns = text_column.split(",")
 
     def __call__(self, frame):
-        if clash := {"label", "confidence"} & {*frame.columns}:
-            raise InputError(f"the table has a column {min(clash)!r} already, as the answer would; rename it")
         texts = [frame[column].tolist() for column in self.columns]
         found = labelling.answers(self.model.config, probabilities(self.model, encode(self.tokenizer, texts)))
+        if clash := found.keys() & {*frame.columns}:
+            raise InputError(f"the table has a column {min(clash)!r} already, as the answer would; rename it")
         return frame.assign(**found)
 
 
@@ -47,30 +47,31 @@ def label(source: str, target: str, actors: int, cpus: float, gpus: float, **set
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     ray.data.DataContext.get_current().enable_progress_bars = False
     table = ray.data.read_parquet(source)
-    how = {
-        "compute": ray.data.ActorPoolStrategy(size=actors),
-        "num_cpus": cpus,
-        "num_gpus": gpus,
-        "batch_format": "pandas",
-    }
-    table = table.map_batches(Labeller, fn_constructor_kwargs=settings, batch_size=ROWS, **how)
+    how = {"compute": ray.data.ActorPoolStrategy(size=actors), "num_cpus": cpus, "num_gpus": gpus}
+    how |= {"batch_format": "pandas", "batch_size": ROWS}
+    table = table.map_batches(Labeller, fn_constructor_kwargs=settings, **how)
     table.write_parquet(target)
+
+
+def parse(parser: OneLineParser) -> tuple:
+    """The command line, with what Spark's program is told too; and of it the settings of a Labeller."""
+    parser.add_argument("adapter", help="a directory that every machine sees, or a Hub repository")
+    parser.add_argument("source", help="a parquet file, or a folder of some; on Ray also s3://…")
+    parser.add_argument("target", help="a new folder, for parquet files")
+    parser.add_argument("--text-column", default="text", help="the column of the text, or the two of a pair: a,b")
+    parser.add_argument("--model", help="another base than the adapter names")
+    given = parser.parse_args()
+    if Path(given.target).exists():
+        raise InputError(f"{given.target} is there already: remove it, or name another folder")
+    return given, {"adapter": given.adapter, "text_column": given.text_column, "base": given.model}
 
 
 def main() -> None:
     parser = OneLineParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("adapter", help="a directory that every machine sees, or a Hub repository")
-    parser.add_argument("source", help="a parquet file, or a folder of some; also s3://…")
-    parser.add_argument("target", help="a new folder, for parquet files")
-    parser.add_argument("--text-column", default="text", help="the column of the text, or the two of a pair: a,b")
-    parser.add_argument("--model", help="another base than the adapter names")
     parser.add_argument("--actors", type=int, default=2, help="models at work at once (default: 2)")
     parser.add_argument("--cpus", type=float, default=1, help="CPUs of an actor (default: 1)")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of an actor (default: 0)")
-    given = parser.parse_args()
-    if Path(given.target).exists():
-        raise InputError(f"{given.target} is there already: remove it, or name another folder")
-    settings = {"adapter": given.adapter, "text_column": given.text_column, "base": given.model}
+    given, settings = parse(parser)
     label(given.source, given.target, given.actors, given.cpus, given.gpus, **settings)
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # spark-submit knows the folder of this file alone
 
-from examples.label_on_ray import Labeller
+from examples.label_on_ray import Labeller, parse
 from support.console import run_main
-from support.files import InputError
 from support.options import OneLineParser
 
 
@@ -29,19 +28,10 @@ def label(frame, **settings):
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("adapter", help="a directory that every machine sees, or a Hub repository")
-    parser.add_argument("source", help="a parquet file, or a folder of some")
-    parser.add_argument("target", help="a new folder, for parquet files")
-    parser.add_argument("--text-column", default="text", help="the column of the text, or the two of a pair: a,b")
-    parser.add_argument("--model", help="another base than the adapter names")
-    given = parser.parse_args()
-    if Path(given.target).exists():
-        raise InputError(f"{given.target} is there already: remove it, or name another folder")
+    given, settings = parse(OneLineParser(description=__doc__.partition("\n")[0]))
     from pyspark.sql import SparkSession
 
     spark = SparkSession.builder.getOrCreate()
-    settings = {"adapter": given.adapter, "text_column": given.text_column, "base": given.model}
     label(spark.read.parquet(given.source), **settings).write.parquet(given.target)
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -71,10 +72,11 @@ def cluster():
     import ray  # late: the other examples need none
 
     environment = {"env_vars": {"PYTHONPATH": f"{ROOT}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}}
-    temporary = {"_temp_dir": f"/tmp/ray-{os.getpid()}", "_node_ip_address": "127.0.0.1"}  # sockets have short names
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env=environment, log_to_driver=False, **temporary)
-    yield
-    ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # not pytest's: the names of sockets must be short
+        places = {"_temp_dir": folder, "_node_ip_address": "127.0.0.1"}
+        ray.init(num_cpus=2, include_dashboard=False, runtime_env=environment, log_to_driver=False, **places)
+        yield
+        ray.shutdown()
 
 
 def test_two_actors_of_which_one_is_killed(cluster, labelled, model, tmp_path):

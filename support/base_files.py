@@ -69,12 +69,15 @@ def read_config(path: str | Path, cls: type) -> dict:
     return found
 
 
-def refuse_other_problem(path: str | Path, told: str | None, labels: int) -> None:
-    """Raises InputError for a problem_type that so many labels do not mean here; None, as in most files, means either.
+def problem_type(labels: int) -> str:
+    """What so many labels mean, in transformers' names; there too a single one is a number, with no softmax."""
+    return "regression" if labels == 1 else "single_label_classification"
 
-    As in transformers one label is a regression, the model's number, and more are classes of which one is right.
-    """
-    meant = "regression" if labels == 1 else "single_label_classification"
+
+def refuse_other_problem(path: str | Path, told: str | None, labels: int) -> None:
+    """Raises InputError for a problem_type that so many labels do not mean here; None, as in most files, is
+    either."""
+    meant = problem_type(labels)
     if told not in (None, meant):
         raise InputError(f"{path}: problem_type {told!r:.40} with {labels} labels is not supported, only {meant!r}")
 

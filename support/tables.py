@@ -264,7 +264,7 @@ def refuse_fractions(labels: list[str], place: Place) -> None:
     names of classes (versions: 1.0, 1.1) or as quantities (scores: 4.2), which only the user knows."""
     if all(re.fullmatch(NUMBER, label, re.ASCII | re.IGNORECASE) for label in labels):
         for row, label in enumerate(labels):
-            if whole(label) is None and not float(label).is_integer():
+            if not float(label).is_integer():
                 names = f"={','.join(sorted(set(labels)))}" if len(set(labels)) <= 10 else ""
                 ways = f"--metric pearson trains a regression on such numbers, --label-names{names} takes them as names"
                 raise InputError(f"{place(row)} has the label {label}, a number that is not whole: {ways}")
