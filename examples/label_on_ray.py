@@ -18,7 +18,7 @@ from support.console import run_main
 from support.files import InputError
 from support.options import OneLineParser
 
-ROWS = 4096  # in a batch, within which rows of similar length stand together
+ROWS = 4096  # in a piece: what an actor is given, and does again if it dies; rows of similar length share a batch
 
 
 class Labeller:
@@ -38,15 +38,15 @@ class Labeller:
 
 
 def label(source: str, target: str, actors: int, cpus: float, gpus: float, **settings) -> None:
-    """Reads parquet, labels it in so many actors, writes parquet, in the input's order.
+    """Reads parquet, labels it in so many actors, writes parquet: every row once, with all its columns.
 
-    Some of the cluster's CPUs must be left to read and to write, or everything waits for them.
+    Ray's writer keeps no order of rows: sort by a column of yours where that matters. Some of the cluster's CPUs must
+    be left to read and to write, or everything waits for them.
     """
     import ray  # late, so that Spark needs no Ray
 
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
     ray.data.DataContext.get_current().enable_progress_bars = False
-    table = ray.data.read_parquet(source)
+    table = ray.data.read_parquet(source).repartition(target_num_rows_per_block=ROWS)  # Ray's own blocks are hours long
     how = {"compute": ray.data.ActorPoolStrategy(size=actors), "num_cpus": cpus, "num_gpus": gpus}
     how |= {"batch_format": "pandas", "batch_size": ROWS}
     table = table.map_batches(Labeller, fn_constructor_kwargs=settings, **how)

@@ -413,7 +413,9 @@ def test_two_processes_make_the_same_bytes(program, model, labels, texts, tmp_pa
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path / "a.csv", {"text": texts})
     words = [program, "--model", model, "--file", "a.csv", "--out"]
-    done = subprocess.run([sys.executable, *TORCHRUN, *words, "two.csv"], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, *TORCHRUN, *words, "two.csv"]
+    threads = os.environ | {"OMP_NUM_THREADS": "1"}  # as labels() has
+    done = subprocess.run(command, env=threads, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("200 rows labelled") == 1
     labels("a.csv", "one.csv")
