@@ -70,10 +70,12 @@ def named(setting: dict) -> str:
 
 def command(plan: dict, setting: dict, seed: int, out: Path, model: str, data: str) -> list[str]:
     options = plan.get("common", {}) | setting
-    program = "classifier_alone.py" if options.pop("classifier_alone", False) else "../train.py"
+    ideas, alone = options.pop("ideas", "").split(), options.pop("classifier_alone", False)
+    program = "ideas.py" if ideas else "classifier_alone.py" if alone else "../train.py"
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
     script = (Path(__file__).parent / program).resolve()
-    return [sys.executable, str(script), f"--model={model}", f"--data={data}", f"--out={out}", f"--seed={seed}", *flags]
+    places = [f"--model={model}", f"--data={data}", f"--out={out}", f"--seed={seed}"]
+    return [sys.executable, str(script), *places, *flags, *ideas]
 
 
 def start(words: list[str], out: Path, environment: dict[str, str]) -> None:

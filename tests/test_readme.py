@@ -101,11 +101,12 @@ def test_links_point_at_something(page):
 
 
 def test_the_reading_path_names_what_is_there():
-    path = re.findall(r"^\| `(\w+)` \| \[(\w+\.py)\]\(\2\)", README, re.MULTILINE)
+    rows = re.findall(r"^\| (`.+`) \| \[(\w+\.py)\]\(\2\)", README, re.MULTILINE)
+    path = [(symbol, file) for symbols, file in rows for symbol in re.findall(r"\w+", symbols)]
     assert len(path) == 10
     for symbol, file in path:
         assert re.search(rf"^(class|def) {symbol}\b", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), symbol
 
 
 def test_the_readme_is_a_screen_and_a_half():
-    assert len(README.splitlines()) <= 116
+    assert len(README.splitlines()) <= 110

@@ -1,0 +1,156 @@
+"""train.py with ideas of others in it, to measure what each is worth; none is in the five files.
+
+    python experiments/ideas.py loraplus_lr_ratio=16 --lr 5e-4           # all options of train.py
+    python experiments/ideas.py cosine base_dropout=0 --targets all-linear
+
+A word without -- is one of the functions below, and what stands after = its number. Each takes the place of one line of
+train.py or stands around it, so that a reader sees what the idea is.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import train
+from bert import Dropout
+from lora import LinearWithLoRA, LoRALayer
+from support.console import run_main
+from support.files import InputError
+
+
+def loraplus_lr_ratio(ratio: float) -> None:
+    """B learns by so many times --lr, which A and the classifier keep (LoRA+, Hayou et al., 2024, arXiv:2402.12354)."""
+    set_up = train.set_up
+
+    def changed(*arguments):
+        run = set_up(*arguments)
+        names = {parameter: name for name, parameter in run.model.named_parameters()}
+        group = run.optimizer.param_groups[0]
+        of_B = [parameter for parameter in group["params"] if "lora_B" in names[parameter]]
+        group["params"] = [parameter for parameter in group["params"] if "lora_B" not in names[parameter]]
+        run.optimizer.add_param_group({**group, "params": of_B})
+
+        def faster(optimizer, *_):
+            optimizer.param_groups[-1]["lr"] *= ratio  # train_step has just set it to what the others have
+
+        run.optimizer.register_step_pre_hook(faster)
+        return run
+
+    train.set_up = changed
+
+
+def schedule(shape) -> None:
+    """`shape` says what part of the rate is left after a part of the steps that follow the warm-up."""
+
+    def learning_rate(config, step: int, steps: int) -> float:
+        warmup = math.ceil(config.warmup_ratio * steps)
+        return config.lr * (step / warmup if step < warmup else shape((step - warmup) / max(1, steps - warmup)))
+
+    train.learning_rate = learning_rate
+
+
+def cosine() -> None:
+    """The rate falls as half a cosine (Loshchilov & Hutter, 2017, arXiv:1608.03983)."""
+    schedule(lambda part: (1 + math.cos(math.pi * part)) / 2)
+
+
+def stable(decay: float) -> None:
+    """Warm-up, stable, decay: the full rate, and at the end, for such a part of the steps, 1 - √ (Hägele et al., 2024,
+    arXiv:2405.18392)."""
+    schedule(lambda part: 1 - math.sqrt(max(0, (part - 1 + decay) / decay)))
+
+
+def label_smoothing(amount: float) -> None:
+    """The loss asks for 1 - amount, not for 1 (Szegedy et al., 2016, arXiv:1512.00567)."""
+    plain = train.F.cross_entropy
+
+    def cross_entropy(logits, labels, **options):
+        return plain(logits, labels, label_smoothing=amount if torch.is_grad_enabled() else 0.0, **options)
+
+    train.F = type("F", (), {"cross_entropy": staticmethod(cross_entropy), "mse_loss": train.F.mse_loss})
+
+
+def base_dropout(p: float) -> None:
+    """Another dropout in the base than its config's 0.1; --dropout is the adapters' own."""
+    build_model = train.build_model
+
+    def changed(*arguments, **options):
+        model = build_model(*arguments, **options)
+        own = {module.dropout for module in model.modules() if isinstance(module, LoRALayer)}
+        for module in model.modules():
+            if isinstance(module, Dropout) and module not in own:
+                module.p = p
+        return model
+
+    train.build_model = changed
+
+
+def average(memory: float) -> None:
+    """What is scored, and not what is kept, is a mean of the weights, in which a step counts `memory` times as much as
+    the next one (an exponential moving average; Polyak & Juditsky, 1992)."""
+    set_up, evaluate = train.set_up, train.evaluate
+
+    def changed(*arguments):
+        run = set_up(*arguments)
+        trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+        run.means = [parameter.detach().clone() for parameter in trained]
+
+        def follow(*_):
+            weight = max(1 - memory, 1 / (1 + run.progress.step))
+            torch._foreach_lerp_(run.means, [parameter.detach() for parameter in trained], weight)
+
+        run.optimizer.register_step_post_hook(follow)
+        run.trained = trained
+        return run
+
+    @torch.no_grad()
+    def averaged(run, *arguments):
+        kept = [parameter.clone() for parameter in run.trained]
+        torch._foreach_copy_(run.trained, run.means)
+        scores = evaluate(run, *arguments)
+        torch._foreach_copy_(run.trained, kept)
+        return scores
+
+    train.set_up, train.evaluate = changed, averaged
+
+
+def pissa() -> None:
+    """A and B start as W's largest singular directions, and W without these is frozen (PiSSA, Meng et al., 2024,
+    arXiv:2404.02948). What is saved fits that W alone: this is for the scores."""
+    apply = train.apply_lora_to_model
+
+    @torch.no_grad()
+    def changed(model, *arguments):
+        for module in apply(model, *arguments).modules():
+            if isinstance(module, LinearWithLoRA):
+                lora, W = module.lora, module.linear.weight
+                U, S, V = torch.linalg.svd(W, full_matrices=False)
+                R, root = len(lora.lora_A.weight), S.sqrt() / math.sqrt(lora.scaling)
+                lora.lora_A.weight.copy_(root[:R, None] * V[:R])
+                lora.lora_B.weight.copy_(U[:, :R] * root[:R])
+                W -= lora.delta()
+        return model
+
+    train.apply_lora_to_model = changed
+
+
+IDEAS = {f.__name__: f for f in (loraplus_lr_ratio, cosine, stable, label_smoothing, base_dropout, average, pissa)}
+
+
+def main() -> None:
+    words = [word for word in sys.argv[1:] if word.partition("=")[0] in IDEAS]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in words]
+    for name, _, number in (word.partition("=") for word in words):
+        try:
+            IDEAS[name](*([float(number)] if number else []))
+        except (TypeError, ValueError):
+            raise InputError(f"{name}={number}: give the number that experiments/ideas.py asks for there") from None
+    train.main()
+
+
+if __name__ == "__main__":
+    run_main(main)
