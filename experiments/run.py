@@ -5,7 +5,8 @@
 
 Each run has its own --out under out-experiments/. A finished one is never run again, and one that was killed goes on
 from its checkpoint. On a machine with GPUs, --jobs takes one for each run. Afterwards, and with --table at any time,
-table.md and picture.png stand beside the runs. Everything here is train.py's own: what it prints, and what it leaves.
+table.md, picture.png and runs.jsonl, a line for each run, stand beside the runs; --known takes such lines from another
+machine, whose runs then count as finished. Everything here is train.py's own: what it prints, and what it leaves.
 """
 
 import argparse
@@ -126,13 +127,24 @@ HEAD = """\
 """
 
 
-def summarise(plan: dict, out: Path, seeds: list[int]) -> str:
+def finished(settings: dict[str, dict], seeds: list[int], out: Path, known: Path | None) -> dict[tuple[str, int], dict]:
+    """The results by setting and seed: of the runs under `out`, and the lines of `known`. Raises InputError."""
+    try:
+        lines = [json.loads(line) for line in known.read_text(encoding="utf-8").splitlines()] if known else []
+        there = {(named(line.pop("setting")), line.pop("seed")): line for line in lines}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{known}: not the runs.jsonl of such experiments ({type(error).__name__}: {error})") from None
+    folders = {(name, seed): out / name / str(seed) for name in settings for seed in seeds}
+    return there | {run: result(folder) for run, folder in folders.items() if (folder / DONE).exists()}
+
+
+def summarise(plan: dict, settings: dict[str, dict], runs: dict[tuple[str, int], dict], out: Path) -> str:
     """The table of all settings of which every seed is finished, and the picture."""
-    found = {}
-    for setting in [{}, *itertools.chain(*(settings for _, settings in plan["groups"]))]:
-        folders = [out / named(setting) / str(seed) for seed in seeds]
-        if all((folder / DONE).exists() for folder in folders):
-            found[named(setting)] = [result(folder) for folder in folders]
+    lines = [{"setting": settings[name], "seed": seed} | runs[name, seed] for name, seed in runs if name in settings]
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "runs.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    every = {name: [runs[name, seed] for seed in plan["seeds"] if (name, seed) in runs] for name in settings}
+    found = {name: results for name, results in every.items() if len(results) == len(plan["seeds"])}
     if "the default" not in found:
         return "no setting is finished yet"
     text, default = "", found["the default"]
@@ -175,21 +187,22 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; each gets its share of the cores, or a GPU")
     parser.add_argument("--dry-run", action="store_true", help="say what is still to be run, and do nothing")
     parser.add_argument("--table", action="store_true", help="draw table and picture of what is finished")
+    parser.add_argument("--known", type=Path, help="the runs.jsonl of another machine: runs not to be done again")
     arguments = parser.parse_args()
     plan = read_plan(arguments.plan)
     if arguments.data:
         plan["data"] = arguments.data
     out, seeds = arguments.out or ROOT / "out-experiments" / arguments.plan.stem, plan["seeds"]
     settings = {named(s): s for s in [{}, *itertools.chain(*(settings for _, settings in plan["groups"]))]}
-    left = [(s, seed) for seed in seeds for n, s in settings.items() if not (out / n / str(seed) / DONE).exists()]
-    taken = [json.loads(path.read_text())["seconds"] for path in out.glob(f"*/*/{DONE}")]
-    each = statistics.median([s for s in taken if s] or [plan.get("seconds", 300)])
+    runs = finished(settings, seeds, out, arguments.known)
+    left = [(setting, seed) for name, setting in settings.items() for seed in seeds if (name, seed) not in runs]
+    each = statistics.median([r["seconds"] for r in runs.values() if r["seconds"]] or [plan.get("seconds", 300)])
     hours = len(left) * each / arguments.jobs / 3600
     print(
         f"{len(settings)} settings, {len(seeds)} seeds: {len(left)} runs are left, of {each:.0f} s, {hours:.1f} hours"
     )
     if arguments.table or arguments.dry_run:
-        return print(summarise(plan, out, seeds) if arguments.table else "", end="")
+        return print(summarise(plan, settings, runs, out) if arguments.table else "", end="")
     model, data = prepare_data(plan, out)
     threads = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
     slots, places = threading.local(), itertools.count()
@@ -206,7 +219,7 @@ def main() -> None:
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(one, left))
-    print(summarise(plan, out, seeds))
+    print(summarise(plan, settings, finished(settings, seeds, out, arguments.known), out))
 
 
 if __name__ == "__main__":

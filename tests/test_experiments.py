@@ -47,6 +47,10 @@ def test_every_setting_is_run_once_and_stands_in_the_table(run, tiny, some_revie
     again = run(*command)
     assert again.returncode == 0 and "0 runs are left" in again.stdout, again.stderr
     assert (out / "table.md").read_text() == table and (out / "table.md").stat().st_mtime_ns > before
+    elsewhere = run(*command[:2], "--out", tmp_path / "elsewhere", "--known", out / "runs.jsonl", "--table")
+    assert elsewhere.returncode == 0 and table in elsewhere.stdout and "0 runs are left" in elsewhere.stdout
+    wrong = run(*command, "--known", plan, "--table")
+    assert wrong.returncode == 2 and "not the runs.jsonl of such experiments" in wrong.stderr
 
 
 def test_a_run_that_fails_is_named(run, some_reviews, tmp_path):
