@@ -55,17 +55,17 @@ def load_task(
     Two `text_columns` are a pair. `label_names` and `metric` win over what a file or the name of a GLUE task tells.
     Raises InputError for whatever is missing, empty, of another type or out of range.
     """
-    columns = [list(text_columns)] if text_columns else glue.TEXT_COLUMNS
-    usual_metric, usual_names = glue.task_of(data)
+    usual_metric, usual_names, columns = glue.task_of(data, text_columns)
     metric, mismatched = metric or usual_metric, None
-    how = (columns, label_column, label_names, usual_names, metric in glue.OF_NUMBERS)
+    how = (columns, label_column, label_names, usual_names, glue.bounds(metric, usual_metric))
     if Path(data).is_file():
         train, validation = tables.hold_out(tables.read_split([Path(data)], *how), tokenizer, data)
     else:
         train = tables.read_split(tables.find_split(data, "train"), *how)
         validation = tables.read_split(files := tables.find_split(data, "validation"), *how, train)
-        if "_matched" in files[0].name and (files := tables.find_split(data, "validation_mismatched", required=False)):
-            mismatched = tables.read_split(files, *how, train)
+        if Path(data).is_dir() or "_matched" in files[0].name:
+            files = tables.find_split(data, "validation_mismatched", required=False)
+            mismatched = tables.read_split(files, *how, train) if files else None
     names = train.classes.names
     return Task(train, validation, names, glue.checked_metric(metric, names), mismatched)
 
@@ -104,11 +104,11 @@ def encode(tokenizer: Tokenizer, texts: list, labels: np.ndarray | None = None) 
     N = len(texts[0])
     ids, types, lengths = [], [], np.empty(N, dtype=np.int64)
     most = 1000 * tokenizer.truncation["max_length"] if tokenizer.truncation else None  # characters: more cost memory
-    for start in range(0, N, 4096):  # in pieces, as the tokenizer's own objects take a kilobyte a sentence
-        columns = [column[start : start + 4096] for column in texts]
+    for start in range(0, N, 512):  # in pieces, as the tokenizer's own objects take a kilobyte a sentence, or far more
+        columns = [column[start : start + 512] for column in texts]
         columns = [[text[:most] for text in (c if isinstance(c, list) else c.to_pylist())] for c in columns]
         encodings = tokenizer.encode_batch_fast(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)))
-        lengths[start : start + 4096] = [len(encoding) for encoding in encodings]
+        lengths[start : start + 512] = [len(encoding) for encoding in encodings]
         ids.append(np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding in encodings]))
         if len(columns) == 2:
             types.append(np.concatenate([np.array(encoding.type_ids, dtype=np.uint8) for encoding in encodings]))

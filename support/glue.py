@@ -10,17 +10,18 @@ import numpy as np
 from support.console import plain
 from support.files import InputError, listing
 
-# The metric of each task by which the best model is kept, and the names of its classes; STS-B has numbers instead.
+# The metric of each task by which the best model is kept, the names of its classes, the columns of its texts; STS-B has
+# numbers from 0 to 5 instead of classes.
 TASKS = {
-    "sst2": ("accuracy", ["negative", "positive"]),
-    "cola": ("matthews_correlation", ["unacceptable", "acceptable"]),
-    "mrpc": ("f1", ["not_equivalent", "equivalent"]),
-    "qqp": ("f1", ["not_duplicate", "duplicate"]),
-    "mnli": ("accuracy", ["entailment", "neutral", "contradiction"]),
-    "qnli": ("accuracy", ["entailment", "not_entailment"]),
-    "rte": ("accuracy", ["entailment", "not_entailment"]),
-    "wnli": ("accuracy", ["not_entailment", "entailment"]),
-    "stsb": ("pearson", []),
+    "sst2": ("accuracy", ["negative", "positive"], ["sentence"]),
+    "cola": ("matthews_correlation", ["unacceptable", "acceptable"], ["sentence"]),
+    "mrpc": ("f1", ["not_equivalent", "equivalent"], ["sentence1", "sentence2"]),
+    "qqp": ("f1", ["not_duplicate", "duplicate"], ["question1", "question2"]),
+    "mnli": ("accuracy", ["entailment", "neutral", "contradiction"], ["premise", "hypothesis"]),
+    "qnli": ("accuracy", ["entailment", "not_entailment"], ["question", "sentence"]),
+    "rte": ("accuracy", ["entailment", "not_entailment"], ["sentence1", "sentence2"]),
+    "wnli": ("accuracy", ["not_entailment", "entailment"], ["sentence1", "sentence2"]),
+    "stsb": ("pearson", [], ["sentence1", "sentence2"]),
 }
 OF_NUMBERS = ["pearson", "spearman"]  # the metrics of a regression
 METRICS = ["accuracy", "f1", "matthews_correlation", *OF_NUMBERS]
@@ -36,10 +37,24 @@ TEXT_COLUMNS = [
 ]
 
 
-def task_of(data: str) -> tuple[str, list[str]]:
-    """The metric and the names of the classes of the GLUE task that a directory, or the folder of a Hub data set, is
-    named after; of any other data "" and []."""
-    return TASKS.get(Path(os.path.abspath(data) if Path(data).exists() else data.partition("@")[0]).name, ("", []))
+def task_of(data: str, text_columns=()) -> tuple[str, list[str], list[list[str]]]:
+    """The metric, the names of the classes, and what the columns of the texts can be, of the GLUE task that a directory
+    or the folder of a Hub data set is named after: single texts or pairs, as the task has them, its own columns first.
+
+    Of any other data "", [] and TEXT_COLUMNS. `text_columns` win.
+    """
+    name = Path(os.path.abspath(data) if Path(data).exists() else data.partition("@")[0]).name
+    metric, names, own = TASKS.get(name, ("", [], []))
+    others = [columns for columns in TEXT_COLUMNS if len(columns) == len(own or columns) and columns != own]
+    return metric, names, [list(text_columns)] if text_columns else [own, *others] if own else others
+
+
+def bounds(metric: str, usual: str) -> tuple[float, float] | None:
+    """Between which numbers the labels of a regression lie, as `metric` is of one: of STS-B, where it is the `usual`
+    one of the task, from 0 to 5; None of classes."""
+    if metric not in OF_NUMBERS:
+        return None
+    return (0, 5) if usual in OF_NUMBERS else (-1e15, 1e15)
 
 
 def checked_metric(metric: str, names: list[str]) -> str:
@@ -47,7 +62,7 @@ def checked_metric(metric: str, names: list[str]) -> str:
 
     Raises InputError for a metric of two classes where there are others.
     """
-    metric = metric or next((usual for usual, classes in TASKS.values() if classes == names != []), "accuracy")
+    metric = metric or next((usual for usual, classes, _ in TASKS.values() if classes == names != []), "accuracy")
     if metric in ("f1", "matthews_correlation") and len(names) != 2:
         raise InputError(f"--metric {metric} is one of two classes, and the data has {len(names)}: {listing(names)}")
     return metric

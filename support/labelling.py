@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -36,10 +37,11 @@ from support import devices, distributed, faster
 from support.files import InputError, first_line, listing, misread, read_json, temporary_for, write_json, written_whole
 from support.glue import TEXT_COLUMNS
 from support.options import listed
-from support.tables import SUFFIXES, csv_options, features
+from support.tables import SUFFIXES, csv_options, features, too_long
 from support.texts import BATCH_TOKENS
 
 PIECE = 16384  # rows: enough for batches of one length, and minutes at most to compute again after a kill
+BLOCK = 2**22  # bytes of a .csv that Arrow reads at once: the longest row
 PLAN, WHOLE, LOCK = "plan.json", "whole", ".lock"
 PLAIN = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 
@@ -50,10 +52,13 @@ class Table:
     """The rows of a file in pieces. Of a text file each line is a row; of .jsonl a row is its line, as it stands."""
 
     def __init__(self, path: str, text_column: str, pairs: bool | None):
-        self.path, self.pairs = Path(path), pairs
-        self.kind = self.path.suffix if self.path.suffix in SUFFIXES else ".txt"
+        self.path, self.pairs, self.kind = Path(path), pairs, Path(path).suffix or ".txt"
         if not self.path.is_file():
-            raise InputError(f"{path}: no such file")
+            here = "no file that can be read twice" if path == "-" or self.path.exists() else "no such file"
+            raise InputError(f"{path}: {here}; --out labels a whole file")
+        if self.kind not in (*SUFFIXES, ".txt"):
+            kinds = f"{', '.join(SUFFIXES)}, or .txt where each line is a text"
+            raise InputError(f"{path}: the name must say what it is, by ending in {kinds}")
         if self.kind == ".txt" and text_column:
             raise InputError(f"{path}: --text-column names a column of a {', '.join(SUFFIXES)} file")
         with self.reading():
@@ -65,7 +70,8 @@ class Table:
         try:
             yield
         except (pa.ArrowException, OSError, UnicodeError) as error:
-            raise misread(error, f"{self.path}: cannot be read as {self.kind[1:]} ({first_line(error)})") from None
+            what = too_long(error, BLOCK) or first_line(error)
+            raise misread(error, f"{self.path}: cannot be read as {self.kind[1:]} ({what})") from None
 
     def read_schema(self) -> pa.Schema:
         if self.kind == ".parquet":
@@ -76,8 +82,10 @@ class Table:
         if self.kind == ".txt":
             names = ["text", "text_pair"] if self.pairs else ["text"]  # as Hugging Face's pipelines name them
             return pa.schema([(name, pa.string()) for name in names])
-        first = next(self.lines(), None)
-        return pa.schema([(name, pa.string()) for name in (self.parsed(first["line"][0].as_py(), 0) if first else {})])
+        first = next((batch for batch in self.lines() if batch.num_rows), None)
+        if first is None:
+            raise InputError(f"{self.path}: holds no rows")
+        return pa.schema([(name, pa.string()) for name in self.parsed(first["line"][0].as_py(), 0)])
 
     def choose_columns(self, given: list[str]) -> list[str]:
         """The column of the texts, or the two of the pairs: those given, or the first of GLUE's that are all there."""
@@ -86,6 +94,8 @@ class Table:
             return there
         usual = (columns for columns in TEXT_COLUMNS if len(columns) in kinds and set(columns) <= set(there))
         columns = given or next(usual, None)
+        if not there:
+            raise InputError(f"{self.path}: holds no columns")
         if columns is None:
             raise InputError(f"{self.path}: of the columns {listing(there)} name the text's with --text-column")
         if len(columns) not in kinds:
@@ -93,11 +103,13 @@ class Table:
                 self.pairs
             ]
             raise InputError(f"--text-column {','.join(columns)}: the model classifies {what}")
+        if len(set(columns)) < len(columns):
+            raise InputError(f"--text-column {','.join(columns)}: a pair is of two columns")
         for column in columns:
-            if (count := there.count(column)) != 1:
-                problem = (
-                    f"no column {column!r} among {listing(there)}" if count == 0 else f"{count} columns {column!r}"
-                )
+            if (count := there.count(column)) > 1:
+                raise InputError(f"{self.path}: {count} columns {column!r}; rename one of them")
+            if count == 0:
+                problem = f"no column {column!r} among {listing(there)}"
                 raise InputError(f"{self.path}: {problem}; say which to read with --text-column")
             if (type := self.schema.field(column).type) not in (pa.string(), pa.large_string()):
                 raise InputError(f"{self.path}: the column {column!r} is {type}, expected text")
@@ -117,7 +129,8 @@ class Table:
                     lines = [line.removesuffix(b"\n").removesuffix(b"\r").decode() for line in lines]
                 except UnicodeDecodeError:
                     bad = next(n for n, line in enumerate(lines) if line != line.decode(errors="ignore").encode())
-                    raise InputError(f"{self.place(start + bad)} is not UTF-8; save the file as UTF-8") from None
+                    where = f"{self.path}: line {start + bad + 1}"
+                    raise InputError(f"{where} is not UTF-8; save the file as UTF-8") from None
                 if self.kind == ".jsonl":
                     columns, names = [[line for line in lines if line.strip()]], ["line"]
                 else:
@@ -135,7 +148,7 @@ class Table:
         elif self.kind in (".csv", ".tsv"):
             types = {"column_types": dict.fromkeys(self.schema.names, pa.string()), "include_columns": columns or []}
             how = {"convert_options": arrow_csv.ConvertOptions(**types), **csv_options(self.path)}
-            with arrow_csv.open_csv(self.path, arrow_csv.ReadOptions(block_size=2**22), **how) as file:
+            with arrow_csv.open_csv(self.path, arrow_csv.ReadOptions(block_size=BLOCK), **how) as file:
                 yield from file
         else:
             yield from self.lines()
@@ -210,17 +223,22 @@ def refuse_taken(where, names, taken: list[str]) -> None:
 # Writing.
 
 
-def refuse_kind(out: Path, table: Table) -> None:
-    """Raises InputError if a file of the name `out` cannot hold what the table holds."""
+def refuse_kind(out: Path, table: Table, words: list[str]) -> None:
+    """Raises InputError if a file of the name `out` cannot hold what the table holds, or the `words` of the answers."""
     kinds = {".jsonl": [".jsonl"], ".tsv": list(SUFFIXES)}.get(table.kind, [".parquet", ".csv", ".jsonl"])
     if out.suffix not in kinds:
         raise InputError(f"--out {out}: of a {table.kind} file the name must end in {', '.join(kinds)}")
+    if out.suffix == ".tsv" and (odd := next((word for word in words if re.search("[\t\r\n]", word)), None)):
+        raise InputError(f"--out {out}: {odd!r} has a tab or an end of line in it, which .tsv cannot hold")
     if out.suffix != ".parquet":
         for field in table.schema:
             if not any(is_plain(field.type) for is_plain in PLAIN):
                 raise InputError(f"{table.path}: {field.name!r} is {field.type}, which only .parquet holds; see --out")
         if len(set(table.schema.names)) < len(table.schema.names):
             raise InputError(f"{table.path}: has two columns of one name, which only .parquet holds; see --out")
+
+
+END = "\r\n"
 
 
 def write_rows(path: Path, kind: str, table: Table, pieces: Iterator[tuple[pa.Table, pa.Table]]) -> None:
@@ -236,7 +254,8 @@ def write_rows(path: Path, kind: str, table: Table, pieces: Iterator[tuple[pa.Ta
         return writer.close()
     with open(path, "w", encoding="utf-8", newline="") as file:
         quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if kind == ".tsv" else {}
-        write = csv.writer(file, lineterminator="\n", **quoting)
+        ends = SimpleNamespace(write=lambda row: file.write(f"{row.removesuffix(END)}\n"))
+        write = csv.writer(ends, lineterminator=END, **quoting)  # so that it quotes a text with either sign in it
         for number, (piece, answers) in enumerate(pieces):
             columns = [column.to_pylist() for column in (*piece.columns, *answers.columns)]
             names = [*piece.column_names, *answers.column_names]
@@ -381,6 +400,21 @@ def wait() -> None:
 
 
 @contextlib.contextmanager
+def unchanged(table: Table, parts: Parts, plan: dict):
+    """Raises InputError, whatever else has been raised inside the block, if the table became another meanwhile."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            stat = os.stat(table.path)
+            if plan["input"][1:] == [stat.st_size, stat.st_mtime_ns]:
+                table = None
+        if table:
+            problem = f"{table.path}: was changed while it was labelled; remove {parts.folder}, and begin anew"
+            raise InputError(problem) from None
+
+
+@contextlib.contextmanager
 def stoppable(say: Callable, parts: Parts, rows: int):
     """Inside the block SIGINT and SIGTERM end the process, with a line that says how to go on."""
 
@@ -438,7 +472,7 @@ def run(given, model: torch.nn.Module, tokenizer: Tokenizer, merge: Callable, en
     with contextlib.ExitStack() as claim:
         say = lambda text: print(text, file=sys.stderr) if rank == 0 else None
         if rank == 0:
-            refuse_kind(parts.out, table)
+            refuse_kind(parts.out, table, [*taken, *config.id2label.values()])
             if not parts.is_done():
                 claim.enter_context(parts.claimed())
                 if not parts.resume(plan):
@@ -450,11 +484,14 @@ def run(given, model: torch.nn.Module, tokenizer: Tokenizer, merge: Callable, en
         if there:
             say(f"going on: {len(there)} of {len(there) + len(missing)} pieces are there")
         with stoppable(say, parts, rows):
-            work(table, parts, missing[rank::size], rows, rank, *steps)
-            wait()
+            with contextlib.nullcontext() if done else unchanged(table, parts, plan):
+                work(table, parts, missing[rank::size], rows, rank, *steps)
+                wait()
+                if rank == 0 and not done and not parts.whole.exists():
+                    join(table, parts)
             if rank == 0:
                 if not done:
-                    join(table, parts, plan, rows)
+                    parts.publish()
                 parts.remove(rows)
                 say(f"{parts.out}: {rows:,} rows labelled" if rows else f"{parts.out}: a former run finished it")
 
@@ -483,17 +520,12 @@ def work(table: Table, parts: Parts, share: list[int], rows: int, rank: int, mod
         hook.remove()
 
 
-def join(table: Table, parts: Parts, plan: dict, rows: int) -> None:
-    """Writes OUT from the input's rows and the parts."""
+def join(table: Table, parts: Parts) -> None:
+    """Writes `whole` from the input's rows and the parts."""
 
     def pieces() -> Iterator:
         for number, piece in enumerate(table.pieces()):
             yield piece, parts.read(number, piece.num_rows)
 
-    stat = os.stat(table.path)
-    if plan["input"][1:] != [stat.st_size, stat.st_mtime_ns]:
-        raise InputError(f"{table.path}: was changed while it was labelled; remove {parts.folder}, and begin anew")
-    if not parts.whole.exists():
-        with written_whole(parts.whole) as path:
-            write_rows(path, parts.out.suffix, table, pieces())
-    parts.publish()
+    with written_whole(parts.whole) as path:
+        write_rows(path, parts.out.suffix, table, pieces())

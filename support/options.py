@@ -87,8 +87,11 @@ def shown(value) -> str:
 
 
 def listed(text: str) -> list[str]:
-    """The parts of an option that is a list: "a, b" is a and b."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """The parts of an option that is a list: "a, b" is a and b. Raises InputError where one is empty."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(parts):
+        raise InputError(f"the list {text!r} has an empty place; leave the comma out")
+    return parts
 
 
 def flag(name: str) -> str:

@@ -65,8 +65,11 @@ def find_split(data: str, split: str, required: bool = True) -> list[Path]:
     if path.is_dir():
         pattern = rf"{split}(_matched)?(-\d+-of-\d+)?\.(parquet|csv|tsv|jsonl)"
         files = sorted(file for file in path.iterdir() if re.fullmatch(pattern, file.name))
-        odd = [file for file in path.iterdir() if file.name.lower().split(".")[0] == split and file not in files]
+        called = lambda file: file.name.lower().replace("-", "_").split(".")[0]
+        odd = [file for file in path.iterdir() if called(file) == split and file not in files]
         refuse_other_files(files + odd)
+        if odd and not files:
+            raise InputError(f"{odd[0]}: not read, as its name is none of {split}.csv, {split}.parquet and the like")
     elif path.suffix in SUFFIXES or name.count("/") < 1:
         raise InputError(f"{data}: no such file or directory, and no Hub data set (owner/name/folder)")
     else:
@@ -107,6 +110,15 @@ def csv_options(path: Path) -> dict:
     return {"parse_options": csv.ParseOptions(delimiter=separator, quote_char=quote, newlines_in_values=bool(quote))}
 
 
+BLOCK = 2**20  # bytes of a .csv that Arrow reads at once, unless it is told otherwise
+
+
+def too_long(error: Exception, block: int) -> str:
+    """What Arrow's error says of a row of a .csv that is longer than a block; of any other error ""."""
+    long = f"a row is longer than {block >> 20} MiB, or a quotation mark is not closed"
+    return long if "straddling" in str(error) else ""
+
+
 def read_table(paths: list[Path]) -> tuple:
     """One Arrow table out of files of one kind, and a function that says where the row of a number stands."""
     import pyarrow  # late: sample.py reads no tables, and Arrow takes a while to import
@@ -135,7 +147,8 @@ def read_table(paths: list[Path]) -> tuple:
             tables = [pyarrow.concat_tables(tables)]
             ends.append(tables[0].num_rows)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise misread(error, f"{path}: cannot be read as {path.suffix[1:]} ({first_line(error)})") from None
+            what = too_long(error, BLOCK) or first_line(error)
+            raise misread(error, f"{path}: cannot be read as {path.suffix[1:]} ({what})") from None
 
     def place(row: int) -> str:
         part = bisect.bisect_right(ends, row)
@@ -150,15 +163,15 @@ def read_split(
     label_column: str = "label",
     names: list[str] = (),
     usual: list[str] = (),
-    regression: bool = False,
+    bounds: tuple[float, float] | None = None,
     train: Split | None = None,
 ) -> Split:
     """The files of one split as texts and labels; an InputError says which column or row cannot be used.
 
     The columns of the texts are the first of the `candidates` that are all there. The names of the classes are
     `names`, or those that the file itself tells, or the `usual` ones, or what is found. Of a validation split columns
-    and classes are those of the split `train`. The labels of a `regression` are numbers, and there is one "class",
-    LABEL_0, as in transformers.
+    and classes are those of the split `train`. With `bounds` the labels are numbers between them, of a regression, and
+    there is one "class", LABEL_0, as in transformers.
     """
     candidates, trained = ([train.columns], train.classes) if train else (candidates, None)
     if len(candidates[0]) > 2:
@@ -166,12 +179,14 @@ def read_split(
     (table, place), where = read_table(paths), paths[0]
     there = table.column_names
     columns = next((wanted for wanted in candidates if set(wanted) <= set(there)), None)
-    columns = columns or (candidates[0] if len(candidates) == 1 else ["sentence"])
+    columns = columns or (candidates[0] if len({*map(len, candidates)}) == 1 else ["sentence"])
     if len({*columns, label_column}) <= len(columns):
         raise InputError(f"{where}: {', '.join(columns)} and {label_column} must be different columns")
     for column in [*columns, label_column]:
-        if (count := there.count(column)) != 1:
-            problem = f"no column {column!r} among {listing(there)}" if count == 0 else f"{count} columns {column!r}"
+        if (count := there.count(column)) > 1:
+            raise InputError(f"{where}: {count} columns {column!r}; rename one of them")
+        if count == 0:
+            problem = f"no column {column!r} among {listing(there)}"
             raise InputError(f"{where}: {problem}; say which to read with --text-columns and --label-column")
     if not table.num_rows:
         raise InputError(f"{where}: holds no rows")
@@ -182,11 +197,11 @@ def read_split(
             if not text or text.isspace():
                 raise InputError(f"{place(row)} has no text in {column!r}; remove the row")
     labels, told = table[label_column].to_pylist(), names_in_schema(table.schema, label_column)
-    if regression:
+    if bounds:
         if names or told:
             problem = f"the classes are {listing(names or told)}, but a regression is on numbers"
             raise InputError(f"{where}: {problem}; leave out --label-names, or --metric")
-        numbers = as_numbers(labels, place)
+        numbers = as_numbers(labels, place, *bounds)
         return Split([table[column] for column in columns], numbers, Classes(["LABEL_0"], by_name=False), columns)
     labels = as_text(labels, place)
     if trained and told and not names and told != trained.names:
@@ -242,9 +257,10 @@ def as_text(labels: list, place: Place) -> list[str]:
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
 
 
-def as_numbers(labels: list, place: Place) -> np.ndarray:
-    """The labels (N,) of a regression, in float32. Raises InputError for the first that is no number, and where all are
-    the same, so that nothing could be learnt and no correlation is defined."""
+def as_numbers(labels: list, place: Place, low: float = -1e15, high: float = 1e15) -> np.ndarray:
+    """The labels (N,) of a regression, in float32. Raises InputError for the first that is no number from `low` to
+    `high`, and where all are the same, so that nothing could be learnt and no correlation is defined."""
+    hint = " (GLUE marks rows without a label by -1)"
     result = np.empty(len(labels), dtype=np.float32)
     for row, label in enumerate(labels):
         number = label.strip() if isinstance(label, str) else label
@@ -252,10 +268,13 @@ def as_numbers(labels: list, place: Place) -> np.ndarray:
             number = float(number)
         if type(number) not in (int, float) or not abs(number) <= 1e15:  # NaN is not
             raise InputError(f"{place(row)} has the label {label!r:.40}, expected a number, as of any regression")
+        if not low <= number <= high:
+            told = f"{place(row)} has the label {number:g}, expected one from {low:g} to {high:g}"
+            raise InputError(told + (hint if number == -1 else ""))
         result[row] = number
     if np.ptp(result) == 0:
-        hint = " (GLUE marks rows without a label by -1)" if result[0] == -1 else ""
-        raise InputError(f"{place(0)} and every other has the label {result[0]:g}; nothing can be compared{hint}")
+        told = f"{place(0)} and every other has the label {result[0]:g}; nothing can be compared"
+        raise InputError(told + (hint if result[0] == -1 else ""))
     return result
 
 

@@ -25,7 +25,7 @@ BATCH_TOKENS = 1024  # in a batch on a CPU, padding included: docs/scaling.md ha
 def parse(parser):
     """The options of a command line, checked: the parser's, and those of labelling a whole table."""
     group = parser.add_argument_group("labelling a whole table, of any size (the same command goes on after a kill)")
-    group.add_argument("--out", help="label --file, a .parquet, .csv, .tsv, .jsonl or text file, into this new file")
+    group.add_argument("--out", help="label --file, a .parquet, .csv, .tsv, .jsonl or .txt file, into this new file")
     group.add_argument("--text-column", default="", help="the column of the text, or the two of a pair: a,b")
     group.add_argument("--prefix", default="", help="put before the names of the added columns label and confidence")
     tokens = f"in a batch, padding included (default: {BATCH_TOKENS} on a CPU, {16 * BATCH_TOKENS} on a GPU)"
@@ -38,14 +38,15 @@ def parse(parser):
     if given.out is None:
         if alone := [name for name in around if getattr(given, name) != parser.get_default(name)]:
             raise InputError(f"--{alone[0].replace('_', '-')} is of use with --file and --out only")
-        if given.file and given.file.endswith(".parquet"):
+        if given.file and given.file.lower().endswith((".parquet", ".csv", ".jsonl")):
             raise InputError(f"{given.file}: a table, whose answers need a file of their own: give --out too")
         return given
     others = {"texts": given.texts, "--pair": given.pair, "--demo": given.demo, "--json": given.json}
     if beside := [name for name, value in others.items() if value]:
         raise InputError(f"--out labels a whole --file, and goes without {beside[0]}")
     if given.file is None or len(given.adapter or []) > 1:
-        raise InputError("--out labels one whole --file by one --adapter; give both")
+        lacking = "give the file" if given.file is None else "several were given"
+        raise InputError(f"--out labels one whole --file by one --adapter; {lacking}")
     if given.batch_tokens is not None and not 1 <= given.batch_tokens < 2**31:
         raise InputError(f"--batch-tokens {given.batch_tokens} is not at least 1 and below 2**31")
     return given

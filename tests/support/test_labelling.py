@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,7 @@ def refuses(labels, capsys):
             labels(*arguments)
         error = capsys.readouterr().err
         *before, error = error.splitlines()  # before it "going on" and a bar, where work was under way
+        before = [line for line in before if line.strip() and "%|" not in line]
         assert exit.value.code == 2 and error.startswith("error: ") and not (before and "going on" not in before[0])
         return error
 
@@ -237,6 +239,8 @@ def test_a_label_that_is_there_already_makes_room_for_another(labels, texts, the
 
 
 @pytest.mark.parametrize("arguments, problem", [
+    (["--text-column", ","], "the list ',' has an empty place"),
+    (["--text-column", "text,text"], "a pair is of two columns"),
     (["--text-column", "other"], "no column 'other' among text"),
     (["--text-column", "number"], "the column 'number' is int64, expected text"),
     (["--batch-tokens", "0"], "--batch-tokens 0 is not at least 1"),
@@ -259,6 +263,76 @@ def test_table_options_without_a_table_are_refused(run):
     done = run(ROOT / "sample.py", "great film", "--text-column", "a")
     assert (done.returncode, done.stderr) == (2, "error: --text-column is of use with --file and --out only\n")
     assert "give --out too" in run(ROOT / "sample.py", "--file", "a.parquet").stderr
+
+
+@pytest.mark.parametrize(("name", "content", "problem"), [
+    ("a.CSV", "text\na\n", "the name must say what it is, by ending in .parquet, .csv, .tsv, .jsonl, or .txt"),
+    ("a.json", "[]", "the name must say what it is"),
+    ("a.csv.gz", "text\na\n", "the name must say what it is"),
+    ("a.jsonl", "", "a.jsonl: holds no rows"),
+    ("a.jsonl", "\n" * 5000, "a.jsonl: holds no rows"),
+    ("a.csv", "text,text\na,b\n", "2 columns 'text'; rename one of them"),
+    ("a.csv", "text\n" + "long " * 10**6 + "\n", "a row is longer than 4 MiB, or a quotation mark is not closed"),
+], ids=str)  # fmt: skip
+def test_odd_files_are_one_line(refuses, tmp_path, name, content, problem):
+    (tmp_path / name).write_text(content)
+    assert problem in refuses(tmp_path / name, tmp_path / "b.parquet")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_what_is_no_file_to_read_twice_is_one_line(refuses, tmp_path):
+    for path in tmp_path, "-", "/dev/null":
+        assert "no file that can be read twice" in refuses(path, tmp_path / "b.csv")
+    assert "no such file" in refuses(tmp_path / "a.csv", tmp_path / "b.csv")
+
+
+def test_rows_after_many_blank_lines_are_found(labels, tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n" * 5000 + '{"text": "a fine film"}\n')
+    labels(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert [row["text"] for row in rows_in(tmp_path / "b.jsonl")] == ["a fine film"]
+
+
+def test_ends_of_lines_in_a_text_stay_in_it(labels, tmp_path):
+    texts = ["hello\rbye", "hello\nbye", "hello\r\nbye", "bye\r", '"\r"', "plain"]
+    parquet.write_table(pa.table({"text": texts, "number": range(6)}), tmp_path / "a.parquet")
+    labels(tmp_path / "a.parquet", tmp_path / "b.csv")
+    labels(tmp_path / "b.csv", tmp_path / "c.csv", "--prefix", "p_")
+    for name in "b.csv", "c.csv":
+        content = (tmp_path / name).read_bytes()
+        assert [row["text"] for row in rows_in(tmp_path / name)] == texts and content.endswith(b"\n")
+        assert b"plain,5" in content and b"\r\n" not in content.replace(b"hello\r\nbye", b"")
+
+
+def test_an_answer_that_a_tsv_cannot_hold_is_refused_before(refuses, tmp_path):
+    (tmp_path / "a.tsv").write_text("text\na\n")
+    for prefix in "a\t", "a\nb":
+        assert "which .tsv cannot hold" in refuses(tmp_path / "a.tsv", tmp_path / "b.tsv", "--prefix", prefix)
+    assert os.listdir(tmp_path) == ["a.tsv"]
+
+
+@pytest.mark.parametrize("when", ["encode", "write_rows"])
+@pytest.mark.parametrize("change", ["others", "fewer", "more", "no texts"])
+def test_a_table_that_changes_meanwhile_is_named(refuses, labels, texts, tmp_path, monkeypatch, when, change):
+    """While it is answered, or written out; and when it is what it was, or its parts are away, all is well."""
+    path, out = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    write = lambda texts: parquet.write_table(pa.table({"text": pa.array(texts, pa.string())}), path)
+    write(texts)
+    changed = {"others": texts[::-1], "fewer": texts[:96], "more": texts * 2, "no texts": [None] * len(texts)}[change]
+    owner = sample if when == "encode" else labelling
+    done, whole = [], getattr(owner, when)
+
+    def changing(*arguments):
+        if not done:
+            done.append(write(changed))
+        return whole(*arguments)
+
+    monkeypatch.setattr(owner, when, changing)
+    assert f"a.parquet: was changed while it was labelled; remove {out}.parts" in refuses(path, out)
+    assert not out.exists()
+    assert "was begun with another input" in refuses(path, out)
+    shutil.rmtree(f"{out}.parts")
+    write(texts[:20])
+    assert "20 rows labelled" in labels(path, out)
 
 
 def test_one_run_at_a_time(refuses, labels, texts, tmp_path):

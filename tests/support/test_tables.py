@@ -288,7 +288,7 @@ def test_bad_tables_are_named_in_one_line(tmp_path, name, table, problem):
 
 # Numbers instead of classes.
 
-SCORES = {"train": [4.25, 0.0, 5.0, -1.5, 3.0, 2.25], "validation": [1.25, 4.0]}
+SCORES = {"train": [4.25, 0.0, 5.0, 1.5, 3.0, 2.25], "validation": [1.25, 4.0]}
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
@@ -296,7 +296,7 @@ def test_the_labels_of_a_regression_stand_for_themselves(tmp_path, suffix):
     """With --metric pearson or spearman, or in a folder that is called stsb; whole numbers too."""
     for name, metric in ("mine", "pearson"), ("mine", "spearman"), ("stsb", ""):
         folder = split_table(tmp_path / name, *SCORES.values(), suffix)
-        task = load_task(folder, metric=metric)
+        task = load_task(folder, text_columns=["text"], metric=metric)
         assert (task.metric, task.label_names) == (metric or "pearson", ["LABEL_0"])
         for split in SCORES:
             labels = getattr(task, split).labels
@@ -324,7 +324,33 @@ def test_a_regression_is_not_guessed(tmp_path):
     assert load_task(versions, metric="pearson").train.labels.tolist() == np.float32([1.0, 1.1, 1.0]).tolist()
     stsb = split_table(tmp_path / "stsb", SCORES["train"], [1.5, 2.5], "parquet")
     with pytest.raises(InputError, match=r"row 1 has the label 4.25, expected a whole number or a name"):
-        load_task(stsb, metric="accuracy")
+        load_task(stsb, text_columns=["text"], metric="accuracy")
+
+
+def test_stsb_has_numbers_from_0_to_5(tmp_path):
+    """GLUE's -1, which says that there is no label, is trained on in no row; elsewhere a number may be negative."""
+    for wrong, problem in (
+        (-1.0, r"-1, expected one from 0 to 5 \(GLUE marks rows"),
+        (5.5, "5.5, expected one from 0 to 5"),
+    ):
+        stsb = split_table(tmp_path / "stsb", [4.25, wrong, 3.0], [1.5, 2.5])
+        with pytest.raises(InputError, match=f"train.csv: row 2 has the label {problem}"):
+            load_task(stsb, text_columns=["text"])
+        assert (
+            load_task(split_table(tmp_path / "a", [4.25, wrong], [1.5, 2.5]), metric="pearson").train.labels[1] == wrong
+        )
+
+
+@pytest.mark.parametrize("task", ["mrpc", "qqp", "mnli", "qnli", "rte", "wnli", "stsb"])
+def test_a_task_of_pairs_is_not_trained_on_one_text(tmp_path, task):
+    """Though its other column is there, or a column that texts usually have."""
+    texts = ["one", "two", "three"]
+    (tmp_path / task).mkdir()
+    for split in "train", "validation":
+        write_table(tmp_path / task / f"{split}.csv", {"sentence": texts, "text": texts, "label": [0, 1, 1]})
+    with pytest.raises(InputError, match=r"no column .* among sentence, text, label; say which to read"):
+        load_task(str(tmp_path / task))
+    assert load_task(str(tmp_path / task), text_columns=["text"]).train.columns == ["text"]  # it was said
 
 
 @pytest.mark.parametrize("label", ["", "NA", "4,2", "nan", "inf", "1e99", "1_000", "0x1", "\u0664", "four", True, None,
@@ -370,15 +396,20 @@ def test_a_regression_has_no_classes(tmp_path):
 
 
 def test_mismatched_is_read_where_matched_is(tmp_path):
-    """By the classes of the training split; the name alone makes no second split."""
+    """By the classes of the training split. A file of another name, which would not be read, is refused."""
     folder = tmp_path / "mine"
     split_table(folder, ["a", "b", "c"], ["a"])
     assert load_task(str(folder)).mismatched is None
+    for name in "validation_mismatched.txt", "Validation_Mismatched.csv", "validation-mismatched.csv":
+        (folder / name).write_text("text,label\nx,c\n")
+        with pytest.raises(InputError, match=f"{name}: not read, as its name is none of validation_mismatched.csv"):
+            load_task(str(folder))
+        (folder / name).unlink()
     write_table(folder / "validation_mismatched.csv", {"text": ["x", "y"], "label": ["c", "b"]})
-    assert load_task(str(folder)).mismatched is None
-    (folder / "validation.csv").rename(folder / "validation_matched.csv")
-    task = load_task(str(folder))
-    assert (task.validation.labels.tolist(), task.mismatched.labels.tolist()) == ([0], [2, 1])
+    for name in "validation.csv", "validation_matched.csv":
+        (folder / "validation.csv").rename(folder / name)
+        task = load_task(str(folder))
+        assert (task.validation.labels.tolist(), task.mismatched.labels.tolist()) == ([0], [2, 1])
     write_table(folder / "validation_mismatched.csv", {"text": ["x", "y"], "label": ["c", "d"]})
     with pytest.raises(InputError, match=r"validation_mismatched.csv: row 2 has the label 'd'"):
         load_task(str(folder))
