@@ -134,7 +134,7 @@ def run_main(main) -> None:
 
 def complain(error: BaseException) -> None:
     """Prints the one line that says what went wrong; BERT_LORA_DEBUG=1 shows before it where."""
-    if not distributed.may_complain():
+    if not distributed.may_complain(error):
         return
     if os.environ.get("BERT_LORA_DEBUG"):
         traceback.print_exception(error)
@@ -163,12 +163,15 @@ def explain(error: BaseException) -> str:
 
 
 def catch_signals() -> list[int]:
-    """The list into which the first SIGINT or SIGTERM goes; a second one ends the process at once."""
+    """The list into which the first SIGINT or SIGTERM goes; a second one ends the process at once.
+
+    Under torchrun a second one is nothing: it sends on what the whole group of processes has got already.
+    """
     stop: list[int] = []
 
     def note(number: int, _) -> None:
         stop.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL if distributed.SIZE == 1 else signal.SIG_IGN)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)

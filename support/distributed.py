@@ -18,34 +18,43 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from support.files import InputError, is_out_of_memory
+from support.files import InputError, first_line, is_out_of_memory
 
 RANK, SIZE = 0, 1  # which process this is, and how many there are
 LOCAL_RANK, LOCAL_SIZE = 0, 1  # the same on this machine
 STORE = None  # a table that all processes see
+TABLE = None  # the same, as those see it too that torchrun starts after a loss (--max-restarts)
 LOST = "another process of this run was lost; go on with --resume, from the last checkpoint"
 
 
 def start() -> None:
     """Joins the other processes, where torchrun has started several."""
-    global RANK, SIZE, LOCAL_RANK, LOCAL_SIZE, STORE
+    global RANK, SIZE, LOCAL_RANK, LOCAL_SIZE, STORE, TABLE
     wanted = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # torchrun's names
-    if not {*wanted, "MASTER_ADDR"} <= os.environ.keys() or os.environ["WORLD_SIZE"] == "1":
+    if not {*wanted, "MASTER_ADDR"} <= os.environ.keys():
+        return
+    alone = os.environ["WORLD_SIZE"] == "1"
+    if alone and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
         return
     from torch import distributed
 
     RANK, SIZE, LOCAL_RANK, LOCAL_SIZE = (int(os.environ[name]) for name in wanted)
+    if RANK:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, one --help is enough
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(LOCAL_RANK % torch.cuda.device_count())
     patience = datetime.timedelta(days=30)  # one may work much longer than another; who is lost is noticed at once
     with carried():
-        STORE = distributed.PrefixStore(*agreed(next(distributed.rendezvous("env://", timeout=patience))[0]))
+        TABLE = next(distributed.rendezvous("env://", timeout=patience))[0]
+        if alone:
+            return
+        STORE = distributed.PrefixStore(*agreed(TABLE))
         distributed.init_process_group(backend, store=STORE, rank=RANK, world_size=SIZE, timeout=patience)
 
 
@@ -86,24 +95,41 @@ def is_first() -> bool:
 
 
 def options_after_restart() -> dict:
-    """What torchrun --max-restarts means by starting the processes again, after one was lost: go on."""
-    restarts = largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))  # only its machine counts a loss
-    return {"resume": True, "overwrite": False} if restarts > [0] else {}
+    """What torchrun --max-restarts means by starting the processes again, after one was lost: go on, if the run had
+    begun. Where it was refused, which the first start has said, the same would follow: it ends."""
+    if TABLE is None or largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))) == [0]:
+        return {}  # the largest, as only its machine counts a loss
+    if TABLE.check(["refused"]):
+        sys.exit(2)
+    return {"resume": True, "overwrite": False} if TABLE.check(["begun"]) else {}
+
+
+def note_begun() -> None:
+    """Notes that --out is this run's, so that a restart may go on there."""
+    if TABLE is not None:
+        TABLE.set("begun", "")
 
 
 def launcher() -> list[str]:
     """The words of a command line that start a program of as many processes."""
     if SIZE == 1:
         return [sys.executable]
-    nodes = [f"--nnodes={SIZE // LOCAL_SIZE}"] if SIZE > LOCAL_SIZE else []
+    nodes = []
+    if SIZE > LOCAL_SIZE:
+        nodes = [f"--nnodes={os.environ['GROUP_WORLD_SIZE']}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29400"]
     return ["torchrun", *nodes, f"--nproc-per-node={LOCAL_SIZE}"]
 
 
-def may_complain() -> bool:
-    """Whether no process has printed an error yet: the others' would be the same, or that one was lost."""
+def may_complain(error: BaseException) -> bool:
+    """Whether no process has printed an error yet: the others' would be the same, or that one was lost.
+
+    Notes an error that was foreseen, and no loss, for a restart, which would meet it again.
+    """
     with contextlib.suppress(RuntimeError):  # whoever keeps the table is gone
+        if TABLE is not None and isinstance(error, InputError) and str(error) != LOST:
+            TABLE.set("refused", "")
         return STORE is None or STORE.add("errors", 1) == 1
-    return False
+    return is_first()
 
 
 @contextlib.contextmanager
@@ -122,7 +148,7 @@ def refuse_device(device: str) -> None:
     """Raises InputError for a device that cannot be shared out."""
     if SIZE > 1 and device == "mps":
         raise InputError("--device mps takes one process; start it without torchrun")
-    if SIZE > 1 and device == "cuda" and (there := torch.cuda.device_count()) < LOCAL_SIZE:
+    if SIZE > 1 and device == "cuda" and 0 < (there := torch.cuda.device_count()) < LOCAL_SIZE:
         raise InputError(f"{LOCAL_SIZE} processes for {there} GPUs, and each takes one: --nproc-per-node {there}")
 
 
@@ -243,7 +269,10 @@ def once_a_machine(make: Callable[[], tuple]) -> tuple:
             shape = [told, [list(part) for part in parts], [n for n, v in values.items() if isinstance(v, np.ndarray)]]
             folder = tempfile.mkdtemp(prefix="bert-lora-")
             tensors = {name: torch.as_tensor(value) for name, value in values.items() if value is not None}
-            save_file(tensors, f"{folder}/made.safetensors", {"shape": json.dumps(shape)})
+            try:
+                save_file(tensors, f"{folder}/made.safetensors", {"shape": json.dumps(shape)})
+            except SafetensorError as error:
+                raise InputError(f"{folder}: {first_line(error)}; TMPDIR names another place") from None
             STORE.set(key, folder)
             del parts, values, tensors
         largest(0)  # until all are written

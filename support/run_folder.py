@@ -132,6 +132,8 @@ def claimed(options: dict, say):
         return
     with claim(out) as lock:
         refuse_to_overwrite(options)  # a run that ended in the meantime
+        if not options["overwrite"]:  # else a restart from here would go on with the former run
+            distributed.note_begun()
         if not is_marked(out):
             lock.write(MARK)
             lock.flush()
@@ -141,6 +143,7 @@ def claimed(options: dict, say):
             left = clear(out)
             if left:
                 say(f"left as it is, as no run wrote it: {listing([str(path) for path in left])}")
+        distributed.note_begun()
         yield distributed.from_first(lambda: resuming)
 
 

@@ -4,6 +4,7 @@ tests/faults.py kills such processes for real, under torchrun.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import torch
 from pyarrow import csv, parquet
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
+
+from support import distributed
 
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTER = "final/adapter_model.safetensors"
@@ -94,6 +97,7 @@ step = train.train_step
 def train_step(run, rows):
     if run.progress.step == 12 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # to the whole group of processes, and once more, sent on by torchrun
     return step(run, rows)
 train.train_step = train_step
 train.console.run_main(train.main)
@@ -132,6 +136,71 @@ def test_an_error_is_one_line_of_all_processes_and_ends_all(together, tmp_path):
     said = "".join(process.stderr for process in ended)
     assert said == "error: the processes were given other options, weights or data; give all of them the same\n"
     assert not (tmp_path / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_is_refused_stays_refused_by_a_restart(together, base, some, tmp_path, number):
+    """And is said once. Neither an unfinished run nor a finished one is gone on with, as nobody said --resume."""
+    stopped = tmp_path / "stopped"
+    words = ["--model", base, "--data", some, *OPTIONS, "--epochs", 2, "--out", stopped]
+    assert together(1, *words, given=[])[0].returncode == 0
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={number}"]
+    command = [*launcher, "--max-restarts=1", "train.py", *words, "--epochs", 3]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.count("error: ") == 1, done.stderr
+    assert f"error: {stopped} holds a finished run" in done.stderr
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_a_lost_process_is_replaced_by_a_restart(base, some, tmp_path):
+    """Of one process alone too; --overwrite, given for the former run, does not undo what the first start did."""
+    (tmp_path / "dies.py").write_text(DIES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "--max-restarts=1"]
+    command += [
+        tmp_path / "dies.py",
+        *OPTIONS,
+        "--model",
+        base,
+        "--data",
+        some,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "out",
+    ]
+    command += ["--overwrite"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    how = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120, "env": environment}
+    done = subprocess.run(list(map(str, command)), **how)
+    assert done.returncode == 0 and "resuming at step 10 of 26" in done.stdout, done.stderr
+
+
+DIES = """
+import os, signal, train
+step = train.train_step
+def train_step(run, rows):
+    if run.progress.step == 12 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(run, rows)
+train.train_step = train_step
+train.console.run_main(train.main)
+"""
+
+
+def test_help_is_printed_once(together):
+    ended = together(2, "--help", given=[])
+    assert [process.returncode for process in ended] == [0, 0]
+    assert "--batch-size" in ended[0].stdout and not ended[1].stdout
+
+
+def test_the_command_to_go_on_names_all_machines(monkeypatch):
+    """Two machines, of two processes and of one."""
+    for name, value in {"SIZE": 3, "LOCAL_SIZE": 2}.items():
+        monkeypatch.setattr(distributed, name, value)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    words = ["torchrun", "--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29400", "--nproc-per-node=2"]
+    assert distributed.launcher() == words
 
 
 def test_the_room_does_what_pytorch_does(tmp_path):
