@@ -1,0 +1,133 @@
+"""The ideas of experiments/ideas.py, against transformers, peft and PyTorch."""
+
+import importlib.util
+import math
+
+import numpy as np
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from helpers import ROOT
+from peft.optimizers import create_loraplus_optimizer
+
+import train
+from lora import LinearWithLoRA
+
+PATCHED = ("set_up", "evaluate", "learning_rate", "F", "build_model", "apply_lora_to_model")
+
+
+@pytest.fixture
+def ideas(monkeypatch):
+    """The module, whose changes of train are taken back afterwards."""
+    for name in PATCHED:
+        monkeypatch.setattr(train, name, getattr(train, name))
+    spec = importlib.util.spec_from_file_location("ideas", ROOT / "experiments" / "ideas.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+@pytest.fixture
+def config(tiny, some_reviews, tmp_path) -> train.Config:
+    words = {"max_length": 12, "batch_size": 16, "lr": 1e-2, "dropout": 0.0, "device": "cpu", "out": str(tmp_path)}
+    return train.Config(str(tiny), str(some_reviews), **words)
+
+
+def theirs(tiny, **settings) -> peft.PeftModel:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
+    how = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
+    return peft.get_peft_model(model, peft.LoraConfig(**how | settings))
+
+
+def step(run: train.Run) -> None:
+    train.train_step(run, np.arange(16))
+    run.progress.step += 1
+
+
+@pytest.mark.parametrize("decay", [None, 0.5, 0.2])
+def test_the_schedules_are_those_of_transformers(ideas, decay):
+    config = train.Config(lr=2e-3, warmup_ratio=0.1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.lr)
+    if decay:
+        ideas.stable(decay)
+        schedule = transformers.get_wsd_schedule(optimizer, 10, round(90 * decay), 100, decay_type="1-sqrt")
+    else:
+        ideas.cosine()
+        schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 10, 100)
+    for number in range(100):
+        assert math.isclose(train.learning_rate(config, number, 100), optimizer.param_groups[0]["lr"], abs_tol=1e-9)
+        optimizer.step()
+        schedule.step()
+
+
+def test_loraplus_gives_the_rates_of_peft(ideas, config, tiny):
+    ideas.loraplus_lr_ratio(16)
+    run = train.set_up(config)
+    for _ in range(4):
+        step(run)
+    lr, optimizer = train.learning_rate(config, 3, run.steps), None
+    optimizer = create_loraplus_optimizer(theirs(tiny), torch.optim.AdamW, lr=lr, loraplus_lr_ratio=16)
+    # Of matrices: peft counts the classifier's bias among the fast ones, which the paper does not speak of.
+    rates = lambda groups: {p.shape: group["lr"] for group in groups for p in group["params"] if p.ndim > 1}
+    ours, expected = (rates(o.param_groups) for o in (run.optimizer, optimizer))
+    assert ours.keys() == expected.keys() and len(ours) == 3  # A, B, the classifier
+    assert all(math.isclose(ours[shape], expected[shape]) for shape in ours)
+
+
+def test_pissa_begins_where_peft_does(ideas, config, tiny):
+    ideas.pissa()
+    ours = [m for m in train.set_up(config).model.modules() if isinstance(m, LinearWithLoRA)]
+    layers = [m for m in theirs(tiny, init_lora_weights="pissa").modules() if isinstance(m, peft.tuners.lora.Linear)]
+    assert len(ours) == len(layers) > 1
+    for our, layer in zip(ours, layers, strict=True):
+        assert torch.allclose(our.linear.weight, layer.base_layer.weight, atol=1e-5)
+        assert torch.allclose(our.lora.delta(), layer.get_delta_weight("default"), atol=1e-5)
+
+
+def test_label_smoothing_is_pytorchs_and_in_training_alone(ideas, config):
+    ideas.label_smoothing(0.1)
+    run, rows = train.set_up(config), np.arange(16)
+    run.model.eval()
+    ids, mask, types, labels = train.make_batch(run.train, rows, 0)
+    with torch.no_grad():
+        logits = run.model(ids, mask, types)
+        plain = train.forward(run, run.train, rows)[0]
+    assert torch.isclose(plain, F.cross_entropy(logits, labels, reduction="sum"))
+    smooth = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
+    assert torch.isclose(train.forward(run, run.train, rows)[0], smooth) and not torch.isclose(plain, smooth)
+
+
+def test_base_dropout_leaves_the_adapters_own(ideas, config):
+    ideas.base_dropout(0.3)
+    config.dropout = 0.2
+    found = {name: m.p for name, m in train.set_up(config).model.named_modules() if isinstance(m, torch.nn.Dropout)}
+    assert {p for name, p in found.items() if ".lora." in name} == {0.2}
+    assert {p for name, p in found.items() if ".lora." not in name} == {0.3}
+
+
+def test_what_is_scored_is_the_mean(ideas, config, monkeypatch):
+    """Of the first steps plainly, later weighed; and the weights go on from where they were."""
+    scored = []
+    names = lambda run: {n: p for n, p in run.model.named_parameters() if p.requires_grad}
+    monkeypatch.setattr(train, "evaluate", lambda run: scored.append({n: p.clone() for n, p in names(run).items()}))
+    ideas.average(0.5)
+    run = train.set_up(config)
+    seen = [{n: p.detach().clone() for n, p in names(run).items()}]
+    for _ in range(3):
+        step(run)
+        seen.append({n: p.detach().clone() for n, p in names(run).items()})
+    train.evaluate(run)
+    for name, parameter in names(run).items():
+        mean = seen[1][name]  # the first step counts 1, each later one half of what is to be
+        for later in seen[2:]:
+            mean = (mean + later[name]) / 2
+        assert torch.allclose(scored[0][name], mean, atol=1e-6) and torch.equal(parameter, seen[-1][name])
+
+
+def test_the_program_takes_ideas_and_options(run, tiny, some_reviews, tmp_path):
+    words = ["--model", tiny, "--data", some_reviews, "--epochs", 1, "--max-length", 12, "--out", tmp_path / "out"]
+    ideas = ["loraplus_lr_ratio=8", "cosine", "average=0.9", "label_smoothing=0.1"]
+    assert run("experiments/ideas.py", *ideas, *words).returncode == 0
+    done = run("experiments/ideas.py", "average", *words)
+    assert done.returncode == 2 and done.stderr.startswith("error: average=: give the number"), done.stderr
