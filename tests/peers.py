@@ -1,8 +1,9 @@
 """transformers and peft, asked in a process of their own, so that more than one release of them can be.
 
-    python tests/peers.py FOLDER     # does the jobs of FOLDER/jobs.json, and writes FOLDER/answers.json
+    echo FOLDER | python tests/peers.py     # does the jobs of FOLDER/jobs.json, and writes FOLDER/answers.json
 
-A job is [the name of a function below, its keyword arguments]; an answer is what the function returned.
+It goes on so for every line of its input, and says which folder is done. A job is [the name of a function below, its
+keyword arguments]; an answer is what the function returned.
 """
 
 import json
@@ -91,6 +92,7 @@ def listen() -> list[str]:
             said.append(str(message))
 
     warnings.showwarning = show
+    warnings.simplefilter("always")  # also what an earlier job was told
     return said
 
 
@@ -99,7 +101,8 @@ def versions() -> list[str]:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    jobs = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
-    answers = [globals()[name](**arguments) for name, arguments in jobs]
-    (folder / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
+    for folder in (Path(line.strip()) for line in sys.stdin):
+        jobs = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
+        answers = [globals()[name](**arguments) for name, arguments in jobs]
+        (folder / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
+        print("done:", folder, flush=True)

@@ -138,6 +138,7 @@ def test_an_error_is_one_line_of_all_processes_and_ends_all(together, tmp_path):
     assert not (tmp_path / "checkpoint").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2])
 def test_what_is_refused_stays_refused_by_a_restart(together, base, some, tmp_path, number):
     """And is said once. Neither an unfinished run nor a finished one is gone on with, as nobody said --resume."""
@@ -153,6 +154,7 @@ def test_what_is_refused_stays_refused_by_a_restart(together, base, some, tmp_pa
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_lost_process_is_replaced_by_a_restart(base, some, tmp_path):
     """Of one process alone too; --overwrite, given for the former run, does not undo what the first start did."""
     (tmp_path / "dies.py").write_text(DIES)

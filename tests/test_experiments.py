@@ -3,9 +3,11 @@
 import json
 import statistics
 
+import pytest
 from helpers import ROOT
 
 IDEAS = "loraplus_lr_ratio=4 cosine average=0.9 label_smoothing=0.1 pissa base_dropout=0"
+pytestmark = pytest.mark.slow
 PLAN = """
 model = "{tiny}"
 data = "{data}"

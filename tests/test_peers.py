@@ -1,5 +1,6 @@
 """transformers and peft of two years, both ways: what they saved opens here, and what was saved here opens there."""
 
+import functools
 import json
 import os
 import subprocess
@@ -75,14 +76,23 @@ MODELS = {  # of transformers: how it is saved
 }
 
 
+@functools.cache
+def peer(release: str) -> subprocess.Popen:
+    """A process of one release, whose transformers and peft take seconds to import."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(older() if release == "older" else "")}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    return subprocess.Popen([sys.executable, ROOT / "tests" / "peers.py"], stderr=subprocess.STDOUT, **pipes)
+
+
 def ask(release: str, folder: Path, jobs: list) -> list:
     """The answers of one release to a list of jobs."""
     folder.mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(older() if release == "older" else "")}
-    command = [sys.executable, ROOT / "tests" / "peers.py", folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr[-2000:]
+    print(folder, file=peer(release).stdin, flush=True)
+    said = ""
+    while f"done: {folder}\n" not in said:
+        said += (line := peer(release).stdout.readline())
+        assert line, said[-2000:]
     return json.loads((folder / "answers.json").read_text(encoding="utf-8"))
 
 
@@ -117,7 +127,9 @@ def theirs(request, tmp_path_factory) -> tuple[str, Path, dict]:
         head = {"num_labels": 1, "problem_type": "regression"} if name == "a regression" else {"num_labels": 3}
         job("train_adapter", f"adapter, {name}", base=f"{folder}/{base}", settings=settings, **head)
     answers = ask(request.param, folder / "making", list(jobs.values()))
-    return request.param, folder, dict(zip(jobs, answers, strict=True))
+    yield request.param, folder, dict(zip(jobs, answers, strict=True))
+    peer(request.param).stdin.close()
+    assert peer(request.param).wait(60) == 0
 
 
 @torch.no_grad()

@@ -123,7 +123,7 @@ def test_a_merge_never_replaces_its_sources(trained, tmp_path, folder, monkeypat
 
 
 def test_make_merge_goes_on_working(run, trained, tmp_path):
-    alone = {"MAKEFLAGS": "", "MAKEOVERRIDES": ""}  # not as a part of the make which runs the tests
+    alone = {"MAKEFLAGS": "", "MAKEOVERRIDES": "", "ARGS": ""}  # not as a part of the make which runs the tests
     (tmp_path / "out").symlink_to(trained / "out")
     for name in "bert.py", "lora.py", "support", "Makefile":
         (tmp_path / name).symlink_to(ROOT / name)
