@@ -108,7 +108,7 @@ def older() -> Path:
     return home
 
 
-@pytest.fixture(scope="module", params=["newest", "older"])
+@pytest.fixture(scope="module", params=["newest", pytest.param("older", marks=pytest.mark.slow)])
 def theirs(request, tmp_path_factory) -> tuple[str, Path, dict]:
     """A release, the folder of what its transformers and peft saved, and what they say of it."""
     folder = tmp_path_factory.mktemp(request.param)

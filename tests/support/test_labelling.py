@@ -404,6 +404,7 @@ def finish(labels, tmp_path, theirs, *arguments) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(killed, labels, theirs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw = random.Random(time.time_ns())

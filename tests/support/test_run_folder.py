@@ -245,6 +245,7 @@ def test_a_finished_run_takes_more_epochs(run, quick, tmp_path):
     assert done.returncode == 2 and "finished run" in done.stderr and "more --epochs than 4" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_moved_checkout_finds_its_offline_pair_again(run, tiny, reviews, tmp_path):
     """The adapter and config.toml name directories that are gone: they lie in this checkout now. (The pair is a small
     one under the names of the real one.)"""
