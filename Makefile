@@ -2,7 +2,7 @@
 # make bench   speed against transformers + peft    make fuzz    10,000 broken files for every reader
 # make merge   out/best as a plain checkpoint       make faults  kills, full disks, races, for real
 # make clean   removes .venv and offline/           make examples  sets up and tests examples/
-# make test ARGS="-m slow"  two minutes of tests that make test leaves to continuous integration
+# make test ARGS="-m slow"  the tests that make test leaves to continuous integration
 # make test-cluster  sets up Ray and Spark, and tests the examples for them
 # make experiments  a table of ranks, targets, rates: hours; ARGS=--dry-run says how many
 # make figures  the pictures of docs/guide.md, from runs of a quarter of an hour

@@ -6,6 +6,7 @@ tests/faults.py kills such processes for real, under torchrun.
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +137,26 @@ def test_an_error_is_one_line_of_all_processes_and_ends_all(together, tmp_path):
     said = "".join(process.stderr for process in ended)
     assert said == "error: the processes were given other options, weights or data; give all of them the same\n"
     assert not (tmp_path / "checkpoint").exists()
+
+
+@pytest.mark.slow
+def test_two_launchers_train_one_run(together, base, some, tmp_path):
+    """As on two machines, which here have one address: each has a process, and the second needs no --out of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=1"]
+    launcher += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1"]
+    words = ["train.py", *OPTIONS, "--model", base, "--data", some, "--dropout", 0.0, "--epochs", 2]
+    start = lambda: subprocess.Popen(
+        list(map(str, [*launcher, *words, "--out", tmp_path / "many"])),
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    ended = [(process, *process.communicate(timeout=120)) for process in [start(), start()]]
+    assert [process.returncode for process, *_ in ended] == [0, 0], ended
+    assert sorted("best validation" in said for _, said, _ in ended) == [False, True]
+    assert together(1, *words[1:], "--out", tmp_path / "one", "--grad-accum", 2, given=[])[0].returncode == 0
+    losses, adapters = apart(tmp_path / "one", tmp_path / "many")
+    assert losses < 1e-6 and adapters < 1e-5
 
 
 @pytest.mark.slow
