@@ -56,8 +56,8 @@ def load_task(
     Raises InputError for whatever is missing, empty, of another type or out of range.
     """
     usual_metric, usual_names, columns = glue.task_of(data, text_columns)
-    metric, mismatched = metric or usual_metric, None
     how = (columns, label_column, label_names, usual_names, glue.bounds(metric, usual_metric))
+    metric, mismatched = metric or usual_metric, None
     if Path(data).is_file():
         train, validation = tables.hold_out(tables.read_split([Path(data)], *how), tokenizer, data)
     else:

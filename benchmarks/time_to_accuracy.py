@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
@@ -211,7 +210,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     s = SimpleNamespace(**vars(parser.parse_args()))
-    names, seeds = s.contenders.split(","), [int(seed) for seed in s.seeds.split(",")]
+    names = s.contenders.split(",")
+    try:
+        seeds, marks = [int(seed) for seed in s.seeds.split(",")], [float(mark) for mark in s.marks.split(",")]
+    except ValueError:
+        raise InputError("--seeds takes whole numbers and --marks accuracies, as 1,2,3 and 0.88,0.895") from None
+    if min(s.every, s.threads) < 1:
+        raise InputError("--every and --threads must be at least 1")
     if unknown := [name for name in names if name not in RECIPES]:
         raise InputError(f"--contenders {unknown[0]}: not one of {', '.join(RECIPES)}")
     model, reviews = offline_pair()
@@ -221,10 +226,9 @@ def main() -> None:
         for name, answers in take_turns(names, s).items():
             found[name].append(answers)
         settings = vars(s) | {"recipes": {name: asdict(RECIPES[name]) for name in names}}
-        print(table(found, [float(mark) for mark in s.marks.split(",")]), flush=True)
+        print(table(found, marks), flush=True)
     save_results("time-to-accuracy", s, settings, runs=found)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     run_main(main)

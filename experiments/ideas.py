@@ -61,6 +61,8 @@ def cosine() -> None:
 def stable(decay: float) -> None:
     """Warm-up, stable, decay: the full rate, and at the end, for such a part of the steps, 1 - √ (Hägele et al., 2024,
     arXiv:2405.18392)."""
+    if not 0 < decay <= 1:
+        raise ValueError
     schedule(lambda part: 1 - math.sqrt(max(0, (part - 1 + decay) / decay)))
 
 
@@ -105,6 +107,7 @@ def average(memory: float) -> None:
 
         run.optimizer.register_step_post_hook(follow)
         run.trained = trained
+        run.checkpoint.trained |= {f"mean {number}": mean for number, mean in enumerate(run.means)}
         return run
 
     @torch.no_grad()
@@ -148,7 +151,11 @@ def main() -> None:
         try:
             IDEAS[name](*([float(number)] if number else []))
         except (TypeError, ValueError):
-            raise InputError(f"{name}={number}: give the number that experiments/ideas.py asks for there") from None
+            asked = "a number that experiments/ideas.py says what it is for, or for cosine and pissa none"
+            raise InputError(f"{name}={number}: takes {asked}") from None
+    identity, again = train.options.identity, train.console.command_to_resume
+    train.options.identity = lambda *given: identity(*given) | {"ideas": words}
+    train.console.command_to_resume = lambda out: f"{again(out)} {' '.join(words)}"
     train.main()
 
 

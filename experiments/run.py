@@ -41,6 +41,7 @@ def read_plan(path: Path) -> dict:
     try:
         plan = tomllib.loads(path.read_text(encoding="utf-8"))
         plan["groups"] = [(group["title"], list(group["settings"])) for group in plan["groups"]]
+        plan.setdefault("common", {})
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a list of experiments ({type(error).__name__}: {error})") from None
     return plan
@@ -127,20 +128,29 @@ HEAD = """\
 """
 
 
-def finished(settings: dict[str, dict], seeds: list[int], out: Path, known: Path | None) -> dict[tuple[str, int], dict]:
+def shared(plan: dict) -> dict:
+    """What all runs of a plan have in common: by it a line of runs.jsonl is known to be of this plan."""
+    return {"data": Path(plan.get("data", "the offline reviews")).name, "rows": plan.get("rows")} | plan["common"]
+
+
+def finished(plan: dict, settings: dict[str, dict], out: Path, known: Path | None) -> dict[tuple[str, int], dict]:
     """The results by setting and seed: of the runs under `out`, and the lines of `known`. Raises InputError."""
+    there, fields = {}, ("accuracy", "loss", "stored", "trained", "seconds", "bytes")
     try:
-        lines = [json.loads(line) for line in known.read_text(encoding="utf-8").splitlines()] if known else []
-        there = {(named(line.pop("setting")), line.pop("seed")): line for line in lines}
+        for line in map(json.loads, known.read_text(encoding="utf-8").splitlines() if known else ()):
+            if line["shared"] != shared(plan):
+                raise InputError(f"{known}: of other experiments, with {line['shared']}, not {shared(plan)}")
+            there[named(line["setting"]), line["seed"]] = {field: line[field] for field in fields}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{known}: not the runs.jsonl of such experiments ({type(error).__name__}: {error})") from None
-    folders = {(name, seed): out / name / str(seed) for name in settings for seed in seeds}
+    folders = {(name, seed): out / name / str(seed) for name in settings for seed in plan["seeds"]}
     return there | {run: result(folder) for run, folder in folders.items() if (folder / DONE).exists()}
 
 
 def summarise(plan: dict, settings: dict[str, dict], runs: dict[tuple[str, int], dict], out: Path) -> str:
     """The table of all settings of which every seed is finished, and the picture."""
-    lines = [{"setting": settings[name], "seed": seed} | runs[name, seed] for name, seed in runs if name in settings]
+    of = lambda name, seed: {"shared": shared(plan), "setting": settings[name], "seed": seed}
+    lines = [of(*run) | result for run, result in runs.items() if run[0] in settings]
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "runs.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     every = {name: [runs[name, seed] for seed in plan["seeds"] if (name, seed) in runs] for name in settings}
@@ -194,7 +204,7 @@ def main() -> None:
         plan["data"] = arguments.data
     out, seeds = arguments.out or ROOT / "out-experiments" / arguments.plan.stem, plan["seeds"]
     settings = {named(s): s for s in [{}, *itertools.chain(*(settings for _, settings in plan["groups"]))]}
-    runs = finished(settings, seeds, out, arguments.known)
+    runs = finished(plan, settings, out, arguments.known)
     left = [(setting, seed) for name, setting in settings.items() for seed in seeds if (name, seed) not in runs]
     each = statistics.median([r["seconds"] for r in runs.values() if r["seconds"]] or [plan.get("seconds", 300)])
     hours = len(left) * each / arguments.jobs / 3600
@@ -219,7 +229,7 @@ def main() -> None:
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(one, left))
-    print(summarise(plan, settings, finished(settings, seeds, out, arguments.known), out))
+    print(summarise(plan, settings, finished(plan, settings, out, arguments.known), out))
 
 
 if __name__ == "__main__":

@@ -143,14 +143,15 @@ class Checkpoint:
 
     def refuse_another_run(self, then: dict) -> None:
         """Raises InputError, naming the first thing that was another `then`; more epochs may be asked for."""
-        differing = [name for name, value in self.identity.items() if then.get(name) != value]
+        names = [*self.identity, *(then.keys() - {*self.identity, "threads", "workers"})]
+        differing = [name for name in names if then.get(name) != self.identity.get(name)]
         if "contents" not in differing:
             differing = [name for name in differing if name not in SOURCES]
         if "epochs" in differing and then["epochs"] < self.identity["epochs"]:
             differing.remove("epochs")
         if differing:
             first = differing[0]
-            what = f"{first} {then.get(first)!r}, not {self.identity[first]!r}"
+            what = f"{first} {then.get(first)!r}, not {self.identity.get(first)!r}"
             what = "other weights or data" if first == "contents" else what
             raise InputError(f"{self.path}: that run was started with {what}; --overwrite starts anew")
 

@@ -171,7 +171,7 @@ def catch_signals() -> list[int]:
 
     def note(number: int, _) -> None:
         stop.append(number)
-        signal.signal(number, signal.SIG_DFL if distributed.SIZE == 1 else signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIG_DFL)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)

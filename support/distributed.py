@@ -116,7 +116,8 @@ def launcher() -> list[str]:
         return [sys.executable]
     nodes = []
     if SIZE > LOCAL_SIZE:
-        nodes = [f"--nnodes={os.environ['GROUP_WORLD_SIZE']}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29400"]
+        number = os.environ.get("GROUP_WORLD_SIZE", SIZE // LOCAL_SIZE)
+        nodes = [f"--nnodes={number}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29400"]
     return ["torchrun", *nodes, f"--nproc-per-node={LOCAL_SIZE}"]
 
 

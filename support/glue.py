@@ -50,11 +50,11 @@ def task_of(data: str, text_columns=()) -> tuple[str, list[str], list[list[str]]
 
 
 def bounds(metric: str, usual: str) -> tuple[float, float] | None:
-    """Between which numbers the labels of a regression lie, as `metric` is of one: of STS-B, where it is the `usual`
-    one of the task, from 0 to 5; None of classes."""
-    if metric not in OF_NUMBERS:
+    """Between which numbers the labels lie: any, where `metric` says that it is a regression; from 0 to 5 of STS-B,
+    where the task's `usual` one does and nobody has given another; None of classes."""
+    if (metric or usual) not in OF_NUMBERS:
         return None
-    return (0, 5) if usual in OF_NUMBERS else (-1e15, 1e15)
+    return (-1e15, 1e15) if metric else (0, 5)
 
 
 def checked_metric(metric: str, names: list[str]) -> str:

@@ -77,7 +77,9 @@ class Table:
         if self.kind == ".parquet":
             return parquet.ParquetFile(self.path).schema_arrow
         if self.kind in (".csv", ".tsv"):
-            with arrow_csv.open_csv(self.path, **csv_options(self.path)) as file:
+            with arrow_csv.open_csv(
+                self.path, arrow_csv.ReadOptions(block_size=BLOCK), **csv_options(self.path)
+            ) as file:
                 return pa.schema([(name, pa.string()) for name in file.schema.names])
         if self.kind == ".txt":
             names = ["text", "text_pair"] if self.pairs else ["text"]  # as Hugging Face's pipelines name them

@@ -90,7 +90,7 @@ def listed(text: str) -> list[str]:
     """The parts of an option that is a list: "a, b" is a and b. Raises InputError where one is empty."""
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(parts):
-        raise InputError(f"the list {text!r} has an empty place; leave the comma out")
+        raise InputError(f"{text!r}: an option's list of names with an empty place in it; leave that comma out")
     return parts
 
 

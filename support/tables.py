@@ -269,8 +269,8 @@ def as_numbers(labels: list, place: Place, low: float = -1e15, high: float = 1e1
         if type(number) not in (int, float) or not abs(number) <= 1e15:  # NaN is not
             raise InputError(f"{place(row)} has the label {label!r:.40}, expected a number, as of any regression")
         if not low <= number <= high:
-            told = f"{place(row)} has the label {number:g}, expected one from {low:g} to {high:g}"
-            raise InputError(told + (hint if number == -1 else ""))
+            told = f"{place(row)} has the label {number:g}, expected one from {low:g} to {high:g}, as of STS-B"
+            raise InputError(f"{told}{hint if number == -1 else ''}; --metric pearson takes any number")
         result[row] = number
     if np.ptp(result) == 0:
         told = f"{place(0)} and every other has the label {result[0]:g}; nothing can be compared"

@@ -52,6 +52,7 @@ def together(run, base, some):
         table = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun keeps one for its processes
         names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(table.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         names |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "OMP_NUM_THREADS": "1"}
+        names["TORCHELASTIC_RUN_ID"] = "none"
         names["TORCH_CPP_LOG_LEVEL"] = (
             "FATAL"  # the first keeps torchrun's table here, and it is missed when it is gone
         )

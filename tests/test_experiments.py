@@ -54,6 +54,9 @@ def test_every_setting_is_run_once_and_stands_in_the_table(run, tiny, some_revie
     assert elsewhere.returncode == 0 and table in elsewhere.stdout and "0 runs are left" in elsewhere.stdout
     wrong = run(*command, "--known", plan, "--table")
     assert wrong.returncode == 2 and "not the runs.jsonl of such experiments" in wrong.stderr
+    plan.write_text(plan.read_text().replace("lr = 0.01", "lr = 0.02"))
+    other = run(*command, "--known", out / "runs.jsonl", "--table")
+    assert other.returncode == 2 and "of other experiments, with" in other.stderr
 
 
 def test_a_run_that_fails_is_named(run, some_reviews, tmp_path):

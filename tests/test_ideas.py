@@ -126,5 +126,38 @@ def test_what_is_scored_is_the_mean(ideas, config, monkeypatch):
 
 
 def test_an_idea_without_its_number_is_one_line(run):
-    done = run("experiments/ideas.py", "average")
-    assert done.returncode == 2 and done.stderr.startswith("error: average=: give the number"), done.stderr
+    for word in "average", "cosine=3", "stable=0":
+        done = run("experiments/ideas.py", word)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {word.partition('=')[0]}="), done.stderr
+        assert "takes a number" in done.stderr
+
+
+STOPPED = """
+import os, signal, sys
+sys.path.insert(0, "experiments")
+import ideas, train
+step = train.train_step
+def train_step(run, rows):
+    if run.progress.step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(run, rows)
+train.train_step = train_step
+train.console.run_main(ideas.main)
+"""
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_with_its_ideas_alone(run, tiny, some_reviews, tmp_path):
+    """To the same bytes; without them it is another run."""
+    words = ["--model", tiny, "--data", some_reviews, "--epochs", 2, "--max-length", 12, "--batch-size", 16]
+    ideas = ["average=0.9", "loraplus_lr_ratio=4"]
+    assert run("experiments/ideas.py", *ideas, *words, "--out", tmp_path / "whole").returncode == 0
+    done = run("-c", STOPPED, *ideas, *words, "--out", tmp_path / "out")
+    assert done.returncode == 143 and f"--out={tmp_path}/out average=0.9 loraplus_lr_ratio=4" in done.stdout, (
+        done.stderr
+    )
+    refused = run("train.py", "--resume", "--out", tmp_path / "out")
+    assert refused.returncode == 2 and "started with ideas ['average=0.9'" in refused.stderr, refused.stderr
+    assert run("experiments/ideas.py", *ideas, "--resume", "--out", tmp_path / "out").returncode == 0
+    for name in "metrics.jsonl", "final/adapter_model.safetensors":
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -89,10 +90,12 @@ def ask(release: str, folder: Path, jobs: list) -> list:
     folder.mkdir(exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     print(folder, file=peer(release).stdin, flush=True)
-    said = ""
+    said, watch = "", threading.Timer(250, peer(release).kill)
+    watch.start()
     while f"done: {folder}\n" not in said:
         said += (line := peer(release).stdout.readline())
         assert line, said[-2000:]
+    watch.cancel()
     return json.loads((folder / "answers.json").read_text(encoding="utf-8"))
 
 

@@ -239,7 +239,7 @@ def test_a_label_that_is_there_already_makes_room_for_another(labels, texts, the
 
 
 @pytest.mark.parametrize("arguments, problem", [
-    (["--text-column", ","], "the list ',' has an empty place"),
+    (["--text-column", ","], "',': an option's list of names with an empty place"),
     (["--text-column", "text,text"], "a pair is of two columns"),
     (["--text-column", "other"], "no column 'other' among text"),
     (["--text-column", "number"], "the column 'number' is int64, expected text"),
@@ -272,12 +272,17 @@ def test_table_options_without_a_table_are_refused(run):
     ("a.jsonl", "", "a.jsonl: holds no rows"),
     ("a.jsonl", "\n" * 5000, "a.jsonl: holds no rows"),
     ("a.csv", "text,text\na,b\n", "2 columns 'text'; rename one of them"),
-    ("a.csv", "text\n" + "long " * 10**6 + "\n", "a row is longer than 4 MiB, or a quotation mark is not closed"),
-], ids=str)  # fmt: skip
+    ("a.csv", "text\n" + "long " * 2 * 10**6 + "\n", "a row is longer than 4 MiB, or a quotation mark is not closed"),
+], ids=range(7))  # fmt: skip
 def test_odd_files_are_one_line(refuses, tmp_path, name, content, problem):
     (tmp_path / name).write_text(content)
     assert problem in refuses(tmp_path / name, tmp_path / "b.parquet")
     assert os.listdir(tmp_path) == [name]
+
+
+def test_a_row_of_a_csv_may_have_four_megabytes(labels, tmp_path):
+    (tmp_path / "a.csv").write_text("text\n" + "long " * 700_000 + "\n")
+    assert "1 rows labelled" in labels(tmp_path / "a.csv", tmp_path / "b.parquet")
 
 
 def test_what_is_no_file_to_read_twice_is_one_line(refuses, tmp_path):
