@@ -107,14 +107,18 @@ def result(out: Path) -> dict:
     return told | {"trained": int(trained.replace(",", ""))} | json.loads((out / DONE).read_text())
 
 
+T95 = {2: 4.303, 4: 2.776, 6: 2.447, 8: 2.306}  # Student's t by degrees of freedom; two and two seeds have 2
+
+
 def row(setting: dict, results: list[dict], default: list[dict]) -> str:
-    """A line of the table. A difference is called so from two standard errors on."""
+    """A line of the table. A difference is called so where chance alone gives it in less than 5 of 100 cases."""
     of = lambda name, results: [100 * r[name] if name == "accuracy" else r[name] for r in results if r[name]]
     spread = lambda values: statistics.stdev(values) if len(values) > 1 else float("nan")
     ours, theirs = of("accuracy", results), of("accuracy", default)
     gained = statistics.mean(ours) - statistics.mean(theirs)
     error = (spread(ours) ** 2 / len(ours) + spread(theirs) ** 2 / len(theirs)) ** 0.5
-    against = "–" if results is default else f"{gained:+.2f}" if abs(gained) > 2 * error else "within the noise"
+    beyond = abs(gained) > T95.get(len(ours) + len(theirs) - 2, 2) * error
+    against = "–" if results is default else f"{gained:+.2f}" if beyond else "within the noise"
     seconds, memory = ([value for value in of(name, results)] for name in ("seconds", "bytes"))
     middle = lambda values, unit: f"{statistics.median(values) / unit:,.0f}" if values else "–"
     shown = [f"{statistics.mean(ours):.2f} ± {spread(ours):.2f}", against, f"{results[0]['trained']:,}",
@@ -159,7 +163,8 @@ def summarise(plan: dict, settings: dict[str, dict], runs: dict[tuple[str, int],
         return "no setting is finished yet"
     text, default = "", found["the default"]
     for title, settings in plan["groups"]:
-        there = [setting for setting in settings if named(setting) in found]
+        if not (there := [setting for setting in settings if named(setting) in found]) or there == [{}]:
+            continue
         text += f"\n{title}\n\n{HEAD}" + "".join(row(s, found[named(s)], default) + "\n" for s in there)
     write_text(out / "table.md", text)
     draw([(title, [s for s in settings if named(s) in found]) for title, settings in plan["groups"]], found, out)

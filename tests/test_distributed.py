@@ -80,7 +80,7 @@ def apart(one: Path, other: Path) -> tuple[float, float]:
     return losses, max((ours[name] - theirs[name]).abs().max().item() for name in ours)
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_take_the_steps_of_one(together, tmp_path, number):
     """Each with --batch-size 8, as one process with --grad-accum; the last step has fewer batches than processes."""
     ended = together(number, "--out", tmp_path / "many")

@@ -145,6 +145,7 @@ def test_the_name_of_a_task_is_all_it_takes(run, hub, glue_hub, tiny, tmp_path, 
     assert said.returncode == 0 and re.match("|".join(names) or r"-?\d+\.\d{3} ", said.stdout), said
 
 
+@pytest.mark.slow
 def test_twenty_steps_of_a_regression_are_transformers(glue_hub, minilm, tmp_path):
     """Its own loss for problem_type "regression", in peft, from the same A, B and classifier."""
     base = tmp_path / "base"

@@ -477,6 +477,7 @@ def test_killed_while_it_tidies_up(labels, theirs, texts, tmp_path, monkeypatch)
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_killed(killed, program, model, labels, theirs, tmp_path, monkeypatch):
     """The other one ends too; then two go on, and are stopped; then one does the rest."""
     monkeypatch.chdir(tmp_path)
