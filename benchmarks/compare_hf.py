@@ -66,32 +66,38 @@ def write_base(s: SimpleNamespace) -> None:
     save_adapter(model, s.adapter, s.base)
 
 
+def begin(program: str, name: str, s: SimpleNamespace) -> subprocess.Popen:
+    """A process of the contender `name`, which answers a line of JSON when it is ready, and to each message."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(s.threads)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    command = [sys.executable, HERE / program, name, json.dumps(vars(s))]
+    return subprocess.Popen(command, env=environment, **pipes)
+
+
+def ask(workers: dict[str, subprocess.Popen], name: str, message: str = "") -> dict:
+    """The next answer of a contender. Raises InputError if it is an error, or the process has ended."""
+    with contextlib.suppress(BrokenPipeError):  # a dead worker: the missing answer says so
+        workers[name].stdin.write(message)
+        workers[name].stdin.flush()
+    line = workers[name].stdout.readline()
+    answer = json.loads(line) if line else {"error": f"ended with exit status {workers[name].wait()}"}
+    if "error" in answer:
+        raise InputError(f"{name}: {answer['error']}")
+    return answer
+
+
 def measure(names: list[str], s: SimpleNamespace) -> dict[str, list[dict]]:
     """Starts the workers, compares them, and goes round: the answers of each, round by round."""
     workers, checks, answers = {}, {}, {name: [] for name in names}
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(s.threads)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-
-    def ask(name: str, message: str = "") -> dict:
-        with contextlib.suppress(BrokenPipeError):  # a dead worker: the missing answer says so
-            workers[name].stdin.write(message)
-            workers[name].stdin.flush()
-        line = workers[name].stdout.readline()
-        answer = json.loads(line) if line else {"error": f"ended with exit status {workers[name].wait()}"}
-        if "error" in answer:
-            raise InputError(f"{name}: {answer['error']}")
-        return answer
-
     try:
         for name in names:
-            command = [sys.executable, HERE / "contenders.py", name, json.dumps(vars(s))]
-            workers[name] = subprocess.Popen(command, env=environment, **pipes)
-            checks[name] = ask(name)
+            workers[name] = begin("contenders.py", name, s)
+            checks[name] = ask(workers, name)
         compare(checks, s.dtype)
         for number in range(s.rounds + 1):
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
-                answers[name].append(ask(name, "go\n"))
+                answers[name].append(ask(workers, name, "go\n"))
             rates = [f"{name} {s.steps * s.batch_size / a[-1]['seconds']:.4g}" for name, a in answers.items()]
             print(f"round {number}/{s.rounds}: {', '.join(rates) if number else 'warm-up'}", file=sys.stderr)
     finally:

@@ -52,6 +52,14 @@ class Contender:
     model: torch.nn.Module | None = None
 
 
+def hf_output(model, data: Encoded, rows: np.ndarray, multiple: int):
+    """What transformers' model says of a batch of the rows, the mean loss with it; and the labels (B,)."""
+    ids, mask, types, labels = make_batch(data, rows, model.config.pad_token_id, multiple)
+    mask = torch.ones_like(ids) if mask is None else mask.long()
+    types = torch.zeros_like(ids) if types is None else types
+    return model(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels), labels
+
+
 def build_hf(name: str, s: SimpleNamespace) -> Contender:
     """transformers + peft at their best: tokens ready on the device, fused AdamW, nothing waits for the loss."""
     import transformers
@@ -66,11 +74,8 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
     data = read_data(s)
 
     def forward(rows):
-        ids, mask, types, labels = make_batch(data, rows, model.config.pad_token_id, multiple)
-        mask = torch.ones_like(ids) if mask is None else mask.long()
-        types = torch.zeros_like(ids) if types is None else types
         with torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16"):
-            output = model(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels)
+            output, _ = hf_output(model, data, rows, multiple)
         return output.loss, output.logits
 
     def step(rows):

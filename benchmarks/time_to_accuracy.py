@@ -10,7 +10,6 @@ its own time. A mark is reached at the first score that is as high, in a run who
 
 import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,10 +19,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from compare_hf import save_results
+from compare_hf import ask, begin, save_results
+from contenders import hf_output
 
 import train
-from data import Encoded, encode, load_task, load_tokenizer, make_batch, plan_batches
+from data import encode, load_task, load_tokenizer, plan_batches
 from support.console import run_main
 from support.files import InputError, first_line
 from support.offline import offline_pair
@@ -41,7 +41,7 @@ class Recipe:
     batch_size: int = 32
 
 
-RECIPES = {  # those of transformers + peft are the common ones, at the best of three rates
+RECIPES = {  # those of transformers + peft are the common ones, at MiniLM's rate of docs/results.md
     "ours-1": Recipe(epochs=1, lr=2e-3, targets="all-linear"),
     "ours-3": Recipe(epochs=3, lr=1e-3, targets="all-linear"),
     "hf-grouped": Recipe(epochs=3, lr=1e-3),
@@ -95,11 +95,7 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(WARMUP * steps), steps)
     drawn, waiting = torch.Generator().manual_seed(s.seed), []
 
-    def forward(split: Encoded, rows: np.ndarray):
-        ids, mask, types, labels = make_batch(split, rows, model.config.pad_token_id, 8 if s.device == "cuda" else 1)
-        mask = torch.ones_like(ids) if mask is None else mask.long()
-        types = torch.zeros_like(ids) if types is None else types
-        return model(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels), labels
+    multiple = 8 if s.device == "cuda" else 1
 
     def step() -> None:
         if not waiting:
@@ -108,7 +104,7 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
             else:
                 order = torch.randperm(N, generator=drawn).numpy()
             waiting.extend(np.split(order, range(size, N, size))[::-1])
-        forward(data, waiting.pop())[0].loss.backward()
+        hf_output(model, data, waiting.pop(), multiple)[0].loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
@@ -119,7 +115,7 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
         model.eval()
         right = 0
         for rows in plan_batches(validation.lengths, 64, seed=0, epoch=0):
-            output, labels = forward(validation, rows)
+            output, labels = hf_output(model, validation, rows, multiple)
             right += (output.logits.argmax(-1) == labels).sum().item()
         model.train()
         return right / len(validation.lengths)
@@ -150,23 +146,13 @@ def work(name: str, s: SimpleNamespace) -> None:
 def take_turns(names: list[str], s: SimpleNamespace) -> dict[str, list[dict]]:
     """All answers of each contender, trained to its end."""
     workers, steps, answers = {}, {}, {name: [] for name in names}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-
-    def answer(name: str) -> dict:
-        line = workers[name].stdout.readline()
-        found = json.loads(line) if line else {"error": f"ended with exit status {workers[name].wait()}"}
-        if "error" in found:
-            raise InputError(f"{name}: {found['error']}")
-        return found
-
     try:
         for name in names:
-            workers[name] = subprocess.Popen([sys.executable, __file__, name, json.dumps(vars(s))], **pipes)
-            steps[name] = answer(name)["steps"]
+            workers[name] = begin("time_to_accuracy.py", name, s)
+            steps[name] = ask(workers, name)["steps"]
         while waiting := [n for n in names if not answers[n] or answers[n][-1]["step"] < steps[n]]:
             for name in waiting:
-                print("go", file=workers[name].stdin, flush=True)
-                answers[name].append(answer(name))
+                answers[name].append(ask(workers, name, "go\n"))
             standing = [f"{n} {answers[n][-1]['step']}/{steps[n]} {answers[n][-1]['accuracy']:.2%}" for n in waiting]
             print(f"seed {s.seed}: {', '.join(standing)}", file=sys.stderr, flush=True)
     finally:

@@ -71,7 +71,7 @@ def named(setting: dict) -> str:
 
 
 def command(plan: dict, setting: dict, seed: int, out: Path, model: str, data: str) -> list[str]:
-    options = plan.get("common", {}) | setting
+    options = plan["common"] | setting
     ideas, alone = options.pop("ideas", "").split(), options.pop("classifier_alone", False)
     program = "ideas.py" if ideas else "classifier_alone.py" if alone else "../train.py"
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]

@@ -54,7 +54,7 @@ def bounds(metric: str, usual: str) -> tuple[float, float] | None:
     where the task's `usual` one does and nobody has given another; None of classes."""
     if (metric or usual) not in OF_NUMBERS:
         return None
-    return (-1e15, 1e15) if metric else (0, 5)
+    return (-math.inf, math.inf) if metric else (0, 5)
 
 
 def checked_metric(metric: str, names: list[str]) -> str:

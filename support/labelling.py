@@ -37,7 +37,7 @@ from support import devices, distributed, faster
 from support.files import InputError, first_line, listing, misread, read_json, temporary_for, write_json, written_whole
 from support.glue import TEXT_COLUMNS
 from support.options import listed
-from support.tables import SUFFIXES, csv_options, features, too_long
+from support.tables import SUFFIXES, csv_options, features, refuse_unless_once, too_long
 from support.texts import BATCH_TOKENS
 
 PIECE = 16384  # rows: enough for batches of one length, and minutes at most to compute again after a kill
@@ -108,11 +108,7 @@ class Table:
         if len(set(columns)) < len(columns):
             raise InputError(f"--text-column {','.join(columns)}: a pair is of two columns")
         for column in columns:
-            if (count := there.count(column)) > 1:
-                raise InputError(f"{self.path}: {count} columns {column!r}; rename one of them")
-            if count == 0:
-                problem = f"no column {column!r} among {listing(there)}"
-                raise InputError(f"{self.path}: {problem}; say which to read with --text-column")
+            refuse_unless_once(self.path, column, there, "--text-column")
             if (type := self.schema.field(column).type) not in (pa.string(), pa.large_string()):
                 raise InputError(f"{self.path}: the column {column!r} is {type}, expected text")
         return columns

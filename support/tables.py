@@ -157,6 +157,14 @@ def read_table(paths: list[Path]) -> tuple:
     return tables[0], place
 
 
+def refuse_unless_once(where: Path, column: str, there: list[str], flags: str) -> None:
+    """Raises InputError unless there is just one column of that name."""
+    if (count := there.count(column)) > 1:
+        raise InputError(f"{where}: {count} columns {column!r}; rename one of them")
+    if count == 0:
+        raise InputError(f"{where}: no column {column!r} among {listing(there)}; say which to read with {flags}")
+
+
 def read_split(
     paths: list[Path],
     candidates: list[list[str]],
@@ -183,11 +191,7 @@ def read_split(
     if len({*columns, label_column}) <= len(columns):
         raise InputError(f"{where}: {', '.join(columns)} and {label_column} must be different columns")
     for column in [*columns, label_column]:
-        if (count := there.count(column)) > 1:
-            raise InputError(f"{where}: {count} columns {column!r}; rename one of them")
-        if count == 0:
-            problem = f"no column {column!r} among {listing(there)}"
-            raise InputError(f"{where}: {problem}; say which to read with --text-columns and --label-column")
+        refuse_unless_once(where, column, there, "--text-columns and --label-column")
     if not table.num_rows:
         raise InputError(f"{where}: holds no rows")
     for column in columns:
@@ -257,7 +261,7 @@ def as_text(labels: list, place: Place) -> list[str]:
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
 
 
-def as_numbers(labels: list, place: Place, low: float = -1e15, high: float = 1e15) -> np.ndarray:
+def as_numbers(labels: list, place: Place, low: float, high: float) -> np.ndarray:
     """The labels (N,) of a regression, in float32. Raises InputError for the first that is no number from `low` to
     `high`, and where all are the same, so that nothing could be learnt and no correlation is defined."""
     hint = " (GLUE marks rows without a label by -1)"
