@@ -1,11 +1,13 @@
 """Seconds of training until the validation accuracy reaches a mark, for this project and for transformers + peft.
 
-    python benchmarks/time_to_accuracy.py --data SST2_DIR                       # hours: --contenders, --seeds
+    python benchmarks/time_to_accuracy.py --data SST2_DIR --jobs 2              # hours: --contenders, --seeds
     python benchmarks/time_to_accuracy.py --data SST2_DIR --contenders ours-1,hf-grouped --seeds 1
 
-A contender is a recipe of its own, trained to its end. All of one seed take turns, --every steps each, so that they
-share the machine's good and bad minutes; only these steps count. After its turn each scores the validation split, in
-its own time. A mark is reached at the first score that is as high, in a run whose last score is too.
+A contender is a recipe of its own, trained to its end once for each seed and scored every --every steps. A mark is
+reached at the first score that is as high, in a run whose last score is too. At which step that happens does not
+depend on the machine, so these trainings may share it, --jobs at once; a finished one stands under --out and is not
+done again. How long a step takes is measured afterwards: all contenders take turns of --every steps with --threads
+cores, --rounds times, while nothing else works. Seconds are steps times the median of their seconds.
 """
 
 import json
@@ -13,7 +15,9 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
@@ -25,7 +29,7 @@ from contenders import hf_output
 import train
 from data import encode, load_task, load_tokenizer, plan_batches
 from support.console import run_main
-from support.files import InputError, first_line
+from support.files import InputError, first_line, write_json
 from support.offline import offline_pair
 from support.options import OneLineParser
 
@@ -37,15 +41,20 @@ class Recipe:
     epochs: int
     lr: float
     targets: str = "query,value"
+    dtype: str = "float32"
     rank: int = 8
     batch_size: int = 32
+    steps_of: str = ""  # the contender whose steps to a mark stand for this one's, which is only timed
 
 
-RECIPES = {  # those of transformers + peft are the common ones, at MiniLM's rate of docs/results.md
-    "ours-1": Recipe(epochs=1, lr=2e-3, targets="all-linear"),
-    "ours-3": Recipe(epochs=3, lr=1e-3, targets="all-linear"),
+# Those of transformers + peft are the common ones, at MiniLM's rate of docs/results.md. Padding changes no number, and
+# a batch padded to its longest sentence is as good as one of similar lengths (benchmarks/shuffling.py), but its step
+# takes thrice as long.
+RECIPES = {
+    "ours-1": Recipe(epochs=1, lr=2e-3, targets="all-linear", dtype="bfloat16"),
+    "ours-3": Recipe(epochs=3, lr=1e-3, targets="all-linear", dtype="bfloat16"),
     "hf-grouped": Recipe(epochs=3, lr=1e-3),
-    "hf-longest": Recipe(epochs=3, lr=1e-3),
+    "hf-longest": Recipe(epochs=3, lr=1e-3, steps_of="hf-grouped"),
 }
 
 
@@ -59,9 +68,10 @@ class Contender:
 
 
 def build_ours(name: str, s: SimpleNamespace) -> Contender:
+    settings = {key: value for key, value in asdict(RECIPES[name]).items() if key != "steps_of"}
     config = train.Config(
         s.model, s.data, device=s.device, seed=s.seed, max_length=MAX_LENGTH, warmup_ratio=WARMUP,
-        weight_decay=WEIGHT_DECAY, dtype="float32", compile="no", **asdict(RECIPES[name]))  # fmt: skip
+        weight_decay=WEIGHT_DECAY, compile="no", **settings)  # fmt: skip
     run = train.set_up(config)
     run.model.train()
 
@@ -124,62 +134,94 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
 
 
 def work(name: str, s: SimpleNamespace) -> None:
-    """Trains --every steps for each line on standard input; answers with their seconds and a score, as JSON."""
+    """Trains --every steps for each line on standard input; answers with their mean seconds, or to "score" a score."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     try:
         torch.set_num_threads(s.threads)
         contender, done = (build_hf if name.startswith("hf") else build_ours)(name, s), 0
         print(json.dumps({"steps": contender.steps}), file=answers, flush=True)
-        for _ in sys.stdin:
+        for line in sys.stdin:
             count, begun = min(s.every, contender.steps - done), time.perf_counter()
             for _ in range(count):
                 contender.step()
             if s.device == "cuda":
                 torch.cuda.synchronize()
-            done, seconds = done + count, time.perf_counter() - begun
-            answer = {"step": done, "seconds": seconds, "accuracy": contender.score()}
+            done, answer = done + count, {"seconds": (time.perf_counter() - begun) / max(1, count)}
+            if line == "score\n":
+                answer = {"step": done, "accuracy": contender.score()}
             print(json.dumps(answer), file=answers, flush=True)
     except Exception as error:
         print(json.dumps({"error": f"{type(error).__name__}: {first_line(error)}"}), file=answers, flush=True)
 
 
-def take_turns(names: list[str], s: SimpleNamespace) -> dict[str, list[dict]]:
-    """All answers of each contender, trained to its end."""
-    workers, steps, answers = {}, {}, {name: [] for name in names}
+def identity(name: str, s: SimpleNamespace) -> dict:
+    """What decides a training's scores."""
+    return {"recipe": asdict(RECIPES[name]), "data": Path(s.data).name, "model": Path(s.model).name, "every": s.every}
+
+
+def train_once(name: str, s: SimpleNamespace) -> list[dict]:
+    """The scores of one training to its end, {"step", "accuracy"}; those that stand under --out if it is there."""
+    file = Path(s.out) / f"{name}-{s.seed}.json"
+    if file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["of"] != identity(name, s):
+            raise InputError(f"{file}: of another training, {kept['of']}; give another --out")
+        return kept["scores"]
+    worker, scores = {name: begin("time_to_accuracy.py", name, s)}, []
+    try:
+        steps = ask(worker, name)["steps"]
+        while not scores or scores[-1]["step"] < steps:
+            scores.append(ask(worker, name, "score\n"))
+            standing = f"{scores[-1]['step']}/{steps}  {scores[-1]['accuracy']:.2%}"
+            print(f"{name}, seed {s.seed}: {standing}", file=sys.stderr, flush=True)
+    finally:
+        worker[name].kill()
+        worker[name].wait()
+    write_json(file, {"of": identity(name, s), "scores": scores})
+    return scores
+
+
+def seconds_a_step(names: list[str], s: SimpleNamespace) -> dict[str, list[float]]:
+    """Of each contender the mean seconds of a step in every round; what is before the first is not counted."""
+    workers, seconds = {}, {name: [] for name in names}
     try:
         for name in names:
             workers[name] = begin("time_to_accuracy.py", name, s)
-            steps[name] = ask(workers, name)["steps"]
-        while waiting := [n for n in names if not answers[n] or answers[n][-1]["step"] < steps[n]]:
-            for name in waiting:
-                answers[name].append(ask(workers, name, "go\n"))
-            standing = [f"{n} {answers[n][-1]['step']}/{steps[n]} {answers[n][-1]['accuracy']:.2%}" for n in waiting]
-            print(f"seed {s.seed}: {', '.join(standing)}", file=sys.stderr, flush=True)
+            ask(workers, name)
+            ask(workers, name, "go\n")
+        for number in range(s.rounds):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                seconds[name].append(ask(workers, name, "go\n")["seconds"])
+            rates = ", ".join(f"{name} {1000 * seconds[name][-1]:.0f} ms" for name in names)
+            print(f"a step, round {number + 1}/{s.rounds}: {rates}", file=sys.stderr, flush=True)
     finally:
         for worker in workers.values():
             worker.kill()
             worker.wait()
-    return answers
+    return seconds
 
 
-def seconds_to(mark: float, answers: list[dict]) -> float:
-    """Training time until the first score of at least `mark`; infinite if the last one is below it."""
-    if answers[-1]["accuracy"] < mark:
+def steps_to(mark: float, scores: list[dict]) -> float:
+    """Steps until the first score of at least `mark`; infinite if the last one is below it."""
+    if scores[-1]["accuracy"] < mark:
         return math.inf
-    first = next(i for i, answer in enumerate(answers) if answer["accuracy"] >= mark)
-    return sum(answer["seconds"] for answer in answers[: first + 1])
+    return next(score["step"] for score in scores if score["accuracy"] >= mark)
 
 
-def table(found: dict[str, list[list[dict]]], marks: list[float]) -> str:
-    """Markdown: of each contender the last accuracy of every seed, and the median time to each mark."""
-    head = [f"seconds to {mark:.1%}" for mark in marks]
-    lines = [f"| | last accuracy | {' | '.join(head)} | seconds in all |", "| --- " * (len(marks) + 3) + "|"]
+def table(found: dict[str, list[list[dict]]], seconds: dict[str, list[float]], marks: list[float]) -> str:
+    """Markdown: of each contender the last accuracy of every seed, and the median steps and seconds to each mark."""
+    lines = ["| | last accuracy | ms a step |" + "".join(f" steps, seconds to {mark:.1%} |" for mark in marks)]
+    lines.append("| --- " * (len(marks) + 3) + "|")
     for name, runs in found.items():
-        lasts = ", ".join(f"{run[-1]['accuracy']:.2%}" for run in runs)
-        reached = [median(seconds_to(mark, run) for run in runs) for mark in marks]
-        whole = median(sum(answer["seconds"] for answer in run) for run in runs)
-        cells = [f"{seconds:.0f}" if math.isfinite(seconds) else "not reached" for seconds in reached]
-        lines.append(f"| {name} | {lasts} | {' | '.join(cells)} | {whole:.0f} |")
+        trained = RECIPES[name].steps_of
+        lasts = f"as {trained}" if trained else ", ".join(f"{run[-1]['accuracy']:.2%}" for run in runs)
+        cells = [lasts, f"{1000 * median(seconds[name]):.0f}"]
+        for mark in marks:
+            steps = median(steps_to(mark, run) for run in runs)
+            reached = f"{steps:.0f}, {steps * median(seconds[name]):.0f}"
+            cells.append(reached if math.isfinite(steps) else "not reached")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -194,6 +236,9 @@ def main() -> None:
     parser.add_argument("--marks", default="0.88,0.895", help="(default: %(default)s)")
     parser.add_argument("--every", type=int, default=100, help="steps between two scores (default: 100)")
     parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, with their share of --threads each")
+    parser.add_argument("--rounds", type=int, default=5, help="turns in which the steps are timed (default: 5)")
+    parser.add_argument("--out", default="out-time-to-accuracy", help="(default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     s = SimpleNamespace(**vars(parser.parse_args()))
     names = s.contenders.split(",")
@@ -201,19 +246,24 @@ def main() -> None:
         seeds, marks = [int(seed) for seed in s.seeds.split(",")], [float(mark) for mark in s.marks.split(",")]
     except ValueError:
         raise InputError("--seeds takes whole numbers and --marks accuracies, as 1,2,3 and 0.88,0.895") from None
-    if min(s.every, s.threads) < 1:
-        raise InputError("--every and --threads must be at least 1")
+    if min(s.every, s.threads, s.jobs, s.rounds) < 1:
+        raise InputError("--every, --threads, --jobs and --rounds must be at least 1")
     if unknown := [name for name in names if name not in RECIPES]:
         raise InputError(f"--contenders {unknown[0]}: not one of {', '.join(RECIPES)}")
     model, reviews = offline_pair()
     s.model, s.data = s.model or model, s.data or reviews
-    found = {name: [] for name in names}
-    for s.seed in seeds:
-        for name, answers in take_turns(names, s).items():
-            found[name].append(answers)
-        settings = vars(s) | {"recipes": {name: asdict(RECIPES[name]) for name in names}}
-        print(table(found, marks), flush=True)
-    save_results("time-to-accuracy", s, settings, runs=found)
+    Path(s.out).mkdir(parents=True, exist_ok=True)
+    settings = vars(s) | {"out": Path(s.out).name, "recipes": {name: asdict(RECIPES[name]) for name in names}}
+    share = vars(s) | {"threads": max(1, s.threads // s.jobs)}
+    with ThreadPoolExecutor(s.jobs) as pool:
+        one = lambda name, seed: train_once(name, SimpleNamespace(**share | {"seed": seed}))
+        of = {name: RECIPES[name].steps_of or name for name in names}
+        begun = {(name, seed): pool.submit(one, name, seed) for seed in seeds for name in dict.fromkeys(of.values())}
+        found = {name: [begun[of[name], seed].result() for seed in seeds] for name in names}
+    s.seed = seeds[0]
+    seconds = seconds_a_step(names, s)
+    print(table(found, seconds, marks))
+    save_results("time-to-accuracy", s, settings, scores=found, seconds_a_step=seconds)
 
 
 if __name__ == "__main__":

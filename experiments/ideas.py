@@ -92,33 +92,40 @@ def base_dropout(p: float) -> None:
 
 
 def average(memory: float) -> None:
-    """What is scored, and not what is kept, is a mean of the weights, in which a step counts `memory` times as much as
-    the next one (an exponential moving average; Polyak & Juditsky, 1992)."""
-    set_up, evaluate = train.set_up, train.evaluate
+    """What is scored and kept is a mean of the weights, in which a step counts `memory` times as much as the next one
+    (an exponential moving average; Polyak & Juditsky, 1992); what is trained is not changed by it."""
+    set_up = train.set_up
 
     def changed(*arguments):
         run = set_up(*arguments)
-        trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-        run.means = [parameter.detach().clone() for parameter in trained]
+        run.trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+        run.means = [parameter.detach().clone() for parameter in run.trained]
 
         def follow(*_):
-            weight = max(1 - memory, 1 / (1 + run.progress.step))
-            torch._foreach_lerp_(run.means, [parameter.detach() for parameter in trained], weight)
+            weight = max(1 - memory, 1 / (1 + run.progress.step))  # of the first steps the plain mean
+            torch._foreach_lerp_(run.means, [parameter.detach() for parameter in run.trained], weight)
 
         run.optimizer.register_step_post_hook(follow)
-        run.trained = trained
         run.checkpoint.trained |= {f"mean {number}": mean for number, mean in enumerate(run.means)}
         return run
 
-    @torch.no_grad()
-    def averaged(run, *arguments):
-        kept = [parameter.clone() for parameter in run.trained]
-        torch._foreach_copy_(run.trained, run.means)
-        scores = evaluate(run, *arguments)
-        torch._foreach_copy_(run.trained, kept)
-        return scores
+    def of_the_means(function):
+        @torch.no_grad()
+        def changed(run, *arguments):
+            trained = [parameter.clone() for parameter in run.trained]
+            torch._foreach_copy_(run.trained, run.means)
+            try:
+                return function(run, *arguments)
+            finally:
+                torch._foreach_copy_(run.trained, trained)
 
-    train.set_up, train.evaluate = changed, averaged
+        return changed
+
+    train.set_up, train.evaluate, train.save_model = (
+        changed,
+        of_the_means(train.evaluate),
+        of_the_means(train.save_model),
+    )
 
 
 def pissa() -> None:

@@ -15,7 +15,7 @@ from peft.optimizers import create_loraplus_optimizer
 import train
 from lora import LinearWithLoRA
 
-PATCHED = ("set_up", "evaluate", "learning_rate", "F", "build_model", "apply_lora_to_model")
+PATCHED = ("set_up", "evaluate", "save_model", "learning_rate", "F", "build_model", "apply_lora_to_model")
 
 
 @pytest.fixture
@@ -106,23 +106,26 @@ def test_base_dropout_leaves_the_adapters_own(ideas, config):
     assert {p for name, p in found.items() if ".lora." not in name} == {0.3}
 
 
-def test_what_is_scored_is_the_mean(ideas, config, monkeypatch):
+def test_what_is_scored_and_kept_is_the_mean(ideas, config, monkeypatch):
     """Of the first steps plainly, later weighed; and the weights go on from where they were."""
-    scored = []
-    names = lambda run: {n: p for n, p in run.model.named_parameters() if p.requires_grad}
-    monkeypatch.setattr(train, "evaluate", lambda run: scored.append({n: p.clone() for n, p in names(run).items()}))
+    names = lambda run: {n: p.detach().clone() for n, p in run.model.named_parameters() if p.requires_grad}
+    found = []
+    monkeypatch.setattr(train, "evaluate", lambda run: found.append(names(run)))
+    monkeypatch.setattr(train, "save_model", lambda run, folder: found.append(names(run)))
     ideas.average(0.5)
     run = train.set_up(config)
-    seen = [{n: p.detach().clone() for n, p in names(run).items()}]
+    seen = [names(run)]
     for _ in range(3):
         step(run)
-        seen.append({n: p.detach().clone() for n, p in names(run).items()})
+        seen.append(names(run))
     train.evaluate(run)
+    train.save_model(run, config.out)
     for name, parameter in names(run).items():
         mean = seen[1][name]  # the first step counts 1, each later one half of what is to be
         for later in seen[2:]:
             mean = (mean + later[name]) / 2
-        assert torch.allclose(scored[0][name], mean, atol=1e-6) and torch.equal(parameter, seen[-1][name])
+        assert all(torch.allclose(weights[name], mean, atol=1e-6) for weights in found) and len(found) == 2
+        assert torch.equal(parameter, seen[-1][name])
 
 
 def test_an_idea_without_its_number_is_one_line(run):
