@@ -26,6 +26,10 @@ import torch
 from compare_hf import ask, begin, save_results
 from contenders import hf_output
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments"))
+
+import ideas
+
 import train
 from data import encode, load_task, load_tokenizer, plan_batches
 from support.console import run_main
@@ -42,6 +46,8 @@ class Recipe:
     lr: float
     targets: str = "query,value"
     dtype: str = "float32"
+    dropout: float = 0.05
+    ideas: str = ""  # words of experiments/ideas.py
     rank: int = 8
     batch_size: int = 32
     steps_of: str = ""  # the contender whose steps to a mark stand for this one's, which is only timed
@@ -68,7 +74,8 @@ class Contender:
 
 
 def build_ours(name: str, s: SimpleNamespace) -> Contender:
-    settings = {key: value for key, value in asdict(RECIPES[name]).items() if key != "steps_of"}
+    settings = {key: value for key, value in asdict(RECIPES[name]).items() if key not in ("steps_of", "ideas")}
+    ideas.take(RECIPES[name].ideas.split())
     config = train.Config(
         s.model, s.data, device=s.device, seed=s.seed, max_length=MAX_LENGTH, warmup_ratio=WARMUP,
         weight_decay=WEIGHT_DECAY, compile="no", **settings)  # fmt: skip
@@ -95,7 +102,7 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
     data, validation = (encode(tokenizer, p.texts, p.labels).to(s.device) for p in (task.train, task.validation))
     torch.manual_seed(s.seed)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(s.model, num_labels=len(task.label_names))
-    settings = {"r": recipe.rank, "lora_alpha": 16, "lora_dropout": 0.05, "task_type": "SEQ_CLS"}
+    settings = {"r": recipe.rank, "lora_alpha": 16, "lora_dropout": recipe.dropout, "task_type": "SEQ_CLS"}
     model = get_peft_model(model, LoraConfig(target_modules=recipe.targets.split(","), **settings))
     model.to(s.device).train()
     trained = [p for p in model.parameters() if p.requires_grad]

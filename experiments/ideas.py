@@ -151,15 +151,20 @@ def pissa() -> None:
 IDEAS = {f.__name__: f for f in (loraplus_lr_ratio, cosine, stable, label_smoothing, base_dropout, average, pissa)}
 
 
-def main() -> None:
-    words = [word for word in sys.argv[1:] if word.partition("=")[0] in IDEAS]
-    sys.argv[1:] = [word for word in sys.argv[1:] if word not in words]
+def take(words: list[str]) -> None:
+    """Changes train.py by each word, NAME or NAME=NUMBER. Raises InputError for one that is not so."""
     for name, _, number in (word.partition("=") for word in words):
         try:
             IDEAS[name](*([float(number)] if number else []))
         except (TypeError, ValueError):
             asked = "a number that experiments/ideas.py says what it is for, or for cosine and pissa none"
             raise InputError(f"{name}={number}: takes {asked}") from None
+
+
+def main() -> None:
+    words = [word for word in sys.argv[1:] if word.partition("=")[0] in IDEAS]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in words]
+    take(words)
     identity, again = train.options.identity, train.console.command_to_resume
     train.options.identity = lambda *given: identity(*given) | {"ideas": words}
     train.console.command_to_resume = lambda out: f"{again(out)} {' '.join(words)}"

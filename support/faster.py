@@ -6,8 +6,8 @@ The five files name each of these beside its plain form, and tests/support/test_
     Dropout.forward                  dropout                    the plain line
     LinearWithLoRA.forward           linear_plus_lora           the plain line
     RoutedLinear.forward             add_low_rank               the plain line
-    BertSelfAttention.forward        the plain line where       PyTorch's fused kernel
-                                     dropout is on; else fused
+    BertSelfAttention.forward        the plain line in           PyTorch's fused kernel
+                                     training; else fused
     nn.Linear.forward                pack, where a whole        the plain line
                                      table is labelled
 

@@ -238,14 +238,15 @@ def test_transformers_opens_a_saved_encoder(base, tmp_path):
 # Dropout.
 
 
+@pytest.mark.parametrize("p", [1e-12, 0.0])
 @pytest.mark.parametrize("lengths", [[9, 9], [9, 4]], ids=["unpadded", "padded"])
-def test_attention_in_training_is_that_of_pytorch_with_dropout(base, monkeypatch, lengths):
+def test_attention_in_training_is_that_of_pytorch_with_dropout(base, monkeypatch, lengths, p):
     """With everything kept, the steps by hand are PyTorch's kernel, in the logits and in the gradients."""
     model, (input_ids, mask) = BertForSequenceClassification.from_pretrained(base), inputs(TINY["vocab_size"], lengths)
     monkeypatch.setattr(faster, "draw_kept", lambda x, p: torch.ones_like(x, dtype=torch.int8))
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.p = 1e-12
+            module.p = p
     results = []
     for mode in (True, False):
         logits = model.train(mode)(input_ids, mask)
