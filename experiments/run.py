@@ -184,9 +184,8 @@ def draw(groups: list, found: dict, out: Path) -> None:
         for place, values in enumerate(points):
             axis.plot([place] * len(values), values, "o", color="0.6", markersize=4)
         axis.plot(range(len(points)), [statistics.mean(values) for values in points], "_", markersize=14, color="C0")
-        axis.set_xticks(
-            range(len(points)), [named(setting) for setting in settings], rotation=60, ha="right", fontsize=7
-        )
+        labels = [name if len(name := named(setting)) < 48 else f"{name[:45]}…" for setting in settings]
+        axis.set_xticks(range(len(points)), labels, rotation=60, ha="right", fontsize=7)
         axis.set_title(title, fontsize=9)
         axis.grid(alpha=0.3)
     np.atleast_1d(axes)[0].set_ylabel("validation accuracy, %")
