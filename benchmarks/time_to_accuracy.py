@@ -37,7 +37,7 @@ from support.files import InputError, first_line, write_json
 from support.offline import offline_pair
 from support.options import OneLineParser
 
-WARMUP, MAX_LENGTH, WEIGHT_DECAY = 0.06, 128, 0.01
+WARMUP, WEIGHT_DECAY = 0.06, 0.01
 
 
 @dataclass
@@ -77,7 +77,7 @@ def build_ours(name: str, s: SimpleNamespace) -> Contender:
     settings = {key: value for key, value in asdict(RECIPES[name]).items() if key not in ("steps_of", "ideas")}
     ideas.take(RECIPES[name].ideas.split())
     config = train.Config(
-        s.model, s.data, device=s.device, seed=s.seed, max_length=MAX_LENGTH, warmup_ratio=WARMUP,
+        s.model, s.data, device=s.device, seed=s.seed, max_length=s.max_length, warmup_ratio=WARMUP,
         weight_decay=WEIGHT_DECAY, compile="no", **settings)  # fmt: skip
     run = train.set_up(config)
     run.model.train()
@@ -98,7 +98,7 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
     from peft import LoraConfig, get_peft_model
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
-    recipe, task, tokenizer = RECIPES[name], load_task(s.data), load_tokenizer(s.model, MAX_LENGTH)
+    recipe, task, tokenizer = RECIPES[name], load_task(s.data), load_tokenizer(s.model, s.max_length)
     data, validation = (encode(tokenizer, p.texts, p.labels).to(s.device) for p in (task.train, task.validation))
     torch.manual_seed(s.seed)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(s.model, num_labels=len(task.label_names))
@@ -163,7 +163,8 @@ def work(name: str, s: SimpleNamespace) -> None:
 
 def identity(name: str, s: SimpleNamespace) -> dict:
     """What decides a training's scores."""
-    return {"recipe": asdict(RECIPES[name]), "data": Path(s.data).name, "model": Path(s.model).name, "every": s.every}
+    read = {"data": Path(s.data).name, "model": Path(s.model).name, "max_length": s.max_length}
+    return {"recipe": asdict(RECIPES[name]), "every": s.every} | read
 
 
 def train_once(name: str, s: SimpleNamespace) -> list[dict]:
@@ -194,7 +195,8 @@ def seconds_a_step(names: list[str], s: SimpleNamespace) -> dict[str, list[float
     try:
         for name in names:
             workers[name] = begin("time_to_accuracy.py", name, s)
-            ask(workers, name)
+            if (steps := ask(workers, name)["steps"]) < (s.rounds + 1) * s.every:
+                raise InputError(f"{name}: {steps} steps are too few for --rounds {s.rounds} of --every {s.every}")
             ask(workers, name, "go\n")
         for number in range(s.rounds):
             turn = number % len(names)
@@ -242,6 +244,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3", help="(default: %(default)s)")
     parser.add_argument("--marks", default="0.88,0.895", help="(default: %(default)s)")
     parser.add_argument("--every", type=int, default=100, help="steps between two scores (default: 100)")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens that a text is cut to (default: 128)")
     parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once, with their share of --threads each")
     parser.add_argument("--rounds", type=int, default=5, help="turns in which the steps are timed (default: 5)")

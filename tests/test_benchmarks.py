@@ -1,6 +1,7 @@
 """What `make bench` counts as needed, against PyTorch's own count of what a training step does."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
 from bert import BertConfig, BertForSequenceClassification
 from lora import apply_lora_to_model, find_targets, mark_only_lora_as_trainable
+from support.files import InputError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import time_to_accuracy
 from compare_hf import needed_operations
 
 
@@ -32,3 +35,29 @@ def test_a_step_does_what_is_needed_and_no_more(targets, dropout):
         logits = model.train()(torch.randint(0, 50, (5, 7)))
         F.cross_entropy(logits, torch.zeros(5, dtype=torch.int64)).backward()
     assert counter.get_total_flops() == needed_operations(config, adapted, 3, np.full(5, 7))
+
+
+@pytest.mark.slow
+def test_trainings_to_a_mark_are_kept_and_their_steps_timed(tiny, some_reviews, tmp_path):
+    """Of this project and of transformers + peft, each to its end; the seconds are steps times those of one."""
+    settings = {"model": str(tiny), "data": str(some_reviews), "out": str(tmp_path), "device": "cpu", "threads": 1}
+    settings["max_length"] = 12
+    s, names = SimpleNamespace(**settings, seed=1, every=1, rounds=1), ("ours-1", "hf-grouped")
+    found = {name: [time_to_accuracy.train_once(name, s)] for name in names}
+    assert [[score["step"] for score in found[name][0]] for name in names] == [[1, 2], [1, 2, 3, 4, 5, 6]]
+    kept = tmp_path / "ours-1-1.json"
+    kept.write_text(kept.read_text().replace('"step": 2', '"step": 9'))
+    assert time_to_accuracy.train_once("ours-1", s)[1]["step"] == 9  # not trained again
+    with pytest.raises(InputError, match="of another training"):
+        time_to_accuracy.train_once("ours-1", SimpleNamespace(**vars(s) | {"every": 2}))
+    seconds = time_to_accuracy.seconds_a_step(list(names), s)
+    assert all(len(seconds[name]) == 1 and seconds[name][0] > 0 for name in names)
+    with pytest.raises(InputError, match="2 steps are too few"):
+        time_to_accuracy.seconds_a_step(["ours-1"], SimpleNamespace(**vars(s) | {"rounds": 2}))
+
+
+def test_a_mark_is_reached_in_a_run_that_ends_above_it():
+    scores = [{"step": 10 * n, "accuracy": accuracy} for n, accuracy in enumerate((0.5, 0.9, 0.7, 0.8), 1)]
+    assert [time_to_accuracy.steps_to(mark, scores) for mark in (0.5, 0.8, 0.85)] == [10, 20, float("inf")]
+    text = time_to_accuracy.table({"ours-1": [scores] * 3}, {"ours-1": [0.1, 0.3, 0.2]}, [0.8, 0.85])
+    assert text.splitlines()[-1] == "| ours-1 | 80.00%, 80.00%, 80.00% | 200 | 20, 4 | not reached |"
