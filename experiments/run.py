@@ -118,10 +118,11 @@ def row(setting: dict, results: list[dict], default: list[dict]) -> str:
     gained = statistics.mean(ours) - statistics.mean(theirs)
     error = (spread(ours) ** 2 / len(ours) + spread(theirs) ** 2 / len(theirs)) ** 0.5
     beyond = abs(gained) > T95.get(len(ours) + len(theirs) - 2, 2) * error
-    against = "–" if results is default else f"{gained:+.2f}" if beyond else "within the noise"
+    alone = min(len(ours), len(theirs)) < 2  # of one seed nobody knows the noise
+    against = "–" if results is default or alone else f"{gained:+.2f}" if beyond else "within the noise"
     seconds, memory = ([value for value in of(name, results)] for name in ("seconds", "bytes"))
     middle = lambda values, unit: f"{statistics.median(values) / unit:,.0f}" if values else "–"
-    shown = [f"{statistics.mean(ours):.2f} ± {spread(ours):.2f}", against, f"{results[0]['trained']:,}",
+    shown = [f"{statistics.mean(ours):.2f}" + f" ± {spread(ours):.2f}" * (len(ours) > 1), against, f"{results[0]['trained']:,}",
              f"{results[0]['stored'] / 1e6:,.2f}", middle(seconds, 1), middle(memory, 2**20)]  # fmt: skip
     return f"| {named(setting)} | " + " | ".join(shown) + " |"
 
