@@ -122,7 +122,8 @@ def row(setting: dict, results: list[dict], default: list[dict]) -> str:
     against = "–" if results is default or alone else f"{gained:+.2f}" if beyond else "within the noise"
     seconds, memory = ([value for value in of(name, results)] for name in ("seconds", "bytes"))
     middle = lambda values, unit: f"{statistics.median(values) / unit:,.0f}" if values else "–"
-    shown = [f"{statistics.mean(ours):.2f}" + f" ± {spread(ours):.2f}" * (len(ours) > 1), against, f"{results[0]['trained']:,}",
+    mean = f"{statistics.mean(ours):.2f}" + f" ± {spread(ours):.2f}" * (len(ours) > 1)
+    shown = [mean, against, f"{results[0]['trained']:,}",
              f"{results[0]['stored'] / 1e6:,.2f}", middle(seconds, 1), middle(memory, 2**20)]  # fmt: skip
     return f"| {named(setting)} | " + " | ".join(shown) + " |"
 
