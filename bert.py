@@ -116,13 +116,13 @@ class BertSelfAttention(nn.Module):
         q = self.split_heads(self.query(queries))  # (B, H, Q, W)
         k = self.split_heads(self.key(x))  # (B, H, S, W)
         v = self.split_heads(self.value(x))  # (B, H, S, W)
-        p = self.dropout.p if self.training else 0.0
         if self.training and x.device.type == "cpu":  # where the way back of the kernel below takes longer than this
             scores = (q @ k.transpose(-2, -1)).mul_(q.shape[-1] ** -0.5)  # (B, H, Q, S)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
             context = self.dropout(scores.softmax(-1)) @ v  # (B, H, Q, W)
         else:  # the same in one fused kernel: test_bert.py
+            p = self.dropout.p if self.training else 0.0
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)  # (B, H, Q, W)
         return context.transpose(1, 2).flatten(2)  # (B, Q, D)
 

@@ -86,6 +86,17 @@ def ask(workers: dict[str, subprocess.Popen], name: str, message: str = "") -> d
     return answer
 
 
+def end(workers: dict[str, subprocess.Popen]) -> None:
+    for worker in workers.values():
+        worker.kill()
+        worker.wait()
+
+
+def turn(names: list[str], number: int) -> list[str]:
+    """The order of round `number`: another one goes first in each."""
+    return names[number % len(names) :] + names[: number % len(names)]
+
+
 def measure(names: list[str], s: SimpleNamespace) -> dict[str, list[dict]]:
     """Starts the workers, compares them, and goes round: the answers of each, round by round."""
     workers, checks, answers = {}, {}, {name: [] for name in names}
@@ -95,15 +106,12 @@ def measure(names: list[str], s: SimpleNamespace) -> dict[str, list[dict]]:
             checks[name] = ask(workers, name)
         compare(checks, s.dtype)
         for number in range(s.rounds + 1):
-            turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
+            for name in turn(names, number):
                 answers[name].append(ask(workers, name, "go\n"))
             rates = [f"{name} {s.steps * s.batch_size / a[-1]['seconds']:.4g}" for name, a in answers.items()]
             print(f"round {number}/{s.rounds}: {', '.join(rates) if number else 'warm-up'}", file=sys.stderr)
     finally:
-        for worker in workers.values():
-            worker.kill()
-            worker.wait()
+        end(workers)
     return {name: a[1:] for name, a in answers.items()}
 
 

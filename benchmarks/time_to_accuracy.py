@@ -23,7 +23,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from compare_hf import ask, begin, save_results
+from compare_hf import ask, begin, end, save_results, turn
 from contenders import hf_output
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments"))
@@ -55,7 +55,7 @@ class Recipe:
 
 # Those of transformers + peft are the common ones, at MiniLM's rate of docs/results.md. Padding changes no number, and
 # a batch padded to its longest sentence is as good as one of similar lengths (benchmarks/shuffling.py), but its step
-# takes thrice as long.
+# takes more than twice as long.
 RECIPES = {
     "ours-1": Recipe(1, 1e-3, "all-linear", "bfloat16", dropout=0.0, ideas="base_dropout=0 average=0.99"),
     "ours-3": Recipe(3, 1e-3, "all-linear", "bfloat16"),
@@ -175,16 +175,15 @@ def train_once(name: str, s: SimpleNamespace) -> list[dict]:
         if kept["of"] != identity(name, s):
             raise InputError(f"{file}: of another training, {kept['of']}; give another --out")
         return kept["scores"]
-    worker, scores = {name: begin("time_to_accuracy.py", name, s)}, []
+    workers, scores = {name: begin("time_to_accuracy.py", name, s)}, []
     try:
-        steps = ask(worker, name)["steps"]
+        steps = ask(workers, name)["steps"]
         while not scores or scores[-1]["step"] < steps:
-            scores.append(ask(worker, name, "score\n"))
+            scores.append(ask(workers, name, "score\n"))
             standing = f"{scores[-1]['step']}/{steps}  {scores[-1]['accuracy']:.2%}"
             print(f"{name}, seed {s.seed}: {standing}", file=sys.stderr, flush=True)
     finally:
-        worker[name].kill()
-        worker[name].wait()
+        end(workers)
     write_json(file, {"of": identity(name, s), "scores": scores})
     return scores
 
@@ -199,15 +198,12 @@ def seconds_a_step(names: list[str], s: SimpleNamespace) -> dict[str, list[float
                 raise InputError(f"{name}: {steps} steps are too few for --rounds {s.rounds} of --every {s.every}")
             ask(workers, name, "go\n")
         for number in range(s.rounds):
-            turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
+            for name in turn(names, number):
                 seconds[name].append(ask(workers, name, "go\n")["seconds"])
             rates = ", ".join(f"{name} {1000 * seconds[name][-1]:.0f} ms" for name in names)
             print(f"a step, round {number + 1}/{s.rounds}: {rates}", file=sys.stderr, flush=True)
     finally:
-        for worker in workers.values():
-            worker.kill()
-            worker.wait()
+        end(workers)
     return seconds
 
 

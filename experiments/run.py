@@ -120,7 +120,7 @@ def row(setting: dict, results: list[dict], default: list[dict]) -> str:
     beyond = abs(gained) > T95.get(len(ours) + len(theirs) - 2, 2) * error
     alone = min(len(ours), len(theirs)) < 2  # of one seed nobody knows the noise
     against = "–" if results is default or alone else f"{gained:+.2f}" if beyond else "within the noise"
-    seconds, memory = ([value for value in of(name, results)] for name in ("seconds", "bytes"))
+    seconds, memory = (of(name, results) for name in ("seconds", "bytes"))
     middle = lambda values, unit: f"{statistics.median(values) / unit:,.0f}" if values else "–"
     mean = f"{statistics.mean(ours):.2f}" + f" ± {spread(ours):.2f}" * (len(ours) > 1)
     shown = [mean, against, f"{results[0]['trained']:,}",
