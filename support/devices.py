@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from support import distributed
+from support import distributed, faster
 from support.files import InputError, first_line, is_out_of_memory
 
 
@@ -70,6 +70,8 @@ def place(
     if compiles(compile, device):
         for layer in repeated:
             layer.compile(fullgraph=True, dynamic=True)
+    elif device == "cpu":
+        faster.speed_up_frozen(model)
 
 
 def move(model: nn.Module, device: str) -> None:

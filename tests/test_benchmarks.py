@@ -1,5 +1,6 @@
 """What `make bench` counts as needed, against PyTorch's own count of what a training step does."""
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
 from bert import BertConfig, BertForSequenceClassification
 from lora import apply_lora_to_model, find_targets, mark_only_lora_as_trainable
+from support import devices
 from support.files import InputError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -29,9 +31,11 @@ def test_a_step_does_what_is_needed_and_no_more(targets, dropout):
     adapted = find_targets(model, targets)
     apply_lora_to_model(model, targets, rank=3, dropout=dropout)
     mark_only_lora_as_trainable(model)
-    # PyTorch counts addmm, but not addmm_.
-    in_place = {torch.ops.aten.addmm_: lambda y, a, b, out_shape, **_: addmm_flop(y, a, b)}
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    devices.place(model, [], "cpu", "float32", "no")
+    # PyTorch counts addmm, but neither addmm_ nor oneDNN's products.
+    more = {torch.ops.aten.addmm_: lambda y, a, b, out_shape, **_: addmm_flop(y, a, b)}
+    more |= {torch.ops.mkldnn._linear_pointwise: lambda x, W, *_, out_shape: 2 * math.prod(x) * W[0]}
+    with FlopCounterMode(display=False, custom_mapping=more) as counter:
         logits = model.train()(torch.randint(0, 50, (5, 7)))
         F.cross_entropy(logits, torch.zeros(5, dtype=torch.int64)).backward()
     assert counter.get_total_flops() == needed_operations(config, adapted, 3, np.full(5, 7))

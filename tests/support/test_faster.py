@@ -1,5 +1,7 @@
 """Each faster form against the plain one: values, gradients and random draws."""
 
+import copy
+
 import pytest
 import torch
 from helpers import adapted, difference, draw, gradients, inputs
@@ -7,7 +9,7 @@ from torch import nn
 
 from bert import BertForSequenceClassification, Dropout
 from lora import LinearWithLoRA, LoRALayer
-from support import faster
+from support import devices, faster
 from support.faster import FrozenPlusLowRank, draw_kept
 
 
@@ -108,6 +110,39 @@ def test_a_model_without_the_faster_forms_gives_the_same(minilm, monkeypatch):
         found.append([logits, *gradients(model).values()])
         model.zero_grad()
     assert all(difference(a, b) < 1e-5 for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 7, 24), (8, 24), (24,)], ids=str)
+def test_a_frozen_linear_layer_is_the_plain_one(shape, bias):
+    """Beside the same numbers in float64; a CPU with oneDNN is needed to tell."""
+    assert faster.ONEDNN
+    linear, x = nn.Linear(24, 16, bias=bias).requires_grad_(False), torch.randn(*shape)
+    wide, dy, found = copy.deepcopy(linear).double(), torch.randn(*shape[:-1], 16), []
+    faster.speed_up_frozen(nn.Sequential(linear))
+    assert "forward" in vars(linear)
+    for module in linear, wide:
+        x = x.detach().to(module.weight.dtype).requires_grad_()
+        y = module(x)
+        found.append([y, *torch.autograd.grad(y, x, dy.to(y.dtype)), *torch.autograd.grad(module(x).sum(), x)])
+    assert all(difference(a, b) < 1e-5 for a, b in zip(*found, strict=True))
+
+
+def test_a_linear_layer_that_is_thawed_gets_its_gradients():
+    linear, x = nn.Linear(6, 4).requires_grad_(False), torch.randn(3, 6)
+    faster.speed_up_frozen(nn.Sequential(linear))
+    for thawed in linear.bias, linear.weight:
+        thawed.requires_grad_()
+        linear(x).sum().backward()
+    assert torch.equal(linear.bias.grad, torch.full((4,), 6.0))
+    assert difference(linear.weight.grad, x.sum(0).expand(4, 6)) < 1e-6
+
+
+def test_training_takes_the_faster_frozen_layers(minilm):
+    model = adapted(minilm, ["query", "value"])
+    devices.place(model, [], "cpu", "float32", "no")
+    faster_ones = {name.rpartition(".")[2] for name, module in model.named_modules() if "forward" in vars(module)}
+    assert faster_ones == {"key", "dense", "linear"}  # and not the classifier, A and B, which are trained
 
 
 @torch.no_grad()
