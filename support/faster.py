@@ -71,9 +71,6 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 # A frozen linear layer.
 
 # PyTorch takes float32 products by MKL; oneDNN, which comes with it too, needs 0.9 of its time on an AMD EPYC.
-# It keeps what it compiled for each number of tokens, half a MiB of each product and 1,024 of them, unless it is told
-# to keep the last 64: a new one costs a third of a millisecond.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -115,9 +112,14 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 
 def speed_up_frozen(model: nn.Module) -> None:
     """From here on the frozen linear layers take frozen_linear, on a CPU."""
-    for module in model.modules():
-        if type(module) is nn.Linear and not module.weight.requires_grad:
-            module.forward = functools.partial(frozen_linear, module)
+    frozen = [m for m in model.modules() if type(m) is nn.Linear and not m.weight.requires_grad]
+    for module in frozen:
+        module.forward = functools.partial(frozen_linear, module)
+    if any(module.weight.dtype == torch.float32 for module in frozen):
+        # oneDNN keeps what it compiled for a product and a number of tokens, half a MiB each, a thousand of them. Here
+        # the last 64 do, as a step has six products and a new one takes a third of a millisecond; in bfloat16, where
+        # oneDNN takes A's and B's products too, so few would cost a tenth of the time.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 # A frozen linear layer with LoRA beside it.
