@@ -78,7 +78,7 @@ class LinearWithLoRA(nn.Module):
             return self.linear(x) + self.lora(x)  # (…, out)
         # On a CPU the same sum, with its gradients written by hand; tests/support/test_faster.py holds the two equal.
         linear, A, B, scaling = self.linear, self.lora.lora_A, self.lora.lora_B, self.lora.scaling
-        p = self.lora.dropout.p if self.lora.training else 0.0
+        p = self.lora.dropout.p if self.lora.training else None
         return faster.linear_plus_lora(x, linear.weight, linear.bias, A.weight, B.weight, scaling, p)  # (…, out)
 
     @torch.no_grad()

@@ -133,10 +133,10 @@ class FrozenPlusLowRank(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, W, b, A, B, scaling, kept):
+    def forward(ctx, x, W, b, A, B, scaling, kept, times=product):
         h = x if kept is None else kept.to(x.dtype).mul_(x)  # (T, in)
         z = (A @ h.t()).mul_(scaling)  # (R, T)
-        y = product(x, W, b).addmm_(z.t(), B.t())  # (T, out)
+        y = times(x, W, b).addmm_(z.t(), B.t())  # (T, out)
         ctx.save_for_backward(h, W, A, B, z, kept)
         ctx.scaling = scaling
         return y
@@ -151,16 +151,22 @@ class FrozenPlusLowRank(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # not in the first layer: nothing below it is trained
             dx = product(dy, W.t())  # (T, in)
             dx = dx.addmm_(dz.t(), A) if kept is None else dx.add_((dz.t() @ A).mul_(kept))  # (T, in)
-        return dx, None, None, dA, dB, None, None
+        return dx, None, None, dA, dB, None, None, None
 
 
-def linear_plus_lora(x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float) -> Tensor:
-    """Wx + b + scaling · B(A(dropout(x))), x of the shape (…, in), in the type that autocast asks for: (…, out)."""
+def linear_plus_lora(
+    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float | None
+) -> Tensor:
+    """Wx + b + scaling · B(A(dropout(x))), x of the shape (…, in), in the type that autocast asks for: (…, out).
+
+    Outside training p is None, and Wx the base's own product, so that a B of zeros leaves every bit as it is.
+    """
     dtype = autocast_dtype(x)
     rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (T, in)
     kept = draw_kept(rows, p) if p else None  # (T, in)
     weights = (None if w is None else w.to(dtype) for w in (W, b, A, B))
-    y = FrozenPlusLowRank.apply(rows, *weights, scaling / (1 - p), kept)  # (T, out)
+    times = F.linear if p is None else product
+    y = FrozenPlusLowRank.apply(rows, *weights, scaling / (1 - (p or 0)), kept, times)  # (T, out)
     return y.view(*x.shape[:-1], -1)
 
 
