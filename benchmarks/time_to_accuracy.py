@@ -7,7 +7,8 @@ A contender is a recipe of its own, trained to its end once for each seed and sc
 reached at the first score that is as high, in a run whose last score is too. At which step that happens does not
 depend on the machine, so these trainings may share it, --jobs at once; a finished one stands under --out and is not
 done again. How long a step takes is measured afterwards: all contenders take turns of --every steps with --threads
-cores, --rounds times, while nothing else works. Seconds are steps times the median of their seconds.
+cores, --rounds times, while nothing else works. Seconds are steps times the median of their seconds. Take multiples of
+50 for --every: transformers' sampler sorts 50 batches at a time, so that parts of these are long or short.
 """
 
 import json

@@ -111,15 +111,14 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 
 
 def speed_up_frozen(model: nn.Module) -> None:
-    """From here on the frozen linear layers take frozen_linear, on a CPU."""
-    frozen = [m for m in model.modules() if type(m) is nn.Linear and not m.weight.requires_grad]
-    for module in frozen:
-        module.forward = functools.partial(frozen_linear, module)
-    if any(module.weight.dtype == torch.float32 for module in frozen):
-        # oneDNN keeps what it compiled for a product and a number of tokens, half a MiB each, a thousand of them. Here
-        # the last 64 do, as a step has six products and a new one takes a third of a millisecond; in bfloat16, where
-        # oneDNN takes A's and B's products too, so few would cost a tenth of the time.
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    """From here on the frozen float32 linear layers take frozen_linear, on a CPU."""
+    for module in model.modules():
+        if type(module) is nn.Linear and not module.weight.requires_grad and module.weight.dtype == torch.float32:
+            module.forward = functools.partial(frozen_linear, module)
+            # oneDNN keeps what it compiled for a product and a number of tokens, half a MiB each, a thousand of them.
+            # Here the last 64 do, as a step has six products and a new one takes a third of a millisecond; in bfloat16,
+            # where oneDNN takes A's and B's products too, so few would cost a tenth of the time.
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 # A frozen linear layer with LoRA beside it.
