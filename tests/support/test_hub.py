@@ -185,8 +185,8 @@ OUT_OF_REACH = [
     ("no such name", ["sample.py", "--adapter", "me/tiny", "great film"]),
     ("refused", ["sample.py", "--adapter", "me/tiny", "great film"]),
     ("silent", ["sample.py", "--adapter", "me/tiny", "great film"]),
-    ("full", ["train.py", "--model", "me/tiny"]),
-    ("silent", ["train.py", "--push-to-hub", "--hub-model-id", "you/tiny"]),
+    ("full", ["train.py", "--model", "me/tiny", "--out", "OUT"]),
+    ("silent", ["train.py", "--push-to-hub", "--hub-model-id", "you/tiny", "--out", "OUT"]),
     ("full", ["lora.py", "push", "ADAPTER", "you/tiny"]),
 ]
 
@@ -197,7 +197,8 @@ def test_a_hub_out_of_reach_is_decided_within_ten_seconds(run, tmp_path):
 
     def ask(case):
         how, arguments = case
-        arguments = [str(tmp_path) if argument == "ADAPTER" else argument for argument in arguments]
+        folders = {"ADAPTER": str(tmp_path), "OUT": str(tmp_path / "out")}  # not the out/ that `make train` leaves
+        arguments = [folders.get(argument, argument) for argument in arguments]
         with dead(how) as url:
             environment = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_right"}
             begun = time.monotonic()
