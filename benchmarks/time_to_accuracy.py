@@ -38,7 +38,7 @@ from support.files import InputError, first_line, write_json
 from support.offline import offline_pair
 from support.options import OneLineParser
 
-WARMUP, WEIGHT_DECAY = 0.06, 0.01
+WEIGHT_DECAY = 0.01
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Recipe:
     ideas: str = ""  # words of experiments/ideas.py
     rank: int = 8
     batch_size: int = 32
+    warmup_ratio: float = 0.06
     steps_of: str = ""  # the contender whose steps to a mark stand for this one's, which is only timed
 
 
@@ -78,7 +79,7 @@ def build_ours(name: str, s: SimpleNamespace) -> Contender:
     settings = {key: value for key, value in asdict(RECIPES[name]).items() if key not in ("steps_of", "ideas")}
     ideas.take(RECIPES[name].ideas.split())
     config = train.Config(
-        s.model, s.data, device=s.device, seed=s.seed, max_length=s.max_length, warmup_ratio=WARMUP,
+        s.model, s.data, device=s.device, seed=s.seed, max_length=s.max_length,
         weight_decay=WEIGHT_DECAY, compile="no", **settings)  # fmt: skip
     run = train.set_up(config)
     run.model.train()
@@ -110,7 +111,7 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
     optimizer = torch.optim.AdamW(trained, recipe.lr, weight_decay=WEIGHT_DECAY, fused=True)
     N, size = len(data.lengths), recipe.batch_size
     steps = recipe.epochs * math.ceil(N / size)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(WARMUP * steps), steps)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(recipe.warmup_ratio * steps), steps)
     drawn, waiting = torch.Generator().manual_seed(s.seed), []
 
     multiple = 8 if s.device == "cuda" else 1
