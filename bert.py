@@ -113,9 +113,11 @@ class BertSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, queries: Tensor, mask: Tensor | None) -> Tensor:
         """The tokens `queries` (B, Q, D) attend to `x` (B, S, D), where `mask` (B, 1, 1, S) is true: (B, Q, D)."""
-        q = self.split_heads(self.query(queries))  # (B, H, Q, W)
-        k = self.split_heads(self.key(x))  # (B, H, S, W)
-        v = self.split_heads(self.value(x))  # (B, H, S, W)
+        if self.training and queries is x and faster.on_cpu(x):  # the same, where adapters read x together
+            q, k, v = faster.read_together(x, self.query, self.key, self.value)  # (B, S, D)
+        else:
+            q, k, v = self.query(queries), self.key(x), self.value(x)  # (B, Q, D), twice (B, S, D)
+        q, k, v = self.split_heads(q), self.split_heads(k), self.split_heads(v)  # (B, H, Q, W), twice (B, H, S, W)
         if self.training and x.device.type == "cpu":  # where the way back of the kernel below takes longer than this
             scores = (q @ k.transpose(-2, -1)).mul_(q.shape[-1] ** -0.5)  # (B, H, Q, S)
             if mask is not None:

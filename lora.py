@@ -77,9 +77,7 @@ class LinearWithLoRA(nn.Module):
         if type(self.linear) is not nn.Linear or not faster.on_cpu(x):  # layers of another kind may hold no plain W
             return self.linear(x) + self.lora(x)  # (…, out)
         # On a CPU the same sum, with its gradients written by hand; tests/support/test_faster.py holds the two equal.
-        linear, A, B, scaling = self.linear, self.lora.lora_A, self.lora.lora_B, self.lora.scaling
-        p = self.lora.dropout.p if self.lora.training else None
-        return faster.linear_plus_lora(x, linear.weight, linear.bias, A.weight, B.weight, scaling, p)  # (…, out)
+        return faster.linear_plus_lora(x, self)[0]  # (…, out)
 
     @torch.no_grad()
     def merge_weights(self) -> None:

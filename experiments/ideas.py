@@ -44,8 +44,8 @@ def loraplus_lr_ratio(ratio: float) -> None:
 
 
 def adam_beta2(beta2: float) -> None:
-    """AdamW's memory of squared gradients, 0.999 else; 0.98 forgets those of the first steps sooner (RoBERTa, Liu et al.,
-    2019, arXiv:1907.11692, section 3.1)."""
+    """AdamW's memory of squared gradients, else 0.999; 0.98 forgets those of the first steps sooner (RoBERTa, Liu et
+    al., 2019, arXiv:1907.11692, section 3.1)."""
     if not 0 <= beta2 < 1:
         raise ValueError
     set_up = train.set_up
@@ -164,7 +164,10 @@ def pissa() -> None:
     train.apply_lora_to_model = changed
 
 
-IDEAS = {f.__name__: f for f in (loraplus_lr_ratio, adam_beta2, cosine, stable, label_smoothing, base_dropout, average, pissa)}
+IDEAS = {
+    f.__name__: f
+    for f in (loraplus_lr_ratio, adam_beta2, cosine, stable, label_smoothing, base_dropout, average, pissa)
+}
 
 
 def take(words: list[str]) -> None:

@@ -5,9 +5,11 @@ The five files name each of these beside its plain form, and tests/support/test_
     plain line                       on a CPU                   on a GPU, and under torch.compile
     Dropout.forward                  dropout                    the plain line
     LinearWithLoRA.forward           linear_plus_lora           the plain line
+    BertSelfAttention.forward:       read_together, in          the plain line
+      query, key and value           training
     RoutedLinear.forward             add_low_rank               the plain line
-    BertSelfAttention.forward        the plain line in           PyTorch's fused kernel
-                                     training; else fused
+    BertSelfAttention.forward:       the plain line in          PyTorch's fused kernel
+      attention itself               training; else fused
     nn.Linear.forward                frozen_linear, where       the plain line
                                      training froze W; pack,
                                      where a table is labelled
@@ -18,6 +20,7 @@ The letters of the shapes are those of bert.py.
 
 import contextlib
 import functools
+import itertools
 import os
 
 import torch
@@ -125,48 +128,85 @@ def speed_up_frozen(model: nn.Module) -> None:
 
 
 class FrozenPlusLowRank(torch.autograd.Function):
-    """y = Wx + b + scaling · B(A(kept · x)), and its gradients for x, A and B, for T tokens at once.
+    """y = Wx + b + scaling · B(A(kept · x)) of each layer that reads x, and the gradients for x, A and B, for T tokens.
 
     By hand, because autograd adds up three tensors of x's size that are one here, and takes the products with
-    R columns in an order that is three times slower on a CPU. W and b are frozen and get no gradient.
+    R columns in an order that is three times slower on a CPU. They wait for kept · x rather than for numbers, so the A
+    of all layers stand above each other and take it once. W and b are frozen and get no gradient. A and B are None in
+    a layer without an adapter.
     """
 
     @staticmethod
-    def forward(ctx, x, W, b, A, B, scaling, kept, times=product):
+    def forward(ctx, x, kept, scaling, times, *weights):
+        Ws, bs, As, Bs = (weights[i::4] for i in range(4))
+        ctx.ranks, ctx.scaling = [0 if A is None else len(A) for A in As], scaling
         h = x if kept is None else kept.to(x.dtype).mul_(x)  # (T, in)
-        z = (A @ h.t()).mul_(scaling)  # (R, T)
-        y = times(x, W, b).addmm_(z.t(), B.t())  # (T, out)
-        ctx.save_for_backward(h, W, A, B, z, kept)
-        ctx.scaling = scaling
-        return y
+        A = torch.cat([A for A in As if A is not None])  # (all R, in)
+        z = (A @ h.t()).mul_(scaling)  # (all R, T)
+        ys = tuple(times(x, W, b) for W, b in zip(Ws, bs, strict=True))  # (T, out)
+        for y, z_one, B in zip(ys, z.split(ctx.ranks), Bs, strict=True):
+            if B is not None:
+                y.addmm_(z_one.t(), B.t())  # (T, out)
+        ctx.save_for_backward(h, kept, z, A, *Ws, *Bs)
+        if not ctx.needs_input_grad[0]:  # in the first layer: nothing asks for the gradients of these
+            ctx.mark_non_differentiable(*(y for y, B in zip(ys, Bs, strict=True) if B is None))
+        return ys
 
     @staticmethod
-    def backward(ctx, dy):
-        h, W, A, B, z, kept = ctx.saved_tensors
-        dz = (B.t() @ dy.t()).mul_(ctx.scaling)  # (R, T)
-        dA = dz @ h  # (R, in)
-        dB = (z @ dy).t()  # (out, R)
+    def backward(ctx, *dys):
+        h, kept, z, A, *weights = ctx.saved_tensors
+        Ws, Bs = weights[: len(dys)], weights[len(dys) :]
+        dz, dBs = torch.empty_like(z), []  # (all R, T)
+        for dy, z_one, dz_one, B in zip(dys, z.split(ctx.ranks), dz.split(ctx.ranks), Bs, strict=True):
+            if B is not None:
+                torch.mm(B.t(), dy.t(), out=dz_one)  # (R, T)
+            dBs.append(None if B is None else (z_one @ dy).t())  # (out, R)
+        dAs = (dz.mul_(ctx.scaling) @ h).split(ctx.ranks)  # (R, in)
         dx = None
-        if ctx.needs_input_grad[0]:  # not in the first layer: nothing below it is trained
-            dx = product(dy, W.t())  # (T, in)
+        if ctx.needs_input_grad[0]:  # nothing below the first layer is trained
+            dx, *others = (product(dy, W.t()) for dy, W in zip(dys, Ws, strict=True))  # (T, in)
+            for other in others:
+                dx.add_(other)
             dx = dx.addmm_(dz.t(), A) if kept is None else dx.add_((dz.t() @ A).mul_(kept))  # (T, in)
-        return dx, None, None, dA, dB, None, None, None
+        of_each = ((None, None, None if dB is None else dA, dB) for dA, dB in zip(dAs, dBs, strict=True))
+        return dx, None, None, None, *itertools.chain(*of_each)
 
 
-def linear_plus_lora(
-    x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor, scaling: float, p: float | None
-) -> Tensor:
-    """Wx + b + scaling · B(A(dropout(x))), x of the shape (…, in), in the type that autocast asks for: (…, out).
+def linear_plus_lora(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """linear(x) + lora(x) of each LinearWithLoRA, linear(x) of an nn.Linear among them: (…, in) to (…, out).
 
-    Outside training p is None, and Wx the base's own product, so that a B of zeros leaves every bit as it is.
+    They compute in the type that autocast asks for, and all adapters read the same dropout of x. Outside training Wx is
+    the base's own product, so that a B of zeros leaves every bit as it is.
     """
-    dtype = autocast_dtype(x)
+    loras, dtype = [getattr(layer, "lora", None) for layer in layers], autocast_dtype(x)
+    first = next(lora for lora in loras if lora is not None)
+    p, times = (first.dropout.p, product) if first.training else (0.0, F.linear)
     rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (T, in)
     kept = draw_kept(rows, p) if p else None  # (T, in)
-    weights = (None if w is None else w.to(dtype) for w in (W, b, A, B))
-    times = F.linear if p is None else product
-    y = FrozenPlusLowRank.apply(rows, *weights, scaling / (1 - (p or 0)), kept, times)  # (T, out)
-    return y.view(*x.shape[:-1], -1)
+    weights = []
+    for layer, lora in zip(layers, loras, strict=True):
+        linear = layer if lora is None else layer.linear
+        weights += [linear.weight, linear.bias] + ([lora.lora_A.weight, lora.lora_B.weight] if lora else [None, None])
+    weights = (None if w is None else w.to(dtype) for w in weights)
+    ys = FrozenPlusLowRank.apply(rows, kept, first.scaling / (1 - p), times, *weights)  # (T, out)
+    return [y.view(*x.shape[:-1], -1) for y in ys]  # (…, out)
+
+
+def read_together(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """[layer(x) for layer in layers], which are linear_plus_lora of all where that is the same and saves work.
+
+    That is where some have adapters, alike but for A and B, the rest is frozen, and nobody watches a layer by a hook.
+    The paper's code too drops the same numbers for query and value.
+    """
+    adapted = [layer for layer in layers if type(layer).__name__ == "LinearWithLoRA"]  # no heir, which may compute more
+    linears = [layer.linear if layer in adapted else layer for layer in layers]
+    alike = {(layer.lora.training, layer.lora.dropout.p, layer.lora.scaling) for layer in adapted}
+    plain = all(type(linear) is nn.Linear and not linear.weight.requires_grad for linear in linears)
+    merged = any(layer.unmerged_weight is not None for layer in adapted)
+    watched = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+    if len(alike) == 1 and plain and not merged and not watched:
+        return linear_plus_lora(x, *layers)
+    return [layer(x) for layer in layers]
 
 
 def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> None:

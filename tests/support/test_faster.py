@@ -70,10 +70,10 @@ def test_hand_written_gradients(with_dropout):
     torch.manual_seed(0)
     x, W, b, A, B = (torch.randn(*shape, dtype=torch.float64) for shape in [(3, 4), (5, 4), (5,), (2, 4), (5, 2)])
     kept = torch.tensor([[0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]]) if with_dropout else None
-    y = FrozenPlusLowRank.apply(x, W, b, A, B, 1.7, kept)
+    y = FrozenPlusLowRank.apply(x, kept, 1.7, nn.functional.linear, W, b, A, B)[0]
     assert difference(y, x @ W.T + b + 1.7 * (x if kept is None else x * kept) @ A.T @ B.T) < 1e-12
     trained = [tensor.requires_grad_() for tensor in (x, A, B)]
-    path = lambda x, A, B: FrozenPlusLowRank.apply(x, W, b, A, B, 1.7, kept)
+    path = lambda x, A, B: FrozenPlusLowRank.apply(x, kept, 1.7, nn.functional.linear, W, b, A, B)
     assert torch.autograd.gradcheck(path, trained)
 
 
@@ -95,6 +95,76 @@ def test_the_plain_lines_are_equal_with_dropout_too(monkeypatch, shape, p, bias)
         y = both(x)
         found.append([y, *torch.autograd.grad(y.square().sum(), [x, *both.lora.parameters()])])
     assert all(difference(a, b) < 1e-12 for a, b in zip(*found, strict=True))
+
+
+def three_layers(p: float, adapters: str) -> list[nn.Module]:
+    """A query, key and value of 24 features, of which those in `adapters` have one, of ranks 2, 3 and 4."""
+    layers = [nn.Linear(24, out).requires_grad_(False) for out in (16, 8, 24)]
+    for i, name in enumerate("qkv"):
+        if name in adapters:
+            rank = 2 + i
+            layers[i] = LinearWithLoRA(layers[i], LoRALayer(24, layers[i].out_features, rank, 2 * rank, p))
+            draw(layers[i].lora)
+    return [layer.double() for layer in layers]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("adapters", ["q", "qv", "k", "qkv"])
+def test_layers_that_read_together_are_the_plain_lines(monkeypatch, adapters, p):
+    layers = three_layers(p, adapters)
+    x = torch.randn(5, 7, 24, dtype=torch.float64).requires_grad_()
+    trained = [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
+    torch.manual_seed(0)
+    kept, found = draw_kept(x.detach().flatten(0, 1), p).view(x.shape).double() / (1 - p) if p else 1.0, []
+    for plain in False, True:
+        if plain:  # with the numbers that were kept before, in all of them
+            monkeypatch.setattr(faster, "ENABLED", False)
+            for layer in layers:
+                if hasattr(layer, "lora"):
+                    monkeypatch.setattr(layer.lora.dropout, "forward", lambda x: x * kept)
+        torch.manual_seed(0)
+        ys = [layer(x) for layer in layers] if plain else faster.read_together(x, *layers)
+        loss = sum((i + 1) * y.square().sum() for i, y in enumerate(ys))
+        found.append([*ys, *torch.autograd.grad(loss, [x, *trained])])
+    assert all(difference(a, b) < 1e-12 for a, b in zip(*found, strict=True))
+
+
+class Heir(LinearWithLoRA):
+    pass
+
+
+def unlike(layers: list[nn.Module], how: str) -> None:
+    """Something for which the layers must be asked one by one."""
+    if how == "merged":
+        layers[0].merge_weights()
+    elif how == "hook":
+        layers[1].register_forward_hook(lambda *_: None)
+    elif how == "thawed":
+        layers[1].weight.requires_grad_()
+    elif how == "heir":
+        layers[0].__class__ = Heir
+    elif how == "scaling":
+        layers[0].lora.scaling = 3.0
+    elif how == "dropout":
+        layers[0].lora.dropout.p = 0.2
+    elif how == "evaluated":
+        layers[0].eval()
+
+
+@pytest.mark.parametrize("how", ["", "merged", "hook", "thawed", "heir", "scaling", "dropout", "evaluated"])
+def test_layers_that_are_not_alike_are_asked_one_by_one(monkeypatch, how):
+    layers, together = three_layers(0.0, "qv"), []
+    unlike(layers, how)
+    plain = faster.linear_plus_lora
+    monkeypatch.setattr(
+        faster, "linear_plus_lora", lambda x, *layers: together.append(len(layers)) or plain(x, *layers)
+    )
+    x = torch.randn(5, 24, dtype=torch.float64)
+    torch.manual_seed(0)
+    ys = faster.read_together(x, *layers)
+    assert max(together) == (1 if how else 3)
+    torch.manual_seed(0)
+    assert all(difference(y, layer(x)) < 1e-12 for y, layer in zip(ys, layers, strict=True))
 
 
 def test_a_model_without_the_faster_forms_gives_the_same(minilm, monkeypatch):
