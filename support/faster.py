@@ -167,7 +167,7 @@ class FrozenPlusLowRank(torch.autograd.Function):
             dx, *others = (product(dy, W.t()) for dy, W in zip(dys, Ws, strict=True))  # (T, in)
             for other in others:
                 dx.add_(other)
-            dx = dx.addmm_(dz.t(), A) if kept is None else dx.add_(product(dz.t(), A.t()).mul_(kept))  # (T, in)
+            dx = dx.addmm_(dz.t(), A) if kept is None else dx.add_((dz.t() @ A).mul_(kept))  # (T, in)
         of_each = ((None, None, None if dB is None else dA, dB) for dA, dB in zip(dAs, dBs, strict=True))
         return dx, None, None, None, *itertools.chain(*of_each)
 
