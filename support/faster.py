@@ -201,10 +201,11 @@ def read_together(x: Tensor, *layers: nn.Module) -> list[Tensor]:
     adapted = [layer for layer in layers if type(layer).__name__ == "LinearWithLoRA"]  # no heir, which may compute more
     linears = [layer.linear if layer in adapted else layer for layer in layers]
     alike = {(layer.lora.training, layer.lora.dropout.p, layer.lora.scaling) for layer in adapted}
-    plain = all(type(linear) is nn.Linear and not linear.weight.requires_grad for linear in linears)
+    plain = all(type(linear) is nn.Linear for linear in linears)
+    thawed = any(parameter.requires_grad for linear in linears for parameter in linear.parameters())
     merged = any(layer.unmerged_weight is not None for layer in adapted)
     watched = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
-    if len(alike) == 1 and plain and not merged and not watched:
+    if len(alike) == 1 and plain and not (thawed or merged or watched):
         return linear_plus_lora(x, *layers)
     return [layer(x) for layer in layers]
 

@@ -139,8 +139,8 @@ def unlike(layers: list[nn.Module], how: str) -> None:
         layers[0].merge_weights()
     elif how == "hook":
         layers[1].register_forward_hook(lambda *_: None)
-    elif how == "thawed":
-        layers[1].weight.requires_grad_()
+    elif how in ("weight", "bias"):  # is trained after all
+        layers[1].get_parameter(how).requires_grad_()
     elif how == "heir":
         layers[0].__class__ = Heir
     elif how == "scaling":
@@ -151,7 +151,7 @@ def unlike(layers: list[nn.Module], how: str) -> None:
         layers[0].eval()
 
 
-@pytest.mark.parametrize("how", ["", "merged", "hook", "thawed", "heir", "scaling", "dropout", "evaluated"])
+@pytest.mark.parametrize("how", ["", "merged", "hook", "weight", "bias", "heir", "scaling", "dropout", "evaluated"])
 def test_layers_that_are_not_alike_are_asked_one_by_one(monkeypatch, how):
     layers, together = three_layers(0.0, "qv"), []
     unlike(layers, how)
