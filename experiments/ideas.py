@@ -22,12 +22,22 @@ from support.console import run_main
 from support.files import InputError
 
 
-def loraplus_lr_ratio(ratio: float) -> None:
-    """B learns by so many times --lr, which A and the classifier keep (LoRA+, Hayou et al., 2024, arXiv:2402.12354)."""
+def after_set_up(alter) -> None:
+    """`alter` changes the run that train.set_up has put together."""
     set_up = train.set_up
 
     def changed(*arguments):
         run = set_up(*arguments)
+        alter(run)
+        return run
+
+    train.set_up = changed
+
+
+def loraplus_lr_ratio(ratio: float) -> None:
+    """B learns by so many times --lr, which A and the classifier keep (LoRA+, Hayou et al., 2024, arXiv:2402.12354)."""
+
+    def alter(run):
         names = {parameter: name for name, parameter in run.model.named_parameters()}
         group = run.optimizer.param_groups[0]
         of_B = [parameter for parameter in group["params"] if "lora_B" in names[parameter]]
@@ -38,9 +48,8 @@ def loraplus_lr_ratio(ratio: float) -> None:
             optimizer.param_groups[-1]["lr"] *= ratio  # train_step has just set it to what the others have
 
         run.optimizer.register_step_pre_hook(faster)
-        return run
 
-    train.set_up = changed
+    after_set_up(alter)
 
 
 def adam_beta2(beta2: float) -> None:
@@ -48,15 +57,12 @@ def adam_beta2(beta2: float) -> None:
     al., 2019, arXiv:1907.11692, section 3.1)."""
     if not 0 <= beta2 < 1:
         raise ValueError
-    set_up = train.set_up
 
-    def changed(*arguments):
-        run = set_up(*arguments)
+    def alter(run):
         for group in run.optimizer.param_groups:
             group["betas"] = (group["betas"][0], beta2)
-        return run
 
-    train.set_up = changed
+    after_set_up(alter)
 
 
 def schedule(shape) -> None:
@@ -110,10 +116,8 @@ def base_dropout(p: float) -> None:
 def average(memory: float) -> None:
     """What is scored and kept is a mean of the weights, in which a step counts `memory` times as much as the next one
     (an exponential moving average; Polyak & Juditsky, 1992); what is trained is not changed by it."""
-    set_up = train.set_up
 
-    def changed(*arguments):
-        run = set_up(*arguments)
+    def alter(run):
         run.trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
         run.means = [parameter.detach().clone() for parameter in run.trained]
 
@@ -123,7 +127,6 @@ def average(memory: float) -> None:
 
         run.optimizer.register_step_post_hook(follow)
         run.checkpoint.trained |= {f"mean {number}": mean for number, mean in enumerate(run.means)}
-        return run
 
     def of_the_means(function):
         @torch.no_grad()
@@ -137,11 +140,8 @@ def average(memory: float) -> None:
 
         return changed
 
-    train.set_up, train.evaluate, train.save_model = (
-        changed,
-        of_the_means(train.evaluate),
-        of_the_means(train.save_model),
-    )
+    after_set_up(alter)
+    train.evaluate, train.save_model = of_the_means(train.evaluate), of_the_means(train.save_model)
 
 
 def pissa() -> None:

@@ -132,24 +132,23 @@ class FrozenPlusLowRank(torch.autograd.Function):
 
     By hand, because autograd adds up three tensors of x's size that are one here, and takes the products with
     R columns in an order that is three times slower on a CPU. They wait for kept · x rather than for numbers, so the A
-    of all layers stand above each other and take it once. W and b are frozen and get no gradient. A and B are None in
-    a layer without an adapter.
+    of all layers stand above each other and take it once. W and b are frozen and get no gradient. A layer without an
+    adapter has A and B of rank 0.
     """
 
     @staticmethod
     def forward(ctx, x, kept, scaling, times, *weights):
         Ws, bs, As, Bs = (weights[i::4] for i in range(4))
-        ctx.ranks, ctx.scaling = [0 if A is None else len(A) for A in As], scaling
+        ctx.ranks, ctx.scaling = [len(A) for A in As], scaling
         h = x if kept is None else kept.to(x.dtype).mul_(x)  # (T, in)
-        A = torch.cat([A for A in As if A is not None])  # (all R, in)
+        A = torch.cat(As)  # (all R, in)
         z = (A @ h.t()).mul_(scaling)  # (all R, T)
         ys = tuple(times(x, W, b) for W, b in zip(Ws, bs, strict=True))  # (T, out)
         for y, z_one, B in zip(ys, z.split(ctx.ranks), Bs, strict=True):
-            if B is not None:
-                y.addmm_(z_one.t(), B.t())  # (T, out)
+            y.addmm_(z_one.t(), B.t())  # (T, out)
         ctx.save_for_backward(h, kept, z, A, *Ws, *Bs)
         if not ctx.needs_input_grad[0]:  # in the first layer: nothing asks for the gradients of these
-            ctx.mark_non_differentiable(*(y for y, B in zip(ys, Bs, strict=True) if B is None))
+            ctx.mark_non_differentiable(*(y for y, R in zip(ys, ctx.ranks, strict=True) if not R))
         return ys
 
     @staticmethod
@@ -158,9 +157,8 @@ class FrozenPlusLowRank(torch.autograd.Function):
         Ws, Bs = weights[: len(dys)], weights[len(dys) :]
         dz, dBs = torch.empty_like(z), []  # (all R, T)
         for dy, z_one, dz_one, B in zip(dys, z.split(ctx.ranks), dz.split(ctx.ranks), Bs, strict=True):
-            if B is not None:
-                torch.mm(B.t(), dy.t(), out=dz_one)  # (R, T)
-            dBs.append(None if B is None else (z_one @ dy).t())  # (out, R)
+            torch.mm(B.t(), dy.t(), out=dz_one)  # (R, T)
+            dBs.append((z_one @ dy).t())  # (out, R)
         dAs = (dz.mul_(ctx.scaling) @ h).split(ctx.ranks)  # (R, in)
         dx = None
         if ctx.needs_input_grad[0]:  # nothing below the first layer is trained
@@ -168,8 +166,7 @@ class FrozenPlusLowRank(torch.autograd.Function):
             for other in others:
                 dx.add_(other)
             dx = dx.addmm_(dz.t(), A) if kept is None else dx.add_((dz.t() @ A).mul_(kept))  # (T, in)
-        of_each = ((None, None, None if dB is None else dA, dB) for dA, dB in zip(dAs, dBs, strict=True))
-        return dx, None, None, None, *itertools.chain(*of_each)
+        return dx, None, None, None, *itertools.chain(*((None, None, dA, dB) for dA, dB in zip(dAs, dBs, strict=True)))
 
 
 def linear_plus_lora(x: Tensor, *layers: nn.Module) -> list[Tensor]:
@@ -185,8 +182,11 @@ def linear_plus_lora(x: Tensor, *layers: nn.Module) -> list[Tensor]:
     kept = draw_kept(rows, p) if p else None  # (T, in)
     weights = []
     for layer, lora in zip(layers, loras, strict=True):
-        linear = layer if lora is None else layer.linear
-        weights += [linear.weight, linear.bias] + ([lora.lora_A.weight, lora.lora_B.weight] if lora else [None, None])
+        if lora is None:
+            W = layer.weight
+            weights += [W, layer.bias, W.new_empty(0, W.shape[1]), W.new_empty(W.shape[0], 0)]
+        else:
+            weights += [layer.linear.weight, layer.linear.bias, lora.lora_A.weight, lora.lora_B.weight]
     weights = (None if w is None else w.to(dtype) for w in weights)
     ys = FrozenPlusLowRank.apply(rows, kept, first.scaling / (1 - p), times, *weights)  # (T, out)
     return [y.view(*x.shape[:-1], -1) for y in ys]  # (…, out)
