@@ -11,6 +11,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
 from bert import Dropout
 from lora import LinearWithLoRA, LoRALayer
+from support import faster
 from support.console import run_main
 from support.files import InputError
 
@@ -164,10 +166,66 @@ def pissa() -> None:
     train.apply_lora_to_model = changed
 
 
-IDEAS = {
-    f.__name__: f
-    for f in (loraplus_lr_ratio, adam_beta2, cosine, stable, label_smoothing, base_dropout, average, pissa)
-}
+def lora_ga(batches: float) -> None:
+    """A and B start as the largest singular directions of the gradient of W over so many batches, and W without BA is
+    frozen (LoRA-GA, Wang et al., 2024, arXiv:2407.05000, with its γ = 16). As with pissa, this is for the scores."""
+
+    def alter(run):
+        adapted = [module for module in run.model.modules() if isinstance(module, LinearWithLoRA)]
+        weights = [module.linear.weight.requires_grad_(True) for module in adapted]
+        gradients, faster.ENABLED = [0.0] * len(weights), False  # the faster forms have no gradient of W
+        for rows in train.plan_batches(run.train.lengths, run.config.batch_size, run.config.seed, 0)[: int(batches)]:
+            loss = train.forward(run, run.train, rows)[0]
+            gradients = [sum(pair) for pair in zip(gradients, torch.autograd.grad(loss, weights), strict=True)]
+        faster.ENABLED = True
+        for module, W, gradient in zip(adapted, weights, gradients, strict=True):
+            W.requires_grad_(False)
+            U, _, V = torch.linalg.svd(gradient, full_matrices=False)
+            lora, scale = module.lora, len(W) ** 0.25 / 16**0.5
+            R = len(lora.lora_A.weight)
+            with torch.no_grad():
+                lora.lora_A.weight.copy_(scale * V[:R])
+                lora.lora_B.weight.copy_(scale * U[:, R : 2 * R])
+                W -= lora.delta()
+
+    after_set_up(alter)
+
+
+def growing_batch(factor: float) -> None:
+    """In the second half of an epoch so many batches make one step (Smith et al., 2018, arXiv:1711.00489)."""
+    plan_batches, factor = train.plan_batches, int(factor)
+
+    def changed(*arguments):
+        plan = plan_batches(*arguments)
+        half = len(plan) // 2
+        return plan[:half] + [np.concatenate(plan[i : i + factor]) for i in range(half, len(plan), factor)]
+
+    def steps_per_epoch(run) -> int:
+        whole = math.ceil(len(run.train.lengths) / run.sentences_per_step)
+        return whole // 2 + math.ceil((whole - whole // 2) / factor)
+
+    train.plan_batches, train.Run.steps_per_epoch = changed, property(steps_per_epoch)
+
+
+def freezing(part: float) -> None:
+    """After such a part of the steps the lower half of the layers is trained no more, and gradients end above them
+    (after FreezeOut, Brock et al., 2017, arXiv:1706.04983)."""
+    if not 0 <= part <= 1:
+        raise ValueError
+    train_step = train.train_step
+
+    def changed(run, rows):
+        if run.progress.step >= part * run.steps:
+            layers = run.model.bert.encoder.layer
+            layers[: len(layers) // 2].requires_grad_(False)
+        return train_step(run, rows)
+
+    train.train_step = changed
+
+
+EVERY = (loraplus_lr_ratio, adam_beta2, cosine, stable, label_smoothing, base_dropout, average)
+EVERY += (pissa, lora_ga, growing_batch, freezing)
+IDEAS = {function.__name__: function for function in EVERY}
 
 
 def take(words: list[str]) -> None:

@@ -16,6 +16,7 @@ import train
 from lora import LinearWithLoRA
 
 PATCHED = ("set_up", "evaluate", "save_model", "learning_rate", "F", "build_model", "apply_lora_to_model")
+PATCHED += ("plan_batches", "train_step")
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def ideas(monkeypatch):
     """The module, whose changes of train are taken back afterwards."""
     for name in PATCHED:
         monkeypatch.setattr(train, name, getattr(train, name))
+    monkeypatch.setattr(train.Run, "steps_per_epoch", train.Run.steps_per_epoch)
     spec = importlib.util.spec_from_file_location("ideas", ROOT / "experiments" / "ideas.py")
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     return module
@@ -83,6 +85,67 @@ def test_pissa_begins_where_peft_does(ideas, config, tiny):
     for our, layer in zip(ours, layers, strict=True):
         assert torch.allclose(our.linear.weight, layer.base_layer.weight, atol=1e-5)
         assert torch.allclose(our.lora.delta(), layer.get_delta_weight("default"), atol=1e-5)
+
+
+def test_lora_ga_begins_in_the_directions_of_peft(ideas, config, tiny):
+    """peft's B is longer by the gradient's singular values, which are neither in the paper nor in its authors' code."""
+    plain = train.set_up(config)
+    ideas.lora_ga(2)
+    run = train.set_up(config)
+    state = {name.replace(".linear.", "."): tensor for name, tensor in plain.model.state_dict().items()}
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
+    model.load_state_dict({name: tensor for name, tensor in state.items() if ".lora." not in name}, strict=False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # LoRA-GA of peft looks at the gradients in training mode
+
+    def train_step():
+        for rows in train.plan_batches(run.train.lengths, 16, config.seed, 0)[:2]:
+            ids, mask, types, labels = train.make_batch(run.train, rows, 0)
+            F.cross_entropy(model(ids, mask, types).logits, labels, reduction="sum").backward()
+
+    how = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
+    how = peft.LoraConfig(init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig(), **how)
+    peft.tuners.lora.preprocess_loraga(model, how, train_step)
+    torch.manual_seed(0)  # peft's svd_lowrank draws
+    layers = [m for m in peft.get_peft_model(model, how).modules() if isinstance(m, peft.tuners.lora.Linear)]
+    ours = [m for m in run.model.modules() if isinstance(m, LinearWithLoRA)]
+    assert len(ours) == len(layers) > 1
+    befores = [m for m in plain.model.modules() if isinstance(m, LinearWithLoRA)]
+    for our, layer, before in zip(ours, layers, befores, strict=True):
+        A, B = our.lora.lora_A.weight, our.lora.lora_B.weight
+        scale = len(B) ** 0.25 / 4
+        for mine, other in (A, layer.lora_A["default"].weight), (B.t(), layer.lora_B["default"].weight.t()):
+            cosines = F.cosine_similarity(mine, other, dim=1).abs()
+            assert (cosines[:4] > 0.99).all()  # those of the larger singular values: peft's are approximate
+            assert torch.allclose(mine.norm(dim=1), torch.tensor(scale), atol=1e-4)
+        assert torch.allclose(our.linear.weight + our.lora.delta(), before.linear.weight, atol=1e-5)
+        assert not our.linear.weight.requires_grad
+
+
+def test_batches_grow_and_leave_no_row_out(ideas, config):
+    ideas.growing_batch(2)
+    config.batch_size = 4
+    run = train.set_up(config)
+    N, plan = len(run.train.lengths), train.plan_batches(run.train.lengths, 4, config.seed, 0)
+    assert sorted(np.concatenate(plan)) == list(range(N)) and len(plan) == run.steps_per_epoch
+    sizes, half = [len(rows) for rows in plan], math.ceil(N / 4) // 2
+    assert set(sizes[:half]) <= {4, N % 4} and sizes[half:].count(8) >= len(sizes[half:]) - 2 > 0
+
+
+def test_what_is_frozen_moves_no_more(ideas, config):
+    ideas.freezing(0.5)
+    config.epochs = 1
+    run = train.set_up(config)
+    seen = []
+    for _ in range(run.steps):
+        step(run)
+        seen.append({name: p.detach().clone() for name, p in run.model.named_parameters() if ".lora." in name})
+    middle = -(-run.steps // 2)
+    for name in seen[0]:
+        still = torch.equal(seen[middle - 1][name], seen[-1][name])
+        assert still == (".layer.0." in name), name
+        assert not torch.equal(seen[0][name], seen[middle - 1][name])
 
 
 def test_label_smoothing_is_pytorchs_and_in_training_alone(ideas, config):
