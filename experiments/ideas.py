@@ -191,6 +191,16 @@ def lora_ga(batches: float) -> None:
     after_set_up(alter)
 
 
+def classifier_alone() -> None:
+    """The adapters are there, but B stays zero, so that they add nothing: what the frozen base gives by itself."""
+
+    def mark_only_the_classifier(model) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("classifier."))
+
+    train.mark_only_lora_as_trainable = mark_only_the_classifier
+
+
 def growing_batch(factor: float) -> None:
     """In the second half of an epoch so many batches make one step (Smith et al., 2018, arXiv:1711.00489)."""
     plan_batches, factor = train.plan_batches, int(factor)
@@ -224,7 +234,7 @@ def freezing(part: float) -> None:
 
 
 EVERY = (loraplus_lr_ratio, adam_beta2, cosine, stable, label_smoothing, base_dropout, average)
-EVERY += (pissa, lora_ga, growing_batch, freezing)
+EVERY += (pissa, lora_ga, classifier_alone, growing_batch, freezing)
 IDEAS = {function.__name__: function for function in EVERY}
 
 
@@ -234,7 +244,7 @@ def take(words: list[str]) -> None:
         try:
             IDEAS[name](*([float(number)] if number else []))
         except (TypeError, ValueError):
-            asked = "a number that experiments/ideas.py says what it is for, or for cosine and pissa none"
+            asked = "a number that experiments/ideas.py says what it is for, or none, as cosine and pissa"
             raise InputError(f"{name}={number}: takes {asked}") from None
 
 

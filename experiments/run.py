@@ -72,10 +72,9 @@ def named(setting: dict) -> str:
 
 def command(plan: dict, setting: dict, seed: int, out: Path, model: str, data: str) -> list[str]:
     options = plan["common"] | setting
-    ideas, alone = options.pop("ideas", "").split(), options.pop("classifier_alone", False)
-    program = "ideas.py" if ideas else "classifier_alone.py" if alone else "../train.py"
+    ideas = options.pop("ideas", "").split()
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-    script = (Path(__file__).parent / program).resolve()
+    script = ROOT / ("experiments/ideas.py" if ideas else "train.py")
     places = [f"--model={model}", f"--data={data}", f"--out={out}", f"--seed={seed}"]
     return [sys.executable, str(script), *places, *flags, *ideas]
 

@@ -22,7 +22,7 @@ title = "Rank"
 settings = [{{ ideas = "{ideas}", rank = 1 }}, {{}}]
 [[groups]]
 title = "Without LoRA"
-settings = [{{ classifier_alone = true, rank = 1 }}, {{}}]
+settings = [{{ ideas = "classifier_alone", rank = 1 }}, {{}}]
 """
 
 
@@ -37,13 +37,13 @@ def test_every_setting_is_run_once_and_stands_in_the_table(run, tiny, some_revie
     table = (out / "table.md").read_text()
     assert table in done.stdout and (out / "picture.png").read_bytes().startswith(b"\x89PNG")
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table.splitlines() if "±" in line}
-    assert rows.keys() == {f"ideas {IDEAS}, rank 1", "the default", "classifier_alone True, rank 1"}
+    assert rows.keys() == {f"ideas {IDEAS}, rank 1", "the default", "ideas classifier_alone, rank 1"}
     for name, row in rows.items():
         lasts = [json.loads((out / name / seed / "metrics.jsonl").read_text().splitlines()[-1]) for seed in "12"]
         accuracies = [100 * last["validation_accuracy"] for last in lasts]
         assert row[1] == f"{statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}"
     trained = {name: int(row[3].replace(",", "")) for name, row in rows.items()}
-    assert trained["classifier_alone True, rank 1"] == 66 and trained["the default"] == 66 + 8 * (
+    assert trained["ideas classifier_alone, rank 1"] == 66 and trained["the default"] == 66 + 8 * (
         trained[f"ideas {IDEAS}, rank 1"] - 66
     )
     before = (out / "table.md").stat().st_mtime_ns
