@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments"))
 import ideas
 
 import train
-from data import encode, load_task, load_tokenizer, plan_batches
+from data import encode, load_task, load_tokenizer
 from support.console import run_main
 from support.files import InputError, first_line, write_json
 from support.offline import offline_pair
@@ -87,7 +87,7 @@ def build_ours(name: str, s: SimpleNamespace) -> Contender:
     def step() -> None:
         epoch, index = divmod(run.progress.step, run.steps_per_epoch)
         if index == 0:
-            run.plan = plan_batches(run.train.lengths, config.batch_size, config.seed, epoch)
+            run.plan = train.plan_batches(run.train.lengths, config.batch_size, config.seed, epoch)
         train.train_step(run, run.plan[index])
         run.progress.step += 1
 
@@ -133,7 +133,7 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
     def score() -> float:
         model.eval()
         right = 0
-        for rows in plan_batches(validation.lengths, 64, seed=0, epoch=0):
+        for rows in train.plan_batches(validation.lengths, 64, seed=0, epoch=0):
             output, labels = hf_output(model, validation, rows, multiple)
             right += (output.logits.argmax(-1) == labels).sum().item()
         model.train()

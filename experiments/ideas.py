@@ -3,10 +3,12 @@
     python experiments/ideas.py loraplus_lr_ratio=16 --lr 5e-4           # all options of train.py
     python experiments/ideas.py cosine base_dropout=0 --targets all-linear
 
-A word without -- is one of the functions below, and what stands after = its number. Each takes the place of one line of
-train.py or stands around it, so that a reader sees what the idea is.
+The words before the options are functions below, and what stands after = their number; --help lists them. Each takes
+the place of one line of train.py or stands around it, so that a reader sees what the idea is.
 """
 
+import contextlib
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -21,7 +23,8 @@ from bert import Dropout
 from lora import LinearWithLoRA, LoRALayer
 from support import faster
 from support.console import run_main
-from support.files import InputError
+from support.files import InputError, write_text
+from support.options import ABOVE_0, BELOW_1, FRACTION
 
 
 def after_set_up(alter) -> None:
@@ -57,8 +60,6 @@ def loraplus_lr_ratio(ratio: float) -> None:
 def adam_beta2(beta2: float) -> None:
     """AdamW's memory of squared gradients, else 0.999; 0.98 forgets those of the first steps sooner (RoBERTa, Liu et
     al., 2019, arXiv:1907.11692, section 3.1)."""
-    if not 0 <= beta2 < 1:
-        raise ValueError
 
     def alter(run):
         for group in run.optimizer.param_groups:
@@ -85,8 +86,6 @@ def cosine() -> None:
 def stable(decay: float) -> None:
     """Warm-up, stable, decay: the full rate, and at the end, for such a part of the steps, 1 - √ (Hägele et al., 2024,
     arXiv:2405.18392)."""
-    if not 0 < decay <= 1:
-        raise ValueError
     schedule(lambda part: 1 - math.sqrt(max(0, (part - 1 + decay) / decay)))
 
 
@@ -146,49 +145,81 @@ def average(memory: float) -> None:
     train.evaluate, train.save_model = of_the_means(train.evaluate), of_the_means(train.save_model)
 
 
-def pissa() -> None:
-    """A and B start as W's largest singular directions, and W without these is frozen (PiSSA, Meng et al., 2024,
-    arXiv:2404.02948). What is saved fits that W alone: this is for the scores."""
-    apply = train.apply_lora_to_model
+def begin_at(directions) -> None:
+    """A and B begin as `directions` says, and W without their ΔW is frozen, so that nothing changes at first.
+
+    What is saved is what was learned since, BA - B₀A₀: an adapter of rank 2R on the plain base, as PEFT makes of it.
+    """
 
     @torch.no_grad()
-    def changed(model, *arguments):
-        for module in apply(model, *arguments).modules():
-            if isinstance(module, LinearWithLoRA):
-                lora, W = module.lora, module.linear.weight
-                U, S, V = torch.linalg.svd(W, full_matrices=False)
-                R, root = len(lora.lora_A.weight), S.sqrt() / math.sqrt(lora.scaling)
-                lora.lora_A.weight.copy_(root[:R, None] * V[:R])
-                lora.lora_B.weight.copy_(U[:, :R] * root[:R])
-                W -= lora.delta()
-        return model
+    def alter(run):
+        layers = [module for module in run.model.modules() if isinstance(module, LinearWithLoRA)]
+        run.begun = []
+        for layer, (A, B) in zip(layers, directions(run, layers), strict=True):
+            layer.lora.lora_A.weight.copy_(A)
+            layer.lora.lora_B.weight.copy_(B)
+            layer.linear.weight -= layer.lora.delta()
+            run.begun.append((layer.lora, layer.lora.lora_A.weight.clone(), layer.lora.lora_B.weight.clone()))
 
-    train.apply_lora_to_model = changed
+    @contextlib.contextmanager
+    def on_the_plain_base(run):
+        linears = [linear for lora, *_ in run.begun for linear in (lora.lora_A, lora.lora_B)]
+        learned, settings = [linear.weight for linear in linears], run.model.lora_config
+        run.model.lora_config = settings | {name: 2 * settings[name] for name in ("r", "lora_alpha")}
+        for lora, A, B in run.begun:
+            lora.lora_A.weight = torch.nn.Parameter(torch.cat([lora.lora_A.weight, A]))  # (2R, in)
+            lora.lora_B.weight = torch.nn.Parameter(torch.cat([lora.lora_B.weight, -B], 1))  # (out, 2R)
+        try:
+            yield
+        finally:
+            run.model.lora_config = settings
+            for linear, weight in zip(linears, learned, strict=True):
+                linear.weight = weight
+
+    save_model = train.save_model
+
+    def changed(run, folder):
+        with on_the_plain_base(run):
+            save_model(run, folder)
+
+    after_set_up(alter)
+    train.save_model = changed
+
+
+def pissa() -> None:
+    """A and B begin as W's largest singular directions (PiSSA, Meng et al., 2024, arXiv:2404.02948)."""
+
+    def directions(run, layers):
+        for layer in layers:
+            U, S, V = torch.linalg.svd(layer.linear.weight, full_matrices=False)
+            R, root = len(layer.lora.lora_A.weight), S.sqrt() / math.sqrt(layer.lora.scaling)
+            yield root[:R, None] * V[:R], U[:, :R] * root[:R]
+
+    begin_at(directions)
 
 
 def lora_ga(batches: float) -> None:
-    """A and B start as the largest singular directions of the gradient of W over so many batches, and W without BA is
-    frozen (LoRA-GA, Wang et al., 2024, arXiv:2407.05000, with its γ = 16). As with pissa, this is for the scores."""
+    """A and B begin as the largest singular directions of the gradient of W over so many batches (LoRA-GA, Wang et al.,
+    2024, arXiv:2407.05000, with its γ = 16)."""
 
-    def alter(run):
-        adapted = [module for module in run.model.modules() if isinstance(module, LinearWithLoRA)]
-        weights = [module.linear.weight.requires_grad_(True) for module in adapted]
+    def directions(run, layers):
+        weights = [layer.linear.weight.requires_grad_(True) for layer in layers]
         gradients, faster.ENABLED = [0.0] * len(weights), False  # the faster forms have no gradient of W
-        for rows in train.plan_batches(run.train.lengths, run.config.batch_size, run.config.seed, 0)[: int(batches)]:
-            loss = train.forward(run, run.train, rows)[0]
+        plan = train.plan_batches(run.train.lengths, run.config.batch_size, run.config.seed, 0)
+        for rows in plan[: int(batches)]:
+            with torch.enable_grad():
+                loss = train.forward(run, run.train, rows)[0]
             gradients = [sum(pair) for pair in zip(gradients, torch.autograd.grad(loss, weights), strict=True)]
         faster.ENABLED = True
-        for module, W, gradient in zip(adapted, weights, gradients, strict=True):
+        for layer, W, gradient in zip(layers, weights, gradients, strict=True):
             W.requires_grad_(False)
             U, _, V = torch.linalg.svd(gradient, full_matrices=False)
-            lora, scale = module.lora, len(W) ** 0.25 / 16**0.5
-            R = len(lora.lora_A.weight)
-            with torch.no_grad():
-                lora.lora_A.weight.copy_(scale * V[:R])
-                lora.lora_B.weight.copy_(scale * U[:, R : 2 * R])
-                W -= lora.delta()
+            R, scale = len(layer.lora.lora_A.weight), len(W) ** 0.25 / 16**0.5
+            if len(V) < 2 * R:
+                raise InputError(f"--rank {R}: lora_ga takes 2R directions, and a layer here has {len(V)}")
+            yield scale * V[:R], scale * U[:, R : 2 * R]
 
-    after_set_up(alter)
+    begin_at(directions)
 
 
 def classifier_alone() -> None:
@@ -205,8 +236,8 @@ def growing_batch(factor: float) -> None:
     """In the second half of an epoch so many batches make one step (Smith et al., 2018, arXiv:1711.00489)."""
     plan_batches, factor = train.plan_batches, int(factor)
 
-    def changed(*arguments):
-        plan = plan_batches(*arguments)
+    def changed(*arguments, **named):
+        plan = plan_batches(*arguments, **named)
         half = len(plan) // 2
         return plan[:half] + [np.concatenate(plan[i : i + factor]) for i in range(half, len(plan), factor)]
 
@@ -220,41 +251,105 @@ def growing_batch(factor: float) -> None:
 def freezing(part: float) -> None:
     """After such a part of the steps the lower half of the layers is trained no more, and gradients end above them
     (after FreezeOut, Brock et al., 2017, arXiv:1706.04983)."""
-    if not 0 <= part <= 1:
-        raise ValueError
     train_step = train.train_step
 
     def changed(run, rows):
         if run.progress.step >= part * run.steps:
             layers = run.model.bert.encoder.layer
-            layers[: len(layers) // 2].requires_grad_(False)
+            for still in (run.model.bert.embeddings, layers[: len(layers) // 2]):
+                still.requires_grad_(False)
         return train_step(run, rows)
 
     train.train_step = changed
 
 
-EVERY = (loraplus_lr_ratio, adam_beta2, cosine, stable, label_smoothing, base_dropout, average)
-EVERY += (pissa, lora_ga, classifier_alone, growing_batch, freezing)
-IDEAS = {function.__name__: function for function in EVERY}
+WHOLE = ("a whole number from 1 on", lambda value: value >= 1 and value == int(value))
+PART = ("above 0 and at most 1", lambda value: 0 < value <= 1)
+IDEAS = {  # in the order in which they change train.py, and which numbers they take
+    loraplus_lr_ratio: ABOVE_0,
+    adam_beta2: BELOW_1,
+    cosine: None,
+    stable: PART,
+    label_smoothing: BELOW_1,
+    base_dropout: BELOW_1,
+    pissa: None,
+    lora_ga: WHOLE,
+    classifier_alone: None,
+    growing_batch: WHOLE,
+    freezing: FRACTION,
+    average: BELOW_1,  # after those that change what is saved
+}
+AT_ODDS = ({"cosine", "stable"}, {"pissa", "lora_ga", "classifier_alone"})
+OF_ADAPTERS = {"loraplus_lr_ratio", "pissa", "lora_ga", "classifier_alone"}
+OF_FRESH_ADAPTERS = {"pissa", "lora_ga", "classifier_alone"}
+
+
+def parsed(words: list[str]) -> dict[str, list[float]]:
+    """The ideas that the words name, each with its number, or none. Raises InputError for a word that is not so."""
+    allowed, found = {function.__name__: allowed for function, allowed in IDEAS.items()}, {}
+    for name, _, number in (word.partition("=") for word in words):
+        if name not in allowed:
+            raise InputError(f"{name}: none of the ideas, which are {', '.join(allowed)}")
+        if name in found:
+            raise InputError(f"{name} is given twice; keep one of the two")
+        try:
+            found[name] = [float(number)] if number else []
+            right = allowed[name][1](*found[name]) if allowed[name] else not number
+        except (TypeError, ValueError, OverflowError):
+            right = False
+        if not right:
+            wanted = f"takes a number, {name}=NUMBER, {allowed[name][0]}" if allowed[name] else "takes no number"
+            raise InputError(f"{name}{'=' * bool(number)}{number}: {name} {wanted}")
+    for some in AT_ODDS:
+        if len(both := sorted(some & found.keys())) > 1:
+            raise InputError(f"{' and '.join(both)} are at odds; take one")
+    return found
 
 
 def take(words: list[str]) -> None:
     """Changes train.py by each word, NAME or NAME=NUMBER. Raises InputError for one that is not so."""
-    for name, _, number in (word.partition("=") for word in words):
-        try:
-            IDEAS[name](*([float(number)] if number else []))
-        except (TypeError, ValueError):
-            asked = "a number that experiments/ideas.py says what it is for, or none, as cosine and pissa"
-            raise InputError(f"{name}={number}: takes {asked}") from None
+    found = parsed(words)
+    for function in IDEAS:
+        if function.__name__ in found:
+            function(*found[function.__name__])
+    set_up = train.set_up
+
+    def checked(config, *others):
+        if not config.rank and (without := OF_ADAPTERS & found.keys()):
+            raise InputError(f"{' and '.join(sorted(without))}: nothing to do without adapters, as with --rank 0")
+        if config.init_adapter and (begun := OF_FRESH_ADAPTERS & found.keys()):
+            raise InputError(f"{begun.pop()} begins with fresh adapters; leave out --init-adapter")
+        return set_up(config, *others)
+
+    train.set_up = checked
+
+
+def sign(words: list[str]) -> None:
+    """Everything that names a run's command, and what decides whether a run is the same, has the words in it."""
+    said, options, console = " ".join(words), train.options, train.console
+    identity, again, card = options.identity, console.command_to_resume, train.report.model_card
+    write_options = train.run_folder.write_options
+    options.identity = lambda *given: identity(*given) | {"ideas": words}
+    console.command_to_resume = lambda out: again(out).replace(" --resume", f" {said} --resume", 1)
+    train.report.model_card = lambda *given: card(*given).replace("train.py", f"experiments/ideas.py {said}", 1)
+
+    def noted(chosen):
+        write_options(chosen)
+        path = Path(chosen["out"]) / train.run_folder.OPTIONS
+        write_text(path, f"# A run of experiments/ideas.py {said}, without which it is another.\n{path.read_text()}")
+
+    train.run_folder.write_options = noted
 
 
 def main() -> None:
-    words = [word for word in sys.argv[1:] if word.partition("=")[0] in IDEAS]
-    sys.argv[1:] = [word for word in sys.argv[1:] if word not in words]
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
+    del sys.argv[1 : 1 + len(words)]
+    if {"-h", "--help"} & set(sys.argv):
+        about = {function: " ".join(function.__doc__.split()) for function in IDEAS}
+        print("\n\n".join(f"{f.__name__}{'=NUMBER' * bool(IDEAS[f])}: {text}" for f, text in about.items()) + "\n")
     take(words)
-    identity, again = train.options.identity, train.console.command_to_resume
-    train.options.identity = lambda *given: identity(*given) | {"ideas": words}
-    train.console.command_to_resume = lambda out: f"{again(out)} {' '.join(words)}"
+    if words:
+        sign(words)
     train.main()
 
 

@@ -2,6 +2,8 @@
 
 import importlib.util
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -14,8 +16,9 @@ from peft.optimizers import create_loraplus_optimizer
 
 import train
 from lora import LinearWithLoRA
+from support.files import InputError
 
-PATCHED = ("set_up", "evaluate", "save_model", "learning_rate", "F", "build_model", "apply_lora_to_model")
+PATCHED = ("set_up", "evaluate", "save_model", "learning_rate", "F", "build_model", "mark_only_lora_as_trainable")
 PATCHED += ("plan_batches", "train_step")
 
 
@@ -191,11 +194,79 @@ def test_what_is_scored_and_kept_is_the_mean(ideas, config, monkeypatch):
         assert torch.equal(parameter, seen[-1][name])
 
 
-def test_an_idea_without_its_number_is_one_line(run):
-    for word in "average", "cosine=3", "stable=0":
-        done = run("experiments/ideas.py", word)
-        assert done.returncode == 2 and done.stderr.startswith(f"error: {word.partition('=')[0]}="), done.stderr
-        assert "takes a number" in done.stderr
+@pytest.mark.parametrize("words", [["pissa"], ["lora_ga=2", "average=0.5"]])
+def test_what_is_saved_opens_in_peft_on_the_plain_base(ideas, config, tiny, words):
+    """Although W was another in training: BA - B₀A₀ is an adapter of rank 2R."""
+    ideas.take(words)
+    run = train.set_up(config)
+    for _ in range(3):
+        step(run)
+    before = [p.detach().clone() for p in run.model.parameters()]
+    loss = train.evaluate(run)["loss"]
+    run.progress.history.append({"step": 3, "validation_loss": loss})
+    folder = Path(config.out) / "best"
+    train.save_model(run, folder)
+    assert all(torch.equal(p, q) for p, q in zip(run.model.parameters(), before, strict=True))
+    assert run.model.lora_config["r"] == 8
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
+    model = peft.PeftModel.from_pretrained(base, folder).eval()
+    assert model.peft_config["default"].r == 16
+    ids, mask, types, labels = train.make_batch(run.validation, np.arange(len(run.validation.lengths)), 0)
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
+    assert math.isclose(F.cross_entropy(logits, labels).item(), loss, abs_tol=1e-5)
+
+
+def test_the_classifier_alone_is_that_of_the_frozen_base(ideas, config, tiny):
+    ideas.take(["classifier_alone"])
+    run = train.set_up(config)
+    for _ in range(3):
+        step(run)
+    trained = [name for name, p in run.model.named_parameters() if p.requires_grad]
+    assert trained == ["classifier.weight", "classifier.bias"]
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2).eval()
+    model.classifier.load_state_dict(run.model.classifier.state_dict())
+    ids, mask, types, _ = train.make_batch(run.train, np.arange(8), 0)
+    with torch.no_grad():
+        assert torch.allclose(run.model.eval()(ids, mask, types), model(ids, mask, types).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("average", "average: average takes a number, average=NUMBER, at least 0 and below 1"),
+        ("average=nan", "average=nan: average takes a number"),
+        ("cosine=3", "cosine=3: cosine takes no number"),
+        ("stable=0", "above 0 and at most 1"),
+        ("growing_batch=1.5", "a whole number"),
+        ("growing_batch=inf", "a whole number"),
+        ("cosine cosine", "given twice"),
+        ("cosine stable=0.2", "at odds"),
+    ],
+)
+def test_words_that_cannot_be_meant_are_refused(ideas, words, says):
+    with pytest.raises(InputError, match=says):
+        ideas.take(words.split())
+
+
+@pytest.mark.parametrize(
+    ("word", "changed", "says"),
+    [
+        ("pissa", {"rank": 0}, "pissa: nothing to do without adapters"),
+        ("classifier_alone", {"init_adapter": "out/best"}, "classifier_alone begins with fresh adapters"),
+        ("lora_ga=1", {"rank": 20}, "--rank 20: lora_ga takes 2R directions, and a layer here has 32"),
+    ],
+)
+def test_an_idea_that_a_run_cannot_have_is_refused(ideas, config, word, changed, says):
+    ideas.take([word])
+    with pytest.raises(InputError, match=says):
+        train.set_up(replace(config, **changed))
+
+
+def test_a_mistyped_idea_is_one_line(run):
+    done = run("experiments/ideas.py", "cosin", "--epochs", "1")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: cosin: none of the ideas, which are loraplus_lr_ratio")
 
 
 STOPPED = """
@@ -219,11 +290,13 @@ def test_a_stopped_run_goes_on_with_its_ideas_alone(run, tiny, some_reviews, tmp
     ideas = ["average=0.9", "loraplus_lr_ratio=4"]
     assert run("experiments/ideas.py", *ideas, *words, "--out", tmp_path / "whole").returncode == 0
     done = run("-c", STOPPED, *ideas, *words, "--out", tmp_path / "out")
-    assert done.returncode == 143 and f"--out={tmp_path}/out average=0.9 loraplus_lr_ratio=4" in done.stdout, (
-        done.stderr
-    )
+    assert done.returncode == 143 and "average=0.9 loraplus_lr_ratio=4 --resume" in done.stdout, done.stderr
     refused = run("train.py", "--resume", "--out", tmp_path / "out")
     assert refused.returncode == 2 and "started with ideas ['average=0.9'" in refused.stderr, refused.stderr
     assert run("experiments/ideas.py", *ideas, "--resume", "--out", tmp_path / "out").returncode == 0
+    assert (
+        "experiments/ideas.py average=0.9 loraplus_lr_ratio=4 --model" in (tmp_path / "out/best/README.md").read_text()
+    )
+    assert "# A run of experiments/ideas.py average=0.9" in (tmp_path / "out/config.toml").read_text()
     for name in "metrics.jsonl", "final/adapter_model.safetensors":
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
