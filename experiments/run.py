@@ -9,17 +9,16 @@ table.md, picture.png and runs.jsonl, a line for each run, stand beside the runs
 machine, whose runs then count as finished. Everything here is train.py's own: what it prints, and what it leaves.
 """
 
-import argparse
 import itertools
 import json
 import os
+import queue
 import re
 import statistics
 import subprocess
 import sys
-import threading
-import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -28,55 +27,128 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import ideas
+
 from support.console import run_main
-from support.files import InputError, write_json, write_text
-from support.offline import offline_pair
+from support.files import InputError, first_line, read_json, write_json, write_text, written_whole
+from support.offline import DIRECTORIES, offline_pair
+from support.options import OneLineParser, Surroundings, read_toml
+from support.run_folder import LAST, OPTIONS
 from support.tables import find_split, read_table
+from train import Config
 
 DONE = "result.json"
+MEASURED = ("accuracy", "loss", "stored", "trained", "seconds", "bytes")
 
 
-def read_plan(path: Path) -> dict:
-    """A TOML file of experiments. Raises InputError if it is none."""
-    try:
-        plan = tomllib.loads(path.read_text(encoding="utf-8"))
-        plan["groups"] = [(group["title"], list(group["settings"])) for group in plan["groups"]]
-        plan.setdefault("common", {})
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a list of experiments ({type(error).__name__}: {error})") from None
-    return plan
+# What is to be run.
 
 
-def prepare_data(plan: dict, out: Path) -> tuple[str, str]:
-    """The directories of the base and of the data; of a data set with `rows` a fixed part of its training split."""
-    from pyarrow import parquet
+@dataclass
+class Plan:
+    """A TOML file of experiments."""
 
-    model, reviews = offline_pair()
-    model, data = plan.get("model", model), plan.get("data", reviews)
-    if not (rows := plan.get("rows")):
-        return model, data
-    folder = out / f"{Path(data).name}-{rows}"
-    for split in "train", "validation":
-        if not (file := folder / f"{split}.parquet").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            table, _ = read_table(find_split(data, split))
-            if split == "train":
-                table = table.take(np.sort(np.random.default_rng(0).permutation(len(table))[:rows]))
-            parquet.write_table(table, file)
-    return model, str(folder)
+    seeds: list
+    groups: list  # of tables with a title and settings, which the plan then holds as pairs
+    common: dict = field(default_factory=dict)
+    model: str = ""  # else the offline one
+    data: str = ""  # else the offline reviews
+    rows: int = 0  # of the training split; 0: all
+    seconds: float = 300  # of the cores' time, what a run takes until one is measured
+
+    def __post_init__(self):
+        whole = lambda value, least: type(value) is int and value >= least
+        if not (isinstance(self.seeds, list) and all(whole(seed, 0) for seed in self.seeds)):
+            raise InputError("seeds is not a list of whole numbers")
+        if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
+            raise InputError("seeds holds no number, or one twice")
+        if not (whole(self.rows, 0) and isinstance(self.seconds, int | float) and self.seconds > 0):
+            raise InputError("rows and seconds are numbers, seconds above 0")
+        if not all(isinstance(value, str) for value in (self.model, self.data)) or not isinstance(self.common, dict):
+            raise InputError("model and data are strings, common a table")
+        self.common = self.checked(self.common)
+        try:
+            groups = [(str(group["title"]), list(group["settings"])) for group in self.groups]
+        except (KeyError, TypeError):
+            raise InputError("groups is not a list of tables with a title and settings") from None
+        self.groups = [(title, [self.only_what_differs(setting) for setting in settings]) for title, settings in groups]
+
+    def checked(self, setting: dict) -> dict:
+        """The options of train.py in a setting, each in its own type. Raises InputError for one that cannot be had."""
+        allowed = {f.name for f in fields(Config)} - {f.name for f in fields(Surroundings)}
+        allowed -= {"model", "data", "seed"}  # the runner gives these
+        if not isinstance(setting, dict):
+            raise InputError(f"{setting!r:.80} is not a table of options")
+        if odd := [name for name in setting if name not in {*allowed, "ideas"}]:
+            raise InputError(f"{odd[0]!r} is no option that a setting can have")
+        words = setting.get("ideas", "")
+        if not isinstance(words, str):
+            raise InputError(f"ideas {words!r:.80} is not a text")
+        ideas.parsed(words.split())
+        config = Config(**{name: value for name, value in setting.items() if name != "ideas"})
+        return {name: words if name == "ideas" else getattr(config, name) for name in setting}
+
+    def only_what_differs(self, setting: dict) -> dict:
+        return {name: v for name, v in self.checked(setting).items() if (name, v) not in self.common.items()}
+
+    @property
+    def settings(self) -> dict[str, dict]:
+        """Every setting by its name, once, the default first."""
+        return {named(s): s for s in [{}, *itertools.chain(*(settings for _, settings in self.groups))]}
+
+    @property
+    def shared(self) -> dict:
+        """What all runs of a plan have in common: by it a line of runs.jsonl is known to be of this plan."""
+        model, data = (Path(place).name for place in (self.model or DIRECTORIES[0], self.data or DIRECTORIES[1]))
+        return {"model": model, "data": data, "rows": self.rows} | self.common
 
 
 def named(setting: dict) -> str:
     return ", ".join(f"{key} {value}" for key, value in setting.items()) or "the default"
 
 
-def command(plan: dict, setting: dict, seed: int, out: Path, model: str, data: str) -> list[str]:
-    options = plan["common"] | setting
-    ideas = options.pop("ideas", "").split()
+def read_plan(path: Path, data: str | None) -> Plan:
+    """A TOML file of experiments, on `data` if that is given. Raises InputError if it is none."""
+    found = read_toml(path)
+    try:
+        if odd := found.keys() - {f.name for f in fields(Plan)}:
+            raise InputError(f"{sorted(odd)[0]!r} is none of its words")
+        if missing := {"seeds", "groups"} - found.keys():
+            raise InputError(f"{sorted(missing)[0]!r} is missing")
+        return Plan(**found | ({"data": data} if data else {}))
+    except InputError as error:
+        raise InputError(f"{path}: not a list of experiments: {error}") from None
+
+
+def prepare_data(plan: Plan, out: Path) -> tuple[str, str]:
+    """The directories of the base and of the data; of a data set with `rows` a fixed part of its training split."""
+    from pyarrow import parquet
+
+    model, data = (plan.model, plan.data) if plan.model and plan.data else offline_pair()
+    model, data = plan.model or model, plan.data or data
+    if not plan.rows:
+        return model, data
+    folder = out / f"{Path(data).name}-{plan.rows}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in "train", "validation":
+        table, _ = read_table(find_split(data, split))
+        if split == "train":
+            table = table.take(np.sort(np.random.default_rng(0).permutation(len(table))[: plan.rows]))
+        with written_whole(folder / f"{split}.parquet") as temporary:
+            parquet.write_table(table, temporary)
+    return model, str(folder)
+
+
+# The runs.
+
+
+def command(plan: Plan, setting: dict, seed: int, out: Path, model: str, data: str) -> list[str]:
+    options = plan.common | setting
+    words = options.pop("ideas", "").split()
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-    script = ROOT / ("experiments/ideas.py" if ideas else "train.py")
+    script = ROOT / ("experiments/ideas.py" if words else "train.py")
     places = [f"--model={model}", f"--data={data}", f"--out={out}", f"--seed={seed}"]
-    return [sys.executable, str(script), *places, *flags, *ideas]
+    return [sys.executable, str(script), *words, *places, *flags, "--resume"]
 
 
 def start(words: list[str], out: Path, environment: dict[str, str]) -> None:
@@ -87,43 +159,120 @@ def start(words: list[str], out: Path, environment: dict[str, str]) -> None:
     resumed, log = (out / "checkpoint").exists(), out.with_suffix(".log")
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as said:
-        process = subprocess.Popen([*words, "--resume"], stdout=said, stderr=said, env=os.environ | environment)
+        process = subprocess.Popen(words, stdout=said, stderr=said, env=os.environ | environment)
         _, status, used = os.wait4(process.pid, 0)
     if status:
-        raise InputError(f"{log}: a run ended early; its last lines say why")
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise InputError(f"{log}: a run ended early: {last[0] if last else 'it said nothing'}")
     unit = 1 if sys.platform == "darwin" else 1024
     measured = {"seconds": used.ru_utime + used.ru_stime, "bytes": used.ru_maxrss * unit}
     write_json(out / DONE, dict.fromkeys(measured) if resumed else measured)
 
 
-def result(out: Path) -> dict:
-    """What a finished run left: accuracy at its end, parameters trained, size of the adapter, seconds, memory."""
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    trained = re.search(r"^total .*?([\d,]+) trained", (out / "training_log.txt").read_text(), re.MULTILINE)[1]
-    weights = next((out / "final").glob("*model.safetensors"))
-    last = next(record for record in reversed(records) if "validation_accuracy" in record)
-    told = {"accuracy": last["validation_accuracy"], "loss": last["validation_loss"], "stored": weights.stat().st_size}
-    return told | {"trained": int(trained.replace(",", ""))} | json.loads((out / DONE).read_text())
+def result(plan: Plan, setting: dict, seed: int, out: Path) -> dict:
+    """What a finished run left: accuracy at its end, parameters trained, size of the adapter, seconds, memory.
+
+    Raises InputError if it is the run of another plan.
+    """
+    try:
+        ran = read_toml(out / OPTIONS)
+        asked = plan.common | setting | {"seed": seed}
+        asked.pop("ideas", None)  # the folder has their name
+        ran |= {name: Path(ran[name]).name for name in ("model", "data")}
+        asked["model"], data, rows = (plan.shared[name] for name in ("model", "data", "rows"))
+        asked["data"] = f"{data}-{rows}" if rows else data
+        if others := [name for name, value in asked.items() if ran[name] != value]:
+            name = others[0]
+            raise InputError(f"{out}: a run with {name} {ran[name]}, not {asked[name]}; give another --out, or move it")
+        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        trained = re.search(r"^total .*?([\d,]+) trained", (out / "training_log.txt").read_text(), re.MULTILINE)[1]
+        weights = next((out / "final").glob("*model.safetensors"))
+        last = next(record for record in reversed(records) if "validation_accuracy" in record)
+        told = {"accuracy": last["validation_accuracy"], "loss": last["validation_loss"]}
+        told |= {"stored": weights.stat().st_size, "trained": int(trained.replace(",", ""))}
+        measured = read_json(out / DONE) if (out / DONE).exists() else {}  # the runner was killed before it wrote them
+        return told | {name: measured.get(name) for name in ("seconds", "bytes")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{out}: not a finished run with accuracies ({why}); move it away") from None
 
 
-T95 = {2: 4.303, 4: 2.776, 6: 2.447, 8: 2.306}  # Student's t by degrees of freedom; two and two seeds have 2
+def finished(plan: Plan, out: Path, known: Path | None) -> dict[tuple[str, int], dict]:
+    """The results by setting and seed: of the runs under `out`, and the lines of `known`. Raises InputError."""
+    there = {}
+    try:
+        for line in map(json.loads, known.read_text(encoding="utf-8").splitlines() if known else ()):
+            if line["shared"] != plan.shared:
+                raise InputError(f"{known}: of other experiments, with {line['shared']}, not {plan.shared}")
+            run = {name: line[name] for name in MEASURED}
+            if not 0 <= run["accuracy"] <= 1 or not all(isinstance(v, int | float | None) for v in run.values()):
+                raise ValueError("its numbers are none")
+            there[named(line["setting"]), int(line["seed"])] = run
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{known}: not the runs.jsonl of such experiments ({type(error).__name__}: {error})") from None
+    for (name, setting), seed in itertools.product(plan.settings.items(), plan.seeds):
+        folder = out / name / str(seed)
+        if (folder / DONE).exists() or (folder / LAST).exists():
+            there[name, seed] = result(plan, setting, seed, folder)
+    return there
+
+
+def run_all(plan: Plan, left: list[tuple[str, int]], out: Path, jobs: int) -> None:
+    """Every run that is left, so many at once. The first that fails ends it, as soon as those beside it are done."""
+    model, data = prepare_data(plan, out)
+    slots = queue.SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    gpus = gpus or [str(number) for number in range(torch.cuda.device_count())]
+
+    def one(job: tuple[str, int]) -> None:
+        (name, seed), slot = job, slots.get()
+        environment = {"OMP_NUM_THREADS": str(threads_of(jobs))}
+        if jobs > 1 and torch.cuda.device_count():
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        folder = out / name / str(seed)
+        print(f"{name}, seed {seed}", flush=True)
+        try:
+            start(command(plan, plan.settings[name], seed, folder, model, data), folder, environment)
+        finally:
+            slots.put(slot)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, left))
+
+
+def threads_of(jobs: int) -> int:
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+# The table and the picture.
+
+T95 = {2: 4.303, 4: 2.776, 6: 2.447, 8: 2.306, 10: 2.228, 12: 2.179, 14: 2.145, 16: 2.120, 18: 2.101}  # Student's t
+
+
+def against(results: list[dict], default: list[dict]) -> str:
+    """How far the mean accuracy is from the default's, if chance alone gives so much in less than 5 of 100 cases."""
+    if results is default or len(results) < 2:  # of one seed nobody knows the noise
+        return "–"
+    ours, theirs = ([100 * run["accuracy"] for run in runs] for runs in (results, default))
+    gained = statistics.mean(ours) - statistics.mean(theirs)
+    error = ((statistics.variance(ours) + statistics.variance(theirs)) / len(ours)) ** 0.5
+    beyond = abs(gained) > T95.get(2 * len(ours) - 2, 2.1) * error
+    return f"{gained:+.2f}" if beyond else "within the noise"
 
 
 def row(setting: dict, results: list[dict], default: list[dict]) -> str:
-    """A line of the table. A difference is called so where chance alone gives it in less than 5 of 100 cases."""
-    of = lambda name, results: [100 * r[name] if name == "accuracy" else r[name] for r in results if r[name]]
-    spread = lambda values: statistics.stdev(values) if len(values) > 1 else float("nan")
-    ours, theirs = of("accuracy", results), of("accuracy", default)
-    gained = statistics.mean(ours) - statistics.mean(theirs)
-    error = (spread(ours) ** 2 / len(ours) + spread(theirs) ** 2 / len(theirs)) ** 0.5
-    beyond = abs(gained) > T95.get(len(ours) + len(theirs) - 2, 2) * error
-    alone = min(len(ours), len(theirs)) < 2  # of one seed nobody knows the noise
-    against = "–" if results is default or alone else f"{gained:+.2f}" if beyond else "within the noise"
-    seconds, memory = (of(name, results) for name in ("seconds", "bytes"))
-    middle = lambda values, unit: f"{statistics.median(values) / unit:,.0f}" if values else "–"
-    mean = f"{statistics.mean(ours):.2f}" + f" ± {spread(ours):.2f}" * (len(ours) > 1)
-    shown = [mean, against, f"{results[0]['trained']:,}",
-             f"{results[0]['stored'] / 1e6:,.2f}", middle(seconds, 1), middle(memory, 2**20)]  # fmt: skip
+    """A line of the table."""
+    accuracies = [100 * run["accuracy"] for run in results]
+    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+
+    def middle(name: str, unit: int) -> str:
+        values = [run[name] for run in results if run[name] is not None]
+        return f"{statistics.median(values) / unit:,.0f}" if values else "–"
+
+    shown = [f"{statistics.mean(accuracies):.2f}{spread}", against(results, default), f"{results[0]['trained']:,}",
+             f"{results[0]['stored'] / 1e6:,.2f}", middle("seconds", 1), middle("bytes", 2**20)]  # fmt: skip
     return f"| {named(setting)} | " + " | ".join(shown) + " |"
 
 
@@ -133,42 +282,24 @@ HEAD = """\
 """
 
 
-def shared(plan: dict) -> dict:
-    """What all runs of a plan have in common: by it a line of runs.jsonl is known to be of this plan."""
-    return {"data": Path(plan.get("data", "the offline reviews")).name, "rows": plan.get("rows")} | plan["common"]
-
-
-def finished(plan: dict, settings: dict[str, dict], out: Path, known: Path | None) -> dict[tuple[str, int], dict]:
-    """The results by setting and seed: of the runs under `out`, and the lines of `known`. Raises InputError."""
-    there, fields = {}, ("accuracy", "loss", "stored", "trained", "seconds", "bytes")
-    try:
-        for line in map(json.loads, known.read_text(encoding="utf-8").splitlines() if known else ()):
-            if line["shared"] != shared(plan):
-                raise InputError(f"{known}: of other experiments, with {line['shared']}, not {shared(plan)}")
-            there[named(line["setting"]), line["seed"]] = {field: line[field] for field in fields}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{known}: not the runs.jsonl of such experiments ({type(error).__name__}: {error})") from None
-    folders = {(name, seed): out / name / str(seed) for name in settings for seed in plan["seeds"]}
-    return there | {run: result(folder) for run, folder in folders.items() if (folder / DONE).exists()}
-
-
-def summarise(plan: dict, settings: dict[str, dict], runs: dict[tuple[str, int], dict], out: Path) -> str:
+def summarise(plan: Plan, runs: dict[tuple[str, int], dict], out: Path) -> str:
     """The table of all settings of which every seed is finished, and the picture."""
-    of = lambda name, seed: {"shared": shared(plan), "setting": settings[name], "seed": seed}
-    lines = [of(*run) | result for run, result in runs.items() if run[0] in settings]
+    line = lambda name, seed: {"shared": plan.shared, "setting": plan.settings[name], "seed": seed} | runs[name, seed]
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "runs.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    every = {name: [runs[name, seed] for seed in plan["seeds"] if (name, seed) in runs] for name in settings}
-    found = {name: results for name, results in every.items() if len(results) == len(plan["seeds"])}
+    write_text(out / "runs.jsonl", "".join(json.dumps(line(*run)) + "\n" for run in runs if run[0] in plan.settings))
+    every = {name: [runs[name, seed] for seed in plan.seeds if (name, seed) in runs] for name in plan.settings}
+    found = {name: results for name, results in every.items() if len(results) == len(plan.seeds)}
     if "the default" not in found:
-        return "no setting is finished yet"
-    text, default = "", found["the default"]
-    for title, settings in plan["groups"]:
-        if not (there := [setting for setting in settings if named(setting) in found]) or there == [{}]:
-            continue
-        text += f"\n{title}\n\n{HEAD}" + "".join(row(s, found[named(s)], default) + "\n" for s in there)
+        return "no table yet: it compares with the default, of which not every seed is finished\n"
+    groups = [(title, [s for s in settings if named(s) in found]) for title, settings in plan.groups]
+    groups = [(title, settings) for title, settings in groups if settings not in ([], [{}])]
+    text = ""
+    for title, settings in groups:
+        rows = (row(setting, found[named(setting)], found["the default"]) for setting in settings)
+        text += f"\n{title}\n\n{HEAD}" + "".join(f"{line}\n" for line in rows)
     write_text(out / "table.md", text)
-    draw([(title, [s for s in settings if named(s) in found]) for title, settings in plan["groups"]], found, out)
+    if groups:
+        draw(groups, found, out)
     return text
 
 
@@ -181,7 +312,7 @@ def draw(groups: list, found: dict, out: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(groups), figsize=(3 * len(groups), 4), sharey=True, layout="constrained")
     for axis, (title, settings) in zip(np.atleast_1d(axes), groups, strict=True):
-        points = [[100 * r["accuracy"] for r in found[named(setting)]] for setting in settings]
+        points = [[100 * run["accuracy"] for run in found[named(setting)]] for setting in settings]
         for place, values in enumerate(points):
             axis.plot([place] * len(values), values, "o", color="0.6", markersize=4)
         axis.plot(range(len(points)), [statistics.mean(values) for values in points], "_", markersize=14, color="C0")
@@ -195,46 +326,37 @@ def draw(groups: list, found: dict, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = OneLineParser(description=__doc__.partition("\n")[0])
     parser.add_argument("plan", type=Path, nargs="?", default=Path(__file__).with_name("reviews.toml"))
     parser.add_argument("--data", help="where the data set lies, instead of what the file names")
     parser.add_argument("--out", type=Path, help="where the runs go (default: out-experiments/ and the plan's name)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; each gets its share of the cores, or a GPU")
-    parser.add_argument("--dry-run", action="store_true", help="say what is still to be run, and do nothing")
-    parser.add_argument("--table", action="store_true", help="draw table and picture of what is finished")
     parser.add_argument("--known", type=Path, help="the runs.jsonl of another machine: runs not to be done again")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="list what is still to be run, and do nothing")
+    instead.add_argument("--table", action="store_true", help="draw table and picture of what is finished")
     arguments = parser.parse_args()
-    plan = read_plan(arguments.plan)
-    if arguments.data:
-        plan["data"] = arguments.data
-    out, seeds = arguments.out or ROOT / "out-experiments" / arguments.plan.stem, plan["seeds"]
-    settings = {named(s): s for s in [{}, *itertools.chain(*(settings for _, settings in plan["groups"]))]}
-    runs = finished(plan, settings, out, arguments.known)
-    left = [(setting, seed) for name, setting in settings.items() for seed in seeds if (name, seed) not in runs]
-    each = statistics.median([r["seconds"] for r in runs.values() if r["seconds"]] or [plan.get("seconds", 300)])
-    hours = len(left) * each / arguments.jobs / 3600
-    print(
-        f"{len(settings)} settings, {len(seeds)} seeds: {len(left)} runs are left, of {each:.0f} s, {hours:.1f} hours"
-    )
-    if arguments.table or arguments.dry_run:
-        return print(summarise(plan, settings, runs, out) if arguments.table else "", end="")
-    model, data = prepare_data(plan, out)
-    threads = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
-    slots, places = threading.local(), itertools.count()
-
-    def one(job: tuple) -> None:
-        slots.number = getattr(slots, "number", None) or next(places) + 1
-        environment = {"OMP_NUM_THREADS": threads}
-        if arguments.jobs > 1 and (gpus := torch.cuda.device_count()):
-            environment["CUDA_VISIBLE_DEVICES"] = str((slots.number - 1) % gpus)
-        setting, seed = job
-        folder = out / named(setting) / str(seed)
-        print(f"{named(setting)}, seed {seed}", flush=True)
-        start(command(plan, setting, seed, folder, model, data), folder, environment)
-
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(one, left))
-    print(summarise(plan, settings, finished(plan, settings, out, arguments.known), out))
+    plan, out, jobs = read_plan(arguments.plan, arguments.data), arguments.out, arguments.jobs
+    out = out or ROOT / "out-experiments" / arguments.plan.stem
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs} is not at least 1")
+    runs = finished(plan, out, arguments.known)
+    left = [run for run in itertools.product(plan.settings, plan.seeds) if run not in runs]
+    each = statistics.median([run["seconds"] for run in runs.values() if run["seconds"]] or [plan.seconds])
+    hours = len(left) * each / 3600 / (jobs if torch.cuda.is_available() else jobs * threads_of(jobs))
+    numbers = f"{len(plan.settings)} settings, {len(plan.seeds)} seeds: {len(left)} runs are left"
+    print(f"{numbers}, of {each:.0f} core seconds, {hours:.1f} hours")
+    if arguments.dry_run:
+        print("".join(f"{name}, seed {seed}\n" for name, seed in left), end="")
+    elif arguments.table:
+        if not runs:
+            raise InputError(f"{out}: no finished run there; --out says where they are")
+        print(summarise(plan, runs, out), end="")
+    else:
+        try:
+            run_all(plan, left, out, jobs)
+        finally:
+            print(summarise(plan, finished(plan, out, arguments.known), out), end="")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """The runner of experiments: every setting once, a table of what the runs themselves left."""
 
+import importlib.util
 import json
 import statistics
+import sys
 
 import pytest
 from helpers import ROOT
+from scipy import stats
+
+from support.files import InputError
 
 IDEAS = "loraplus_lr_ratio=4 cosine average=0.9 label_smoothing=0.1 pissa base_dropout=0"
-pytestmark = pytest.mark.slow
 PLAN = """
 model = "{tiny}"
 data = "{data}"
@@ -26,6 +30,70 @@ settings = [{{ ideas = "classifier_alone", rank = 1 }}, {{}}]
 """
 
 
+@pytest.fixture(scope="module")
+def runner():
+    sys.path.insert(0, str(ROOT / "experiments"))
+    spec = importlib.util.spec_from_file_location("run", ROOT / "experiments" / "run.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    sys.path.remove(str(ROOT / "experiments"))
+    return module
+
+
+GROUP = "\n[[groups]]\ntitle = 'Rank'\nsettings = "
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seeds = 1" + GROUP + "[{}]", "seeds is not a list of whole numbers"),
+        ("seeds = [1, 1]" + GROUP + "[{}]", "one twice"),
+        ("seeds = []" + GROUP + "[{}]", "holds no number"),
+        ("seeds = [1]", "'groups' is missing"),
+        ("seeds = [1]\ngroups = 3", "groups is not a list"),
+        ("seeds = [1]\n[[groups]]\ntitle = 'Rank'", "groups is not a list"),
+        ("seeds = [1]" + GROUP + "['rank']", "'rank' is not a table"),
+        ("seeds = [1]" + GROUP + "[{ lrr = 3 }]", "'lrr' is no option"),
+        ("seeds = [1]" + GROUP + "[{ seed = 3 }]", "'seed' is no option"),
+        ("seeds = [1]" + GROUP + "[{ rank = 'x' }]", "rank must be of type int"),
+        ("seeds = [1]" + GROUP + "[{ ideas = 'cosin' }]", "cosin: none of the ideas"),
+        ("seeds = [1]\nseconds = 'x'" + GROUP + "[{}]", "seconds are numbers"),
+        ("seeds = [1]\ncommon = 3" + GROUP + "[{}]", "common a table"),
+        ("seeds = [1]\nseed = 3" + GROUP + "[{}]", "'seed' is none of its words"),
+        ("seeds = " + 3000 * "[", "not a TOML file"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_refused_before_the_first_run(runner, tmp_path, text, says):
+    (plan := tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(InputError, match=says):
+        runner.read_plan(plan, None)
+
+
+def test_the_plans_here_are_such_and_a_setting_stands_once(runner, tmp_path):
+    for name in "reviews.toml", "sst2.toml":
+        assert len(runner.read_plan(ROOT / "experiments" / name, None).settings) > 20
+    (plan := tmp_path / "plan.toml").write_text(
+        "seeds = [1]\n[common]\nlr = 1e-3" + GROUP + "[{ alpha = 4 }, { alpha = 4.0 }, { lr = 0.001 }]"
+    )
+    assert list(runner.read_plan(plan, None).settings) == ["the default", "alpha 4.0"]
+
+
+def test_a_difference_is_named_where_students_t_says_so(runner):
+    """Against scipy's test of two means, of as many seeds each."""
+    generator = runner.np.random.default_rng(0)
+    seen = set()
+    for seeds in 2, 3, 5:
+        for gap in 0.0, 0.003, 0.01, 0.02, 0.05:
+            ours, theirs = (
+                [{"accuracy": float(a)} for a in generator.normal(m, 0.005, seeds)] for m in (0.8 + gap, 0.8)
+            )
+            p = stats.ttest_ind(*([run["accuracy"] for run in runs] for runs in (ours, theirs))).pvalue
+            told = runner.against(ours, theirs)
+            assert (told == "within the noise") == (p > 0.05), (told, p)
+            seen.add(told == "within the noise")
+    assert seen == {True, False} and runner.against(ours, ours) == "–"
+
+
+@pytest.mark.slow
 def test_every_setting_is_run_once_and_stands_in_the_table(run, tiny, some_reviews, tmp_path):
     plan, out = tmp_path / "plan.toml", tmp_path / "out"
     plan.write_text(PLAN.format(ideas=IDEAS, tiny=tiny, data=some_reviews))
@@ -52,18 +120,25 @@ def test_every_setting_is_run_once_and_stands_in_the_table(run, tiny, some_revie
     assert (out / "table.md").read_text() == table and (out / "table.md").stat().st_mtime_ns > before
     elsewhere = run(*command[:2], "--out", tmp_path / "elsewhere", "--known", out / "runs.jsonl", "--table")
     assert elsewhere.returncode == 0 and table in elsewhere.stdout and "0 runs are left" in elsewhere.stdout
+    (out / "the default" / "1" / "result.json").unlink()  # as if the runner was killed before it wrote them
+    later = run(*command)
+    assert later.returncode == 0 and "0 runs are left" in later.stdout, later.stderr
+    assert (out / "table.md").read_text() == table  # its time is the median of those that are known
     wrong = run(*command, "--known", plan, "--table")
     assert wrong.returncode == 2 and "not the runs.jsonl of such experiments" in wrong.stderr
     plan.write_text(plan.read_text().replace("lr = 0.01", "lr = 0.02"))
     other = run(*command, "--known", out / "runs.jsonl", "--table")
     assert other.returncode == 2 and "of other experiments, with" in other.stderr
+    other = run(*command)
+    assert other.returncode == 2 and "a run with lr 0.01, not 0.02" in other.stderr, other.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named(run, some_reviews, tmp_path):
     plan = tmp_path / "plan.toml"
     plan.write_text(PLAN.format(ideas=IDEAS, tiny=tmp_path, data=some_reviews))
     done = run(ROOT / "experiments" / "run.py", plan, "--out", tmp_path / "out")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "a run ended early" in done.stderr
-    plan.write_text("seeds = 1")
-    done = run(ROOT / "experiments" / "run.py", plan, "--out", tmp_path / "out")
-    assert done.returncode == 2 and "not a list of experiments" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "a run ended early: error: " in done.stderr and "no table yet" in done.stdout
+    none = run(ROOT / "experiments" / "run.py", plan, "--out", tmp_path / "elsewhere", "--table")
+    assert none.returncode == 2 and "no finished run there" in none.stderr and not (tmp_path / "elsewhere").exists()
