@@ -129,7 +129,7 @@ def apply_lora_to_model(
     """Rewrites, in place, the layers that find_targets finds into LinearWithLoRA; returns the model.
 
     Query and value are the default: of all choices with the same number of parameters, the paper found these two best
-    overall (section 7.1, table 5). Every linear layer is better still, with 4.5 times as many (docs/results.md).
+    overall (section 7.1, table 5). All of attention, or every linear layer, is better and larger (docs/results.md).
     """
     if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise InputError("LoRA takes a rank of at least 1, an alpha above 0, a dropout of at least 0 and below 1")
