@@ -12,6 +12,7 @@ import itertools
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
 from bert import Dropout
 from lora import LinearWithLoRA, LoRALayer
-from support import faster
+from support import distributed, faster
 from support.console import run_main
 from support.files import InputError, write_text
 from support.options import ABOVE_0, BELOW_1, FRACTION
@@ -49,10 +50,10 @@ def loraplus_lr_ratio(ratio: float) -> None:
         group["params"] = [parameter for parameter in group["params"] if "lora_B" not in names[parameter]]
         run.optimizer.add_param_group({**group, "params": of_B})
 
-        def faster(optimizer, *_):
+        def raise_rate(optimizer, *_):
             optimizer.param_groups[-1]["lr"] *= ratio  # train_step has just set it to what the others have
 
-        run.optimizer.register_step_pre_hook(faster)
+        run.optimizer.register_step_pre_hook(raise_rate)
 
     after_set_up(alter)
 
@@ -93,10 +94,15 @@ def label_smoothing(amount: float) -> None:
     """The loss asks for 1 - amount, not for 1 (Szegedy et al., 2016, arXiv:1512.00567)."""
     plain = train.F.cross_entropy
 
+    def refuse_regression(run):
+        if run.model.config.problem_type == "regression":
+            raise InputError("label_smoothing is for classes; this is a regression")
+
     def cross_entropy(logits, labels, **options):
         return plain(logits, labels, label_smoothing=amount if torch.is_grad_enabled() else 0.0, **options)
 
-    train.F = type("F", (), {"cross_entropy": staticmethod(cross_entropy), "mse_loss": train.F.mse_loss})
+    after_set_up(refuse_regression)
+    train.F = SimpleNamespace(**vars(train.F) | {"cross_entropy": cross_entropy})
 
 
 def base_dropout(p: float) -> None:
@@ -149,13 +155,15 @@ def begin_at(directions) -> None:
     """A and B begin as `directions` says, and W without their ΔW is frozen, so that nothing changes at first.
 
     What is saved is what was learned since, BA - B₀A₀: an adapter of rank 2R on the plain base, as PEFT makes of it.
+    Take --dropout 0: what A reads is now a part of what the base itself says.
     """
 
     @torch.no_grad()
     def alter(run):
         layers = [module for module in run.model.modules() if isinstance(module, LinearWithLoRA)]
         run.begun = []
-        for layer, (A, B) in zip(layers, directions(run, layers), strict=True):
+        for layer, start in zip(layers, directions(run, layers), strict=True):
+            A, B = distributed.copied(list(start))
             layer.lora.lora_A.weight.copy_(A)
             layer.lora.lora_B.weight.copy_(B)
             layer.linear.weight -= layer.lora.delta()
@@ -176,14 +184,17 @@ def begin_at(directions) -> None:
             for linear, weight in zip(linears, learned, strict=True):
                 linear.weight = weight
 
-    save_model = train.save_model
+    save_model, model_card = train.save_model, train.report.model_card
 
     def changed(run, folder):
         with on_the_plain_base(run):
             save_model(run, folder)
 
+    def card(config, *others):
+        return model_card(config, *others).replace("LoRA (rank", f"LoRA (saved as rank {2 * config.rank}; rank", 1)
+
     after_set_up(alter)
-    train.save_model = changed
+    train.save_model, train.report.model_card = changed, card
 
 
 def pissa() -> None:
@@ -191,7 +202,7 @@ def pissa() -> None:
 
     def directions(run, layers):
         for layer in layers:
-            U, S, V = torch.linalg.svd(layer.linear.weight, full_matrices=False)
+            U, S, V = torch.linalg.svd(layer.linear.weight.float(), full_matrices=False)
             R, root = len(layer.lora.lora_A.weight), S.sqrt() / math.sqrt(layer.lora.scaling)
             yield root[:R, None] * V[:R], U[:, :R] * root[:R]
 
@@ -213,7 +224,7 @@ def lora_ga(batches: float) -> None:
         faster.ENABLED = True
         for layer, W, gradient in zip(layers, weights, gradients, strict=True):
             W.requires_grad_(False)
-            U, _, V = torch.linalg.svd(gradient, full_matrices=False)
+            U, _, V = torch.linalg.svd(gradient.float(), full_matrices=False)
             R, scale = len(layer.lora.lora_A.weight), len(W) ** 0.25 / 16**0.5
             if len(V) < 2 * R:
                 raise InputError(f"--rank {R}: lora_ga takes 2R directions, and a layer here has {len(V)}")
@@ -233,11 +244,18 @@ def classifier_alone() -> None:
 
 
 def growing_batch(factor: float) -> None:
-    """In the second half of an epoch so many batches make one step (Smith et al., 2018, arXiv:1711.00489)."""
-    plan_batches, factor = train.plan_batches, int(factor)
+    """In the second half of the one epoch so many batches make one step (Smith et al., 2018, arXiv:1711.00489)."""
+    plan_batches, factor, trained = train.plan_batches, int(factor), []
 
-    def changed(*arguments, **named):
-        plan = plan_batches(*arguments, **named)
+    def note(run):
+        if run.config.epochs > 1:
+            raise InputError(f"growing_batch is for one epoch, not for --epochs {run.config.epochs}")
+        trained.append(run.train.lengths)
+
+    def changed(lengths, *others, **named):
+        plan = plan_batches(lengths, *others, **named)
+        if not any(lengths is those for those in trained):  # of an evaluation
+            return plan
         half = len(plan) // 2
         return plan[:half] + [np.concatenate(plan[i : i + factor]) for i in range(half, len(plan), factor)]
 
@@ -245,6 +263,7 @@ def growing_batch(factor: float) -> None:
         whole = math.ceil(len(run.train.lengths) / run.sentences_per_step)
         return whole // 2 + math.ceil((whole - whole // 2) / factor)
 
+    after_set_up(note)
     train.plan_batches, train.Run.steps_per_epoch = changed, property(steps_per_epoch)
 
 
@@ -258,6 +277,8 @@ def freezing(part: float) -> None:
             layers = run.model.bert.encoder.layer
             for still in (run.model.bert.embeddings, layers[: len(layers) // 2]):
                 still.requires_grad_(False)
+            for group in run.optimizer.param_groups:  # several processes give frozen ones gradients too, of zeros
+                group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
         return train_step(run, rows)
 
     train.train_step = changed
@@ -265,60 +286,72 @@ def freezing(part: float) -> None:
 
 WHOLE = ("a whole number from 1 on", lambda value: value >= 1 and value == int(value))
 PART = ("above 0 and at most 1", lambda value: 0 < value <= 1)
-IDEAS = {  # in the order in which they change train.py, and which numbers they take
-    loraplus_lr_ratio: ABOVE_0,
-    adam_beta2: BELOW_1,
-    cosine: None,
-    stable: PART,
-    label_smoothing: BELOW_1,
-    base_dropout: BELOW_1,
-    pissa: None,
-    lora_ga: WHOLE,
-    classifier_alone: None,
-    growing_batch: WHOLE,
-    freezing: FRACTION,
-    average: BELOW_1,  # after those that change what is saved
+IDEAS = {  # in the order in which they change train.py; and which numbers they take
+    "loraplus_lr_ratio": (loraplus_lr_ratio, ABOVE_0),
+    "adam_beta2": (adam_beta2, BELOW_1),
+    "cosine": (cosine, None),
+    "stable": (stable, PART),
+    "label_smoothing": (label_smoothing, BELOW_1),
+    "base_dropout": (base_dropout, BELOW_1),
+    "pissa": (pissa, None),
+    "lora_ga": (lora_ga, WHOLE),
+    "classifier_alone": (classifier_alone, None),
+    "growing_batch": (growing_batch, WHOLE),
+    "freezing": (freezing, FRACTION),
+    "average": (average, BELOW_1),  # after those that change what is saved
 }
-AT_ODDS = ({"cosine", "stable"}, {"pissa", "lora_ga", "classifier_alone"})
-OF_ADAPTERS = {"loraplus_lr_ratio", "pissa", "lora_ga", "classifier_alone"}
 OF_FRESH_ADAPTERS = {"pissa", "lora_ga", "classifier_alone"}
+OF_ADAPTERS = OF_FRESH_ADAPTERS | {"loraplus_lr_ratio"}
+AT_ODDS = [{"cosine", "stable"}, OF_FRESH_ADAPTERS]
+AT_ODDS += [{"classifier_alone", "loraplus_lr_ratio"}, {"classifier_alone", "freezing"}]
 
 
-def parsed(words: list[str]) -> dict[str, list[float]]:
-    """The ideas that the words name, each with its number, or none. Raises InputError for a word that is not so."""
-    allowed, found = {function.__name__: allowed for function, allowed in IDEAS.items()}, {}
+def parsed(words: list[str], rank: int = 8, init_adapter: str = "") -> dict[str, list[float]]:
+    """The ideas that the words name, each with its number, or none, in the order of IDEAS.
+
+    Raises InputError for a word that is none of them, and for ideas that a run with such adapters cannot have.
+    """
+    found = {}
     for name, _, number in (word.partition("=") for word in words):
-        if name not in allowed:
-            raise InputError(f"{name}: none of the ideas, which are {', '.join(allowed)}")
+        if name not in IDEAS:
+            raise InputError(f"{name}: none of the ideas, which are {', '.join(IDEAS)}")
         if name in found:
             raise InputError(f"{name} is given twice; keep one of the two")
+        allowed = IDEAS[name][1]
         try:
             found[name] = [float(number)] if number else []
-            right = allowed[name][1](*found[name]) if allowed[name] else not number
+            right = allowed[1](*found[name]) if allowed else not number
         except (TypeError, ValueError, OverflowError):
             right = False
         if not right:
-            wanted = f"takes a number, {name}=NUMBER, {allowed[name][0]}" if allowed[name] else "takes no number"
+            wanted = f"takes a number, {name}=NUMBER, {allowed[0]}" if allowed else "takes no number"
             raise InputError(f"{name}{'=' * bool(number)}{number}: {name} {wanted}")
     for some in AT_ODDS:
         if len(both := sorted(some & found.keys())) > 1:
             raise InputError(f"{' and '.join(both)} are at odds; take one")
-    return found
+    for name in sorted(OF_ADAPTERS & found.keys()):
+        if not rank:
+            raise InputError(f"{name}: nothing to do without adapters, as with --rank 0")
+        if init_adapter and name in OF_FRESH_ADAPTERS:
+            raise InputError(f"{name} begins with fresh adapters; leave out --init-adapter")
+    return {name: found[name] for name in IDEAS if name in found}
+
+
+def spelled(found: dict[str, list[float]]) -> list[str]:
+    """The words of such ideas, always the same ones."""
+    return [
+        "=".join([name, *(repr(number).removesuffix(".0") for number in numbers)]) for name, numbers in found.items()
+    ]
 
 
 def take(words: list[str]) -> None:
     """Changes train.py by each word, NAME or NAME=NUMBER. Raises InputError for one that is not so."""
-    found = parsed(words)
-    for function in IDEAS:
-        if function.__name__ in found:
-            function(*found[function.__name__])
+    for name, numbers in parsed(words).items():
+        IDEAS[name][0](*numbers)
     set_up = train.set_up
 
     def checked(config, *others):
-        if not config.rank and (without := OF_ADAPTERS & found.keys()):
-            raise InputError(f"{' and '.join(sorted(without))}: nothing to do without adapters, as with --rank 0")
-        if config.init_adapter and (begun := OF_FRESH_ADAPTERS & found.keys()):
-            raise InputError(f"{begun.pop()} begins with fresh adapters; leave out --init-adapter")
+        parsed(words, config.rank, config.init_adapter)
         return set_up(config, *others)
 
     train.set_up = checked
@@ -331,25 +364,36 @@ def sign(words: list[str]) -> None:
     write_options = train.run_folder.write_options
     options.identity = lambda *given: identity(*given) | {"ideas": words}
     console.command_to_resume = lambda out: again(out).replace(" --resume", f" {said} --resume", 1)
-    train.report.model_card = lambda *given: card(*given).replace("train.py", f"experiments/ideas.py {said}", 1)
+    ours = f"python experiments/ideas.py {said}"
+    train.report.model_card = lambda *given: card(*given).replace("    python train.py", f"    {ours}", 1)
 
     def noted(chosen):
         write_options(chosen)
-        path = Path(chosen["out"]) / train.run_folder.OPTIONS
-        write_text(path, f"# A run of experiments/ideas.py {said}, without which it is another.\n{path.read_text()}")
+        if distributed.is_first():
+            path = Path(chosen["out"]) / train.run_folder.OPTIONS
+            write_text(path, f"{NOTE}{said}\n{path.read_text(encoding='utf-8')}")
 
     train.run_folder.write_options = noted
+
+
+NOTE = "# Without these words it is another run: python experiments/ideas.py "
+
+
+def words_of(folder: Path) -> str:
+    """The ideas of the run in a folder, as its config.toml notes them."""
+    head = (folder / train.run_folder.OPTIONS).read_text(encoding="utf-8").partition("\n")[0]
+    return head.removeprefix(NOTE) if head.startswith(NOTE) else ""
 
 
 def main() -> None:
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
     del sys.argv[1 : 1 + len(words)]
     if {"-h", "--help"} & set(sys.argv):
-        about = {function: " ".join(function.__doc__.split()) for function in IDEAS}
-        print("\n\n".join(f"{f.__name__}{'=NUMBER' * bool(IDEAS[f])}: {text}" for f, text in about.items()) + "\n")
+        for name, (function, allowed) in IDEAS.items():
+            print(f"{name}{'=NUMBER' * bool(allowed)}: {' '.join(function.__doc__.split())}\n")
     take(words)
     if words:
-        sign(words)
+        sign(spelled(parsed(words)))
     train.main()
 
 

@@ -9,6 +9,7 @@ table.md, picture.png and runs.jsonl, a line for each run, stand beside the runs
 machine, whose runs then count as finished. Everything here is train.py's own: what it prints, and what it leaves.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -17,8 +18,8 @@ import re
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +33,47 @@ import ideas
 from support.console import run_main
 from support.files import InputError, first_line, read_json, write_json, write_text, written_whole
 from support.offline import DIRECTORIES, offline_pair
-from support.options import OneLineParser, Surroundings, read_toml
+from support.options import OneLineParser, deciding_options, read_toml
 from support.run_folder import LAST, OPTIONS
 from support.tables import find_split, read_table
 from train import Config
 
 DONE = "result.json"
 MEASURED = ("accuracy", "loss", "stored", "trained", "seconds", "bytes")
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, OverflowError, RecursionError)
 
 
 # What is to be run.
+
+
+def options_of(setting: dict) -> dict:
+    """All that decides a run of such a setting: train.py's options, but model, data and seed, and `ideas`.
+
+    Raises InputError for a setting that cannot be had.
+    """
+    if not isinstance(setting, dict):
+        raise InputError(f"{setting!r:.80} is not a table of options")
+    allowed = deciding_options(Config()) | {"ideas": ""}
+    for name in ("model", "data", "seed"):  # the runner gives these
+        del allowed[name]
+    if odd := [name for name in setting if name not in allowed]:
+        raise InputError(f"{odd[0]!r} is no option that a setting can have")
+    if not isinstance(words := setting.get("ideas", ""), str):
+        raise InputError(f"ideas {words!r:.80} is not a text")
+    config = Config(**{name: value for name, value in setting.items() if name != "ideas"})
+    found = ideas.parsed(words.split(), config.rank, config.init_adapter)
+    chosen = {"ideas": " ".join(ideas.spelled(found))} | deciding_options(config)
+    return {name: value for name, value in chosen.items() if name in allowed}
+
+
+def what_differs(setting: dict, common: dict) -> dict:
+    """A setting by what it changes beside `common`: each option in its own type, and all in one order."""
+    reference, options = options_of(common), options_of(common | setting if isinstance(setting, dict) else setting)
+    return {name: value for name, value in options.items() if value != reference[name]}
+
+
+def named(setting: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in setting.items()) or "the default"
 
 
 @dataclass
@@ -57,39 +89,21 @@ class Plan:
     seconds: float = 300  # of the cores' time, what a run takes until one is measured
 
     def __post_init__(self):
-        whole = lambda value, least: type(value) is int and value >= least
-        if not (isinstance(self.seeds, list) and all(whole(seed, 0) for seed in self.seeds)):
+        whole = lambda value: type(value) is int and 0 <= value < 2**63
+        if not (isinstance(self.seeds, list) and all(whole(seed) for seed in self.seeds)):
             raise InputError("seeds is not a list of whole numbers")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise InputError("seeds holds no number, or one twice")
-        if not (whole(self.rows, 0) and isinstance(self.seconds, int | float) and self.seconds > 0):
+        if not (whole(self.rows) and type(self.seconds) in (int, float) and 0 < self.seconds < 1e9):
             raise InputError("rows and seconds are numbers, seconds above 0")
         if not all(isinstance(value, str) for value in (self.model, self.data)) or not isinstance(self.common, dict):
             raise InputError("model and data are strings, common a table")
-        self.common = self.checked(self.common)
+        self.common = what_differs(self.common, {})
         try:
             groups = [(str(group["title"]), list(group["settings"])) for group in self.groups]
         except (KeyError, TypeError):
             raise InputError("groups is not a list of tables with a title and settings") from None
-        self.groups = [(title, [self.only_what_differs(setting) for setting in settings]) for title, settings in groups]
-
-    def checked(self, setting: dict) -> dict:
-        """The options of train.py in a setting, each in its own type. Raises InputError for one that cannot be had."""
-        allowed = {f.name for f in fields(Config)} - {f.name for f in fields(Surroundings)}
-        allowed -= {"model", "data", "seed"}  # the runner gives these
-        if not isinstance(setting, dict):
-            raise InputError(f"{setting!r:.80} is not a table of options")
-        if odd := [name for name in setting if name not in {*allowed, "ideas"}]:
-            raise InputError(f"{odd[0]!r} is no option that a setting can have")
-        words = setting.get("ideas", "")
-        if not isinstance(words, str):
-            raise InputError(f"ideas {words!r:.80} is not a text")
-        ideas.parsed(words.split())
-        config = Config(**{name: value for name, value in setting.items() if name != "ideas"})
-        return {name: words if name == "ideas" else getattr(config, name) for name in setting}
-
-    def only_what_differs(self, setting: dict) -> dict:
-        return {name: v for name, v in self.checked(setting).items() if (name, v) not in self.common.items()}
+        self.groups = [(title, [what_differs(s, self.common) for s in settings]) for title, settings in groups]
 
     @property
     def settings(self) -> dict[str, dict]:
@@ -101,10 +115,6 @@ class Plan:
         """What all runs of a plan have in common: by it a line of runs.jsonl is known to be of this plan."""
         model, data = (Path(place).name for place in (self.model or DIRECTORIES[0], self.data or DIRECTORIES[1]))
         return {"model": model, "data": data, "rows": self.rows} | self.common
-
-
-def named(setting: dict) -> str:
-    return ", ".join(f"{key} {value}" for key, value in setting.items()) or "the default"
 
 
 def read_plan(path: Path, data: str | None) -> Plan:
@@ -128,6 +138,8 @@ def prepare_data(plan: Plan, out: Path) -> tuple[str, str]:
     model, data = plan.model or model, plan.data or data
     if not plan.rows:
         return model, data
+    if Path(data).is_file():
+        raise InputError(f"{data}: a file; `rows` takes a part of the training split of a directory or of the Hub")
     folder = out / f"{Path(data).name}-{plan.rows}"
     folder.mkdir(parents=True, exist_ok=True)
     for split in "train", "validation":
@@ -140,6 +152,10 @@ def prepare_data(plan: Plan, out: Path) -> tuple[str, str]:
 
 
 # The runs.
+
+
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    return out / name.replace("/", "∕") / str(seed)
 
 
 def command(plan: Plan, setting: dict, seed: int, out: Path, model: str, data: str) -> list[str]:
@@ -169,32 +185,40 @@ def start(words: list[str], out: Path, environment: dict[str, str]) -> None:
     write_json(out / DONE, dict.fromkeys(measured) if resumed else measured)
 
 
+def numbers(run: dict) -> dict:
+    """What was measured of a run. Raises ValueError for what is no such number."""
+    for name in MEASURED:
+        value, unknown = run[name], run[name] is None and name in ("loss", "seconds", "bytes")
+        if not unknown and not (type(value) in (int, float) and 0 <= value < (1.001 if name == "accuracy" else 2**63)):
+            raise ValueError(f"{name} is {value!r:.40}")
+    return {name: run[name] for name in MEASURED}
+
+
 def result(plan: Plan, setting: dict, seed: int, out: Path) -> dict:
     """What a finished run left: accuracy at its end, parameters trained, size of the adapter, seconds, memory.
 
     Raises InputError if it is the run of another plan.
     """
     try:
-        ran = read_toml(out / OPTIONS)
-        asked = plan.common | setting | {"seed": seed}
-        asked.pop("ideas", None)  # the folder has their name
+        ran = asdict(Config()) | read_toml(out / OPTIONS) | {"ideas": ideas.words_of(out)}
         ran |= {name: Path(ran[name]).name for name in ("model", "data")}
-        asked["model"], data, rows = (plan.shared[name] for name in ("model", "data", "rows"))
-        asked["data"] = f"{data}-{rows}" if rows else data
+        asked = options_of(plan.common | setting) | {"seed": seed, "model": plan.shared["model"]}
+        asked["data"] = f"{plan.shared['data']}-{plan.rows}" if plan.rows else plan.shared["data"]
         if others := [name for name, value in asked.items() if ran[name] != value]:
             name = others[0]
             raise InputError(f"{out}: a run with {name} {ran[name]}, not {asked[name]}; give another --out, or move it")
-        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        trained = re.search(r"^total .*?([\d,]+) trained", (out / "training_log.txt").read_text(), re.MULTILINE)[1]
+        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        log = (out / "training_log.txt").read_text(encoding="utf-8")
         weights = next((out / "final").glob("*model.safetensors"))
         last = next(record for record in reversed(records) if "validation_accuracy" in record)
         told = {"accuracy": last["validation_accuracy"], "loss": last["validation_loss"]}
+        trained = re.search(r"^total .*?([\d,]+) trained", log, re.MULTILINE)[1]
         told |= {"stored": weights.stat().st_size, "trained": int(trained.replace(",", ""))}
         measured = read_json(out / DONE) if (out / DONE).exists() else {}  # the runner was killed before it wrote them
-        return told | {name: measured.get(name) for name in ("seconds", "bytes")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        return numbers(told | {name: measured.get(name) for name in ("seconds", "bytes")})
+    except BROKEN as error:
         why = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{out}: not a finished run with accuracies ({why}); move it away") from None
+        raise InputError(f"{out}: not a finished run with accuracies ({why:.200}); move it away") from None
 
 
 def finished(plan: Plan, out: Path, known: Path | None) -> dict[tuple[str, int], dict]:
@@ -204,16 +228,17 @@ def finished(plan: Plan, out: Path, known: Path | None) -> dict[tuple[str, int],
         for line in map(json.loads, known.read_text(encoding="utf-8").splitlines() if known else ()):
             if line["shared"] != plan.shared:
                 raise InputError(f"{known}: of other experiments, with {line['shared']}, not {plan.shared}")
-            run = {name: line[name] for name in MEASURED}
-            if not 0 <= run["accuracy"] <= 1 or not all(isinstance(v, int | float | None) for v in run.values()):
-                raise ValueError("its numbers are none")
-            there[named(line["setting"]), int(line["seed"])] = run
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{known}: not the runs.jsonl of such experiments ({type(error).__name__}: {error})") from None
+            setting, seed = what_differs(line["setting"], plan.common), line["seed"]
+            if type(seed) is not int:
+                raise ValueError(f"seed is {seed!r:.40}")
+            there[named(setting), seed] = {"setting": setting} | numbers(line)
+    except BROKEN as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{known}: not the runs.jsonl of such experiments ({why:.200})") from None
     for (name, setting), seed in itertools.product(plan.settings.items(), plan.seeds):
-        folder = out / name / str(seed)
+        folder = folder_of(out, name, seed)
         if (folder / DONE).exists() or (folder / LAST).exists():
-            there[name, seed] = result(plan, setting, seed, folder)
+            there[name, seed] = {"setting": setting} | result(plan, setting, seed, folder)
     return there
 
 
@@ -231,7 +256,7 @@ def run_all(plan: Plan, left: list[tuple[str, int]], out: Path, jobs: int) -> No
         environment = {"OMP_NUM_THREADS": str(threads_of(jobs))}
         if jobs > 1 and torch.cuda.device_count():
             environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-        folder = out / name / str(seed)
+        folder = folder_of(out, name, seed)
         print(f"{name}, seed {seed}", flush=True)
         try:
             start(command(plan, plan.settings[name], seed, folder, model, data), folder, environment)
@@ -239,7 +264,13 @@ def run_all(plan: Plan, left: list[tuple[str, int]], out: Path, jobs: int) -> No
             slots.put(slot)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, left))
+        futures = [pool.submit(one, job) for job in left]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 def threads_of(jobs: int) -> int:
@@ -284,22 +315,23 @@ HEAD = """\
 
 def summarise(plan: Plan, runs: dict[tuple[str, int], dict], out: Path) -> str:
     """The table of all settings of which every seed is finished, and the picture."""
-    line = lambda name, seed: {"shared": plan.shared, "setting": plan.settings[name], "seed": seed} | runs[name, seed]
+    lines = [{"shared": plan.shared, "seed": seed} | run for (_, seed), run in runs.items()]
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "runs.jsonl", "".join(json.dumps(line(*run)) + "\n" for run in runs if run[0] in plan.settings))
+    write_text(out / "runs.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     every = {name: [runs[name, seed] for seed in plan.seeds if (name, seed) in runs] for name in plan.settings}
     found = {name: results for name, results in every.items() if len(results) == len(plan.seeds)}
     if "the default" not in found:
         return "no table yet: it compares with the default, of which not every seed is finished\n"
     groups = [(title, [s for s in settings if named(s) in found]) for title, settings in plan.groups]
     groups = [(title, settings) for title, settings in groups if settings not in ([], [{}])]
+    if not groups:
+        return "no table yet: of no setting beside the default is every seed finished\n"
     text = ""
     for title, settings in groups:
         rows = (row(setting, found[named(setting)], found["the default"]) for setting in settings)
         text += f"\n{title}\n\n{HEAD}" + "".join(f"{line}\n" for line in rows)
     write_text(out / "table.md", text)
-    if groups:
-        draw(groups, found, out)
+    draw(groups, found, out)
     return text
 
 
@@ -318,7 +350,7 @@ def draw(groups: list, found: dict, out: Path) -> None:
         axis.plot(range(len(points)), [statistics.mean(values) for values in points], "_", markersize=14, color="C0")
         labels = [name if len(name := named(setting)) < 48 else f"{name[:45]}…" for setting in settings]
         axis.set_xticks(range(len(points)), labels, rotation=60, ha="right", fontsize=7)
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title.replace("$", r"\$"), fontsize=9)
         axis.grid(alpha=0.3)
     np.atleast_1d(axes)[0].set_ylabel("validation accuracy, %")
     figure.savefig(out / "picture.png", dpi=120)
@@ -343,20 +375,24 @@ def main() -> None:
     runs = finished(plan, out, arguments.known)
     left = [run for run in itertools.product(plan.settings, plan.seeds) if run not in runs]
     each = statistics.median([run["seconds"] for run in runs.values() if run["seconds"]] or [plan.seconds])
-    hours = len(left) * each / 3600 / (jobs if torch.cuda.is_available() else jobs * threads_of(jobs))
-    numbers = f"{len(plan.settings)} settings, {len(plan.seeds)} seeds: {len(left)} runs are left"
-    print(f"{numbers}, of {each:.0f} core seconds, {hours:.1f} hours")
+    cores = max(1, min(jobs * threads_of(jobs), os.cpu_count() or 1))
+    hours = len(left) * each / 3600 / (jobs if torch.cuda.is_available() else cores)
+    counted = f"{len(plan.settings)} settings, {len(plan.seeds)} seeds: {len(left)} runs are left"
+    print(f"{counted}, of {each:.0f} core seconds, {hours:.1f} hours", flush=True)
     if arguments.dry_run:
         print("".join(f"{name}, seed {seed}\n" for name, seed in left), end="")
-    elif arguments.table:
-        if not runs:
-            raise InputError(f"{out}: no finished run there; --out says where they are")
-        print(summarise(plan, runs, out), end="")
-    else:
+        return
+    if arguments.table and not runs:
+        raise InputError(f"{out}: no finished run there; --out says where they are")
+    if left and not arguments.table:
         try:
             run_all(plan, left, out, jobs)
-        finally:
-            print(summarise(plan, finished(plan, out, arguments.known), out), end="")
+        except BaseException:
+            with contextlib.suppress(InputError):  # there is another to be told
+                print(summarise(plan, finished(plan, out, arguments.known), out), end="")
+            raise
+        runs = finished(plan, out, arguments.known)
+    print(summarise(plan, runs, out), end="")
 
 
 if __name__ == "__main__":

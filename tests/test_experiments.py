@@ -4,6 +4,7 @@ import importlib.util
 import json
 import statistics
 import sys
+import time
 
 import pytest
 from helpers import ROOT
@@ -11,7 +12,7 @@ from scipy import stats
 
 from support.files import InputError
 
-IDEAS = "loraplus_lr_ratio=4 cosine average=0.9 label_smoothing=0.1 pissa base_dropout=0"
+IDEAS = "loraplus_lr_ratio=4 cosine label_smoothing=0.1 base_dropout=0 pissa average=0.9"
 PLAN = """
 model = "{tiny}"
 data = "{data}"
@@ -56,6 +57,9 @@ GROUP = "\n[[groups]]\ntitle = 'Rank'\nsettings = "
         ("seeds = [1]" + GROUP + "[{ seed = 3 }]", "'seed' is no option"),
         ("seeds = [1]" + GROUP + "[{ rank = 'x' }]", "rank must be of type int"),
         ("seeds = [1]" + GROUP + "[{ ideas = 'cosin' }]", "cosin: none of the ideas"),
+        ("seeds = [1]\ncommon = { rank = 0 }" + GROUP + "[{ ideas = 'pissa' }]", "nothing to do without adapters"),
+        ("seeds = [9223372036854775808]" + GROUP + "[{}]", "seeds is not a list"),
+        ("seeds = [1]\nseconds = inf" + GROUP + "[{}]", "seconds are numbers"),
         ("seeds = [1]\nseconds = 'x'" + GROUP + "[{}]", "seconds are numbers"),
         ("seeds = [1]\ncommon = 3" + GROUP + "[{}]", "common a table"),
         ("seeds = [1]\nseed = 3" + GROUP + "[{}]", "'seed' is none of its words"),
@@ -72,9 +76,64 @@ def test_the_plans_here_are_such_and_a_setting_stands_once(runner, tmp_path):
     for name in "reviews.toml", "sst2.toml":
         assert len(runner.read_plan(ROOT / "experiments" / name, None).settings) > 20
     (plan := tmp_path / "plan.toml").write_text(
-        "seeds = [1]\n[common]\nlr = 1e-3" + GROUP + "[{ alpha = 4 }, { alpha = 4.0 }, { lr = 0.001 }]"
+        "seeds = [1]\n[common]\nlr = 1e-3"
+        + GROUP
+        + "[{ alpha = 4, rank = 1 }, { rank = 1, alpha = 4.0 }, { lr = 0.001, rank = 8 }]"
     )
-    assert list(runner.read_plan(plan, None).settings) == ["the default", "alpha 4.0"]
+    assert list(runner.read_plan(plan, None).settings) == ["the default", "rank 1, alpha 4.0"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"accuracy": "0.5"}, "accuracy is '0.5'"),
+        ({"accuracy": 9}, "accuracy is 9"),
+        ({"accuracy": True}, "accuracy is True"),
+        ({"accuracy": None}, "accuracy is None"),
+        ({"trained": None}, "trained is None"),
+        ({"seconds": -5}, "seconds is -5"),
+        ({"seconds": float("inf")}, "seconds is inf"),
+        ({"bytes": 10**400}, "bytes is 1000"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"setting": {"lrr": 1}}, "'lrr' is no option"),
+        ({"shared": {}}, "of other experiments"),
+    ],
+)
+def test_known_lines_that_are_none_are_refused(runner, tmp_path, changed, says):
+    plan = runner.read_plan(ROOT / "experiments" / "sst2.toml", None)
+    line = json.loads((ROOT / "experiments" / "sst2-runs.jsonl").read_text().splitlines()[-1])
+    (known := tmp_path / "runs.jsonl").write_text(json.dumps(line))
+    assert len(runner.finished(plan, tmp_path, known)) == 1
+    known.write_text(json.dumps(line | changed))
+    with pytest.raises(InputError, match=says):
+        runner.finished(plan, tmp_path, known)
+
+
+def test_the_kept_lines_are_all_of_their_plans(runner, tmp_path):
+    for name in "sst2", "reviews":
+        plan = runner.read_plan(ROOT / "experiments" / f"{name}.toml", None)
+        known = ROOT / "experiments" / f"{name}-runs.jsonl"
+        runs = runner.finished(plan, tmp_path, known)
+        assert len(runs) == len(known.read_text().splitlines())
+        assert {name for name, _ in runs} <= plan.settings.keys()
+
+
+def test_the_first_failure_ends_the_rest(runner, tmp_path, monkeypatch):
+    """Though an earlier run is still at work."""
+    plan = runner.read_plan(ROOT / "experiments" / "reviews.toml", None)
+    begun = []
+
+    def start(words, folder, environment):
+        begun.append(folder.name)
+        if folder.name == "2":
+            raise InputError("a run ended early")
+        time.sleep(1)
+
+    monkeypatch.setattr(runner, "start", start)
+    monkeypatch.setattr(runner, "prepare_data", lambda plan, out: ("model", "data"))
+    with pytest.raises(InputError, match="ended early"):
+        runner.run_all(plan, [("the default", seed) for seed in range(1, 7)], tmp_path, 2)
+    assert set(begun) <= {"1", "2", "3"}
 
 
 def test_a_difference_is_named_where_students_t_says_so(runner):
@@ -131,6 +190,9 @@ def test_every_setting_is_run_once_and_stands_in_the_table(run, tiny, some_revie
     assert other.returncode == 2 and "of other experiments, with" in other.stderr
     other = run(*command)
     assert other.returncode == 2 and "a run with lr 0.01, not 0.02" in other.stderr, other.stderr
+    plan.write_text(plan.read_text().replace("lr = 0.02", ""))
+    other = run(*command)
+    assert other.returncode == 2 and "a run with lr 0.01, not 0.0005" in other.stderr, other.stderr
 
 
 @pytest.mark.slow

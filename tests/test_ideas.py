@@ -128,12 +128,13 @@ def test_lora_ga_begins_in_the_directions_of_peft(ideas, config, tiny):
 
 def test_batches_grow_and_leave_no_row_out(ideas, config):
     ideas.growing_batch(2)
-    config.batch_size = 4
+    config.batch_size, config.epochs = 4, 1
     run = train.set_up(config)
     N, plan = len(run.train.lengths), train.plan_batches(run.train.lengths, 4, config.seed, 0)
     assert sorted(np.concatenate(plan)) == list(range(N)) and len(plan) == run.steps_per_epoch
     sizes, half = [len(rows) for rows in plan], math.ceil(N / 4) // 2
     assert set(sizes[:half]) <= {4, N % 4} and sizes[half:].count(8) >= len(sizes[half:]) - 2 > 0
+    assert {len(rows) for rows in train.plan_batches(run.train.lengths.copy(), 4, config.seed, 0)} <= {4, N % 4}
 
 
 def test_what_is_frozen_moves_no_more(ideas, config):
@@ -149,6 +150,8 @@ def test_what_is_frozen_moves_no_more(ideas, config):
         still = torch.equal(seen[middle - 1][name], seen[-1][name])
         assert still == (".layer.0." in name), name
         assert not torch.equal(seen[0][name], seen[middle - 1][name])
+    held = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in run.model.parameters() if parameter.requires_grad}
 
 
 def test_label_smoothing_is_pytorchs_and_in_training_alone(ideas, config):
@@ -194,10 +197,14 @@ def test_what_is_scored_and_kept_is_the_mean(ideas, config, monkeypatch):
         assert torch.equal(parameter, seen[-1][name])
 
 
-@pytest.mark.parametrize("words", [["pissa"], ["lora_ga=2", "average=0.5"]])
-def test_what_is_saved_opens_in_peft_on_the_plain_base(ideas, config, tiny, words):
+@pytest.mark.parametrize(
+    ("words", "dtype", "apart"),
+    [(["pissa"], "float32", 1e-5), (["lora_ga=2", "average=0.5"], "float32", 1e-5), (["lora_ga=2"], "bfloat16", 5e-3)],
+)
+def test_what_is_saved_opens_in_peft_on_the_plain_base(ideas, config, tiny, words, dtype, apart):
     """Although W was another in training: BA - B₀A₀ is an adapter of rank 2R."""
     ideas.take(words)
+    config.dtype = dtype
     run = train.set_up(config)
     for _ in range(3):
         step(run)
@@ -214,7 +221,8 @@ def test_what_is_saved_opens_in_peft_on_the_plain_base(ideas, config, tiny, word
     ids, mask, types, labels = train.make_batch(run.validation, np.arange(len(run.validation.lengths)), 0)
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
-    assert math.isclose(F.cross_entropy(logits, labels).item(), loss, abs_tol=1e-5)
+    assert math.isclose(F.cross_entropy(logits, labels).item(), loss, abs_tol=apart)
+    assert "LoRA (saved as rank 16; rank 8" in (folder / "README.md").read_text()
 
 
 def test_the_classifier_alone_is_that_of_the_frozen_base(ideas, config, tiny):
@@ -242,6 +250,7 @@ def test_the_classifier_alone_is_that_of_the_frozen_base(ideas, config, tiny):
         ("growing_batch=inf", "a whole number"),
         ("cosine cosine", "given twice"),
         ("cosine stable=0.2", "at odds"),
+        ("classifier_alone freezing=0.5", "at odds"),
     ],
 )
 def test_words_that_cannot_be_meant_are_refused(ideas, words, says):
@@ -253,6 +262,7 @@ def test_words_that_cannot_be_meant_are_refused(ideas, words, says):
     ("word", "changed", "says"),
     [
         ("pissa", {"rank": 0}, "pissa: nothing to do without adapters"),
+        ("growing_batch=2", {"epochs": 2}, "growing_batch is for one epoch"),
         ("classifier_alone", {"init_adapter": "out/best"}, "classifier_alone begins with fresh adapters"),
         ("lora_ga=1", {"rank": 20}, "--rank 20: lora_ga takes 2R directions, and a layer here has 32"),
     ],
@@ -261,6 +271,13 @@ def test_an_idea_that_a_run_cannot_have_is_refused(ideas, config, word, changed,
     ideas.take([word])
     with pytest.raises(InputError, match=says):
         train.set_up(replace(config, **changed))
+
+
+def test_labels_that_are_numbers_are_not_smoothed(ideas, config, tmp_path):
+    (data := tmp_path / "numbers.csv").write_text("text,label\n" + "".join(f"word {i},{i}.5\n" for i in range(20)))
+    ideas.take(["label_smoothing=0.1"])
+    with pytest.raises(InputError, match="label_smoothing is for classes"):
+        train.set_up(replace(config, data=str(data), metric="pearson"))
 
 
 def test_a_mistyped_idea_is_one_line(run):
@@ -290,13 +307,14 @@ def test_a_stopped_run_goes_on_with_its_ideas_alone(run, tiny, some_reviews, tmp
     ideas = ["average=0.9", "loraplus_lr_ratio=4"]
     assert run("experiments/ideas.py", *ideas, *words, "--out", tmp_path / "whole").returncode == 0
     done = run("-c", STOPPED, *ideas, *words, "--out", tmp_path / "out")
-    assert done.returncode == 143 and "average=0.9 loraplus_lr_ratio=4 --resume" in done.stdout, done.stderr
+    assert done.returncode == 143 and "loraplus_lr_ratio=4 average=0.9 --resume" in done.stdout, done.stderr
     refused = run("train.py", "--resume", "--out", tmp_path / "out")
-    assert refused.returncode == 2 and "started with ideas ['average=0.9'" in refused.stderr, refused.stderr
+    assert refused.returncode == 2 and "started with ideas ['loraplus_lr_ratio=4'" in refused.stderr, refused.stderr
     assert run("experiments/ideas.py", *ideas, "--resume", "--out", tmp_path / "out").returncode == 0
     assert (
-        "experiments/ideas.py average=0.9 loraplus_lr_ratio=4 --model" in (tmp_path / "out/best/README.md").read_text()
+        "python experiments/ideas.py loraplus_lr_ratio=4 average=0.9 --model"
+        in (tmp_path / "out/best/README.md").read_text()
     )
-    assert "# A run of experiments/ideas.py average=0.9" in (tmp_path / "out/config.toml").read_text()
+    assert "python experiments/ideas.py loraplus_lr_ratio=4 average=0.9\n" in (tmp_path / "out/config.toml").read_text()
     for name in "metrics.jsonl", "final/adapter_model.safetensors":
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
