@@ -188,8 +188,9 @@ def start(words: list[str], out: Path, environment: dict[str, str]) -> None:
 def numbers(run: dict) -> dict:
     """What was measured of a run. Raises ValueError for what is no such number."""
     for name in MEASURED:
-        value, unknown = run[name], run[name] is None and name in ("loss", "seconds", "bytes")
-        if not unknown and not (type(value) in (int, float) and 0 <= value < (1.001 if name == "accuracy" else 2**63)):
+        value, most = run[name], 1 if name == "accuracy" else 2**63
+        unknown = value is None and name in ("loss", "seconds", "bytes")
+        if not unknown and not (type(value) in (int, float) and 0 <= value <= most):
             raise ValueError(f"{name} is {value!r:.40}")
     return {name: run[name] for name in MEASURED}
 
