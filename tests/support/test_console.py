@@ -38,6 +38,7 @@ def test_ends(body):
 import os, signal, sys, time, torch
 from support.console import catch_signals, run_main
 from support.files import InputError
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests are run in the background
 def main():
     {body}
 run_main(main)
