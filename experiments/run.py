@@ -33,7 +33,7 @@ import ideas
 from support.console import run_main
 from support.files import InputError, first_line, read_json, write_json, write_text, written_whole
 from support.offline import DIRECTORIES, offline_pair
-from support.options import OneLineParser, deciding_options, read_toml
+from support.options import OneLineParser, deciding_options, flag, read_toml
 from support.run_folder import LAST, OPTIONS
 from support.tables import find_split, read_table
 from train import Config
@@ -161,7 +161,7 @@ def folder_of(out: Path, name: str, seed: int) -> Path:
 def command(plan: Plan, setting: dict, seed: int, out: Path, model: str, data: str) -> list[str]:
     options = plan.common | setting
     words = options.pop("ideas", "").split()
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    flags = [f"{flag(name)}={value}" for name, value in options.items()]
     script = ROOT / ("experiments/ideas.py" if words else "train.py")
     places = [f"--model={model}", f"--data={data}", f"--out={out}", f"--seed={seed}"]
     return [sys.executable, str(script), *words, *places, *flags, "--resume"]
@@ -376,7 +376,7 @@ def main() -> None:
     runs = finished(plan, out, arguments.known)
     left = [run for run in itertools.product(plan.settings, plan.seeds) if run not in runs]
     each = statistics.median([run["seconds"] for run in runs.values() if run["seconds"]] or [plan.seconds])
-    cores = max(1, min(jobs * threads_of(jobs), os.cpu_count() or 1))
+    cores = min(jobs * threads_of(jobs), os.cpu_count() or 1)
     hours = len(left) * each / 3600 / (jobs if torch.cuda.is_available() else cores)
     counted = f"{len(plan.settings)} settings, {len(plan.seeds)} seeds: {len(left)} runs are left"
     print(f"{counted}, of {each:.0f} core seconds, {hours:.1f} hours", flush=True)

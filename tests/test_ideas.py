@@ -28,6 +28,7 @@ def ideas(monkeypatch):
     for name in PATCHED:
         monkeypatch.setattr(train, name, getattr(train, name))
     monkeypatch.setattr(train.Run, "steps_per_epoch", train.Run.steps_per_epoch)
+    monkeypatch.setattr(train.report, "model_card", train.report.model_card)
     spec = importlib.util.spec_from_file_location("ideas", ROOT / "experiments" / "ideas.py")
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     return module
