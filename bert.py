@@ -3,10 +3,10 @@
     model = BertForSequenceClassification.from_pretrained("google-bert/bert-base-uncased")
     logits = model(torch.tensor([[101, 2307, 2143, 102]]))          # "[CLS] great film [SEP]" -> (1, 2)
 
-A text begins with the token [CLS], whose last state stands for the whole text, and ends with [SEP]. Every module has
-the name that it has in the official checkpoint, so `state_dict()` is the file. This file reads as the data flows:
-embeddings, attention, layer, encoder, pooler, classifier; then the loading. One set of letters gives the shapes in the
-whole project:
+A text begins with the token [CLS], whose last state stands for the whole text, and ends with [SEP]. The modules have
+the names of the official checkpoint; where a file has more, or other names, read_weights at the end deals with it. This
+file reads as the data flows: embeddings, attention, layer, encoder, pooler, classifier; then the loading. One set of
+letters gives the shapes in the whole project:
 
     B  sentences in a batch        D  hidden size (768)           I  intermediate size (3072)
     S  tokens in a sentence        H  attention heads (12)        C  classes
@@ -70,7 +70,7 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not faster.on_cpu(x):
             return F.dropout(x, self.p, self.training)
-        return faster.dropout(x, self.p, self.training)  # the same, by cheaper random draws: test_faster.py
+        return faster.dropout(x, self.p, self.training)  # the same, by cheaper draws: tests/support/test_faster.py
 
 
 class BertEmbeddings(nn.Module):
@@ -113,17 +113,17 @@ class BertSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, queries: Tensor, mask: Tensor | None) -> Tensor:
         """The tokens `queries` (B, Q, D) attend to `x` (B, S, D), where `mask` (B, 1, 1, S) is true: (B, Q, D)."""
-        if self.training and queries is x and faster.on_cpu(x):  # the same, where adapters read x together
+        if self.training and queries is x and faster.on_cpu(x):  # in one pass, with one dropout mask
             q, k, v = faster.read_together(x, self.query, self.key, self.value)  # (B, S, D)
         else:
             q, k, v = self.query(queries), self.key(x), self.value(x)  # (B, Q, D), twice (B, S, D)
         q, k, v = self.split_heads(q), self.split_heads(k), self.split_heads(v)  # (B, H, Q, W), twice (B, H, S, W)
-        if self.training and x.device.type == "cpu":  # where the way back of the kernel below takes longer than this
+        if self.training and x.device.type == "cpu":  # where the kernel's backward pass, below, is slower
             scores = (q @ k.transpose(-2, -1)).mul_(q.shape[-1] ** -0.5)  # (B, H, Q, S)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
             context = self.dropout(scores.softmax(-1)) @ v  # (B, H, Q, W)
-        else:  # the same in one fused kernel: test_bert.py
+        else:  # the same in one fused kernel: tests/test_bert.py
             p = self.dropout.p if self.training else 0.0
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)  # (B, H, Q, W)
         return context.transpose(1, 2).flatten(2)  # (B, Q, D)
@@ -212,7 +212,7 @@ class BertPooler(nn.Module):
 class PretrainedModel(nn.Module):
     """What the two models below share; the loading itself comes after them."""
 
-    new_modules: tuple[str, ...] = ()  # the layers that the file lacked: they are drawn, and trained whole
+    new_modules: tuple[str, ...] = ()  # layers drawn anew, which the file lacked or had for other classes
     lora_config: dict | None = None  # the settings of LoRA, once lora.py has rewritten the model
 
     def __init__(self, config: BertConfig):
@@ -224,9 +224,9 @@ class PretrainedModel(nn.Module):
         """Opens a directory or a Hub repository (`owner/name` or `owner/name@revision`), in float32, in eval mode.
 
         Reads config.json and model.safetensors, in float32, float16 or bfloat16. `num_labels`, a number of classes or
-        their names, overrides the config's. A classifier or a pooler that the file lacks is drawn from the global
-        generator, as is a classifier of other classes; `new_modules` names them. Any other missing, surplus or wrongly
-        shaped tensor raises InputError with its name.
+        their names, overrides the config's. A classifier or a pooler that the file lacks is drawn at random, by
+        PyTorch's own generator, as is a classifier of other classes; `new_modules` names them. Any other missing,
+        surplus or wrongly shaped tensor raises InputError with its name.
         """
         return open_pretrained(cls, f"{name}@{revision}" if revision else name, num_labels)
 

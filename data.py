@@ -51,7 +51,7 @@ def load_task(
 
     `data` is a directory that holds train and validation files, as `train-00000-of-00001.parquet` or `train.csv`;
     or the Hub's `owner/name[/folder][@revision]` in that layout; or one file, of which a tenth of the distinct texts,
-    always the same ones, is held out for validation; with a `tokenizer` those are distinct that the model sees as such.
+    always the same ones, is held out for validation; with a `tokenizer` texts of the same tokens count as one.
     Two `text_columns` are a pair. `label_names` and `metric` win over what a file or the name of a GLUE task tells.
     Raises InputError for whatever is missing, empty, of another type or out of range.
     """
@@ -103,7 +103,7 @@ def encode(tokenizer: Tokenizer, texts: list, labels: np.ndarray | None = None) 
     """Tokenizes a Split's texts: one sequence of N strings, or two for pairs."""
     N = len(texts[0])
     ids, types, lengths = [], [], np.empty(N, dtype=np.int64)
-    most = 1000 * tokenizer.truncation["max_length"] if tokenizer.truncation else None  # characters: more cost memory
+    most = 1000 * tokenizer.truncation["max_length"] if tokenizer.truncation else None  # in characters, never too few
     for start in range(0, N, 512):  # in pieces, as the tokenizer's own objects take a kilobyte a sentence, or far more
         columns = [column[start : start + 512] for column in texts]
         columns = [[text[:most] for text in (c if isinstance(c, list) else c.to_pylist())] for c in columns]
@@ -126,8 +126,8 @@ def plan_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) ->
 
     The rows are shuffled, then sorted by length, stably, so that equals stay shuffled; then cut into batches; then the
     batches are shuffled. So a batch is a random draw among sentences of its length, another in each epoch, and lengths
-    come in random order. Where labels hardly depend on the length, as in SST-2, such a batch tells as much as any, and
-    the accuracy is the same (docs/results.md).
+    come in random order. Where labels hardly depend on the length such a batch tells as much as any: on movie reviews
+    the accuracy was no lower (docs/results.md).
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
@@ -160,6 +160,6 @@ def make_batch(
     if lengths.min() == S:
         return data.input_ids[at], None, None if types is None else types[at].long(), labels  # (B, S)
     mask = position < move(lengths)[:, None]  # (B, S)
-    at = at.where(mask, 0)
+    at = at.where(mask, 0)  # padding reads no place beyond the array
     input_ids = data.input_ids[at].where(mask, pad_id)  # (B, S)
     return input_ids, mask, None if types is None else types[at].long(), labels

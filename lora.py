@@ -42,9 +42,9 @@ class LoRALayer(nn.Module):
         self, in_features: int, out_features: int, rank: int, alpha: float, dropout: float, use_rslora: bool = False
     ):
         super().__init__()
-        # BA is a sum of R products, a column of B by a row of A, and α/R takes their mean. Were the products alike, it
-        # would be the same when R doubles, and so would the best learning rate (section 4.1). But they differ, and the
-        # mean shrinks by 1/√2; rsLoRA keeps its size by α/√R (Kalajdzievski, 2023, arXiv:2312.03732).
+        # BA is a sum of R products, a column of B by a row of A; divided by R it is their mean. Of products that are
+        # alike the mean stays as large when R doubles, and the best learning rate stays too (section 4.1). Of unrelated
+        # ones it falls to 1/√2 of its size, unless one divides by √R: rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732).
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         self.dropout = Dropout(dropout)
         self.lora_A = nn.Linear(in_features, rank, bias=False)  # drawn uniformly within ±1/√in, as in the paper's code
@@ -102,7 +102,8 @@ POOLER = "bert.pooler.dense"
 def trained_whole(model: nn.Module) -> set[str]:
     """The layers that are trained in full: the classifier, and the pooler if the base's file lacked one.
 
-    They were drawn at random, so that there is nothing to adapt; and the classifier is small, C · (D + 1) numbers.
+    Drawn at random, they leave nothing to adapt; and a classifier, even one that the base brings, is only C · (D + 1)
+    numbers.
     """
     return {"classifier", *model.new_modules}
 
@@ -111,7 +112,7 @@ def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]
     """The names of the linear layers that `target_modules` means, as in PEFT.
 
     A list holds names, or ends of names after a dot; a string is a regular expression on the whole name, but for
-    "all-linear": every linear layer except the classifier. Raises InputError for a target that matches nothing.
+    "all-linear": every linear layer but those trained in full. Raises InputError for a target that matches nothing.
     """
     whole = trained_whole(model)
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in whole]
@@ -128,8 +129,8 @@ def apply_lora_to_model(
 ) -> nn.Module:
     """Rewrites, in place, the layers that find_targets finds into LinearWithLoRA; returns the model.
 
-    Query and value are the default: of all choices with the same number of parameters, the paper found these two best
-    overall (section 7.1, table 5). All of attention, or every linear layer, is better and larger (docs/results.md).
+    Query and value are the default, as in the paper, which found no better use of as many numbers (section 7.1, table
+    5). All of attention, or every linear layer, is larger, and better where training is short (docs/results.md).
     """
     if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise InputError("LoRA takes a rank of at least 1, an alpha above 0, a dropout of at least 0 and below 1")
@@ -226,7 +227,7 @@ def open_adapter(
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """Modules of their own around the very tensors of `model`."""
+    """A copy of the modules, which shares all tensors with `model`."""
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
@@ -258,7 +259,7 @@ class RoutedLinear(nn.Module):
             rows, lora = self.routes[name], self.loras[name]
             if not faster.on_cpu(x):
                 y[rows] += lora(x[rows])
-            else:  # the same, added in one product; test_faster.py holds the two equal
+            else:  # the same, added in one product: tests/support/test_faster.py
                 faster.add_low_rank(y[rows], x[rows], lora.lora_A.weight, lora.lora_B.weight, lora.scaling)
         return y
 
@@ -266,7 +267,7 @@ class RoutedLinear(nn.Module):
 class AdapterBank:
     """Any number of adapters by name on one base in memory, whatever their ranks, targets and classes.
 
-    `bank.load("sst2", "out/sst2")` adds one. Switching is picking another model: `bank.models["sst2"](input_ids)`;
+    `bank.load("sst2", "out/best")` adds one. Switching is picking another model: `bank.models["sst2"](input_ids)`;
     `bank.forward_rows(["sst2", "cola"], input_ids)` takes another adapter for each row, in one pass through the base.
     """
 
@@ -303,7 +304,7 @@ class AdapterBank:
         order = sorted(range(len(names)), key=names.__getitem__)  # an adapter's rows stand together: a view, no copy
         ordered = [names[i] for i in order]
         self.routes.clear()
-        self.routes |= {n: slice(ordered.index(n), ordered.index(n) + ordered.count(n)) for n in ordered}
+        self.routes |= {n: slice(ordered.index(n), ordered.index(n) + ordered.count(n)) for n in dict.fromkeys(ordered)}
         inputs = [None if t is None else t[order] for t in (input_ids, attention_mask, token_type_ids)]
         x, _ = self.mixed(*inputs, cls_only=True)  # (B, 1, D); each adapter has a pooler of its own
         logits: list[Tensor] = []

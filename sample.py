@@ -5,7 +5,7 @@
     head reviews.txt | python sample.py -             # the same from standard input
     python sample.py --pair "He slept." "He is awake."    # for an adapter of pairs, as RTE's; in files a tab between
     python sample.py --file reviews.parquet --text-column review --out labelled.parquet     # a table of any size
-    python sample.py                                  # asks for texts; exit leaves
+    python sample.py                                  # asks for texts; /adapter NAME switches, exit leaves
     python sample.py --adapter out/best --adapter you/bert-lora-cola "great film"
 
 With several adapters every text is answered by each.
@@ -35,8 +35,7 @@ def classify(model: BertForSequenceClassification, tokenizer: Tokenizer, texts: 
 
 @torch.inference_mode()
 def probabilities(model: BertForSequenceClassification, texts: Encoded, batch_tokens: int = 0) -> np.ndarray:
-    """Class probabilities (N, C), or a regression's numbers (N, 1), computed where the model is, in batches of similar
-    length."""
+    """The same of encoded texts, computed where the model is, in batches of similar length."""
     weight, batches = model.classifier.weight, batches_by_length(texts.lengths, batch_tokens)
     texts, pad_id = texts.to(weight.device), model.config.pad_token_id
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
@@ -90,7 +89,7 @@ def show(models: dict[str, tuple], texts: list[str], as_json: bool) -> None:
 
 
 def main() -> None:
-    distributed.start()
+    distributed.start()  # torchrun may label one table by several processes
     parser = OneLineParser(description=__doc__.partition("\n")[0])
     parser.add_argument("texts", nargs="*", metavar="TEXT", help='a text to classify; "-" reads standard input')
     parser.add_argument("--pair", nargs=2, action="append", metavar="TEXT", help="two texts, for an adapter of pairs")

@@ -50,7 +50,7 @@ class Config(Surroundings):
     epochs: int = option(3, "passes over the training data", AT_LEAST_1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", AT_LEAST_1)
     grad_accum: int = option(1, "batches per step: N of them train as one of N times the size", AT_LEAST_1)
-    processes: int = option(1, "steps as of so many processes, --grad-accum each; by itself torchrun's", AT_LEAST_1)
+    processes: int = option(1, "the steps of so many processes, --grad-accum each (torchrun sets it)", AT_LEAST_1)
     # Rate, warm-up, rank and alpha are those of the LoRA authors' script for RoBERTa-base on SST-2 (microsoft/LoRA,
     # NLU/roberta_base_sst2.sh). A smaller base takes a higher rate: MiniLM 1e-3 (support/offline.py, docs/results.md).
     lr: float = option(5e-4, "the learning rate at its peak", ABOVE_0, also="learning-rate")
@@ -117,7 +117,7 @@ def read_data(config: Config) -> tuple[dict, list[dict]]:
 
 
 def set_up(config: Config, rewrite=lambda model: model) -> Run:
-    """Reads data and model, the latter as `rewrite` leaves it, and puts together all that the loop needs."""
+    """Reads data and model, which `rewrite` may change (examples/), and puts together all that the loop needs."""
     told, splits = distributed.once_a_machine(lambda: read_data(config))
     splits = [Encoded(**split) if split else None for split in splits]
     torch.manual_seed(config.seed)
@@ -146,7 +146,7 @@ def build_model(config: Config, label_names: list[str], pairs: bool = False) -> 
         model = BertForSequenceClassification.from_pretrained(config.model, label_names)
     base_files.refuse_misfit(model.config, pairs, **asdict(config))
     if config.rank and not config.init_adapter:
-        targets = config.targets if config.targets == "all-linear" else config.targets.split(",")
+        targets = config.targets if config.targets == "all-linear" else options.listed(config.targets)
         apply_lora_to_model(model, targets, config.rank, config.alpha, config.dropout)
     model.config.id2label, model.config.text_pairs = dict(enumerate(label_names)), pairs
     if config.rank:
@@ -204,7 +204,7 @@ def train_step(run: Run, rows: np.ndarray) -> list:
 def fit(run: Run, stop: list[int]) -> int:
     """Goes from run.progress to the last step, or to the end of the one in which a signal is noted in `stop`.
 
-    Returns the signal, or 0. Of several processes each computes its share of a step's batches, and all do the same.
+    Returns the signal, or 0. Several processes share a step's batches, add up the gradients, and all take the step.
     """
     config, progress, plan, stopped = run.config, run.progress, None, 0
     N, (epoch, index) = len(run.train.lengths), divmod(progress.step, run.steps_per_epoch)
@@ -242,7 +242,7 @@ def evaluate(run: Run, data: Encoded | None = None) -> dict[str, float]:
     run.model.eval()
     predicted, labels = np.zeros(len(data.lengths)), data.labels.cpu().numpy()  # both (N,)
     loss_sum = np.zeros(1)
-    for rows in distributed.share(plan_batches(data.lengths, 64, seed=0, epoch=0)):
+    for rows in distributed.share(plan_batches(data.lengths, 64, seed=0, epoch=0)):  # in an order that decides nothing
         loss, answers, _ = forward(run, data, rows)  # (), (B,)
         loss_sum += loss.item()
         predicted[rows] = answers.cpu().numpy()
@@ -252,7 +252,7 @@ def evaluate(run: Run, data: Encoded | None = None) -> dict[str, float]:
 
 
 def keep_if_best(run: Run, scores: dict[str, float]) -> None:
-    """Keeps the model if no evaluation was better before, and writes metrics.jsonl."""
+    """Keeps the model if it is better than at every evaluation before, and writes metrics.jsonl."""
     out = Path(run.config.out)
     if run.mismatched:
         scores |= {f"mismatched_{name}": value for name, value in evaluate(run, run.mismatched).items()}

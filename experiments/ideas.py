@@ -4,7 +4,7 @@
     python experiments/ideas.py cosine base_dropout=0 --targets all-linear
 
 The words before the options are functions below, and what stands after = their number; --help lists them. Each takes
-the place of one line of train.py or stands around it, so that a reader sees what the idea is.
+the place of functions of train.py or stands around them, so that a reader sees what the idea is.
 """
 
 import contextlib
@@ -210,8 +210,8 @@ def pissa() -> None:
 
 
 def lora_ga(batches: float) -> None:
-    """A and B begin as the largest singular directions of the gradient of W over so many batches (LoRA-GA, Wang et al.,
-    2024, arXiv:2407.05000, with its γ = 16)."""
+    """A begins as the R largest singular directions of the gradient of W over so many batches, B as the R next
+    (LoRA-GA, Wang et al., 2024, arXiv:2407.05000, with its γ = 16)."""
 
     def directions(run, layers):
         weights = [layer.linear.weight.requires_grad_(True) for layer in layers]

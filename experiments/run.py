@@ -1,12 +1,12 @@
-"""Runs train.py with every setting and seed that a TOML file lists, and draws one table and one picture of all.
+"""Runs train.py with every setting and seed that a TOML file lists, and draws a table of each group and one picture.
 
     python experiments/run.py experiments/reviews.toml             # hours; --dry-run says how many
     python experiments/run.py experiments/sst2.toml --jobs 2       # two runs at once, half the cores each
 
 Each run has its own --out under out-experiments/. A finished one is never run again, and one that was killed goes on
-from its checkpoint. On a machine with GPUs, --jobs takes one for each run. Afterwards, and with --table at any time,
-table.md, picture.png and runs.jsonl, a line for each run, stand beside the runs; --known takes such lines from another
-machine, whose runs then count as finished. Everything here is train.py's own: what it prints, and what it leaves.
+from its checkpoint. On a machine with GPUs each of the --jobs has one of its own. Afterwards, and with --table
+at any time, table.md, picture.png and runs.jsonl, a line for each run, stand beside the runs; --known takes such lines
+from another machine, whose runs then count as finished. Everything here is train.py's own: what it prints, and what it leaves.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ class Plan:
     model: str = ""  # else the offline one
     data: str = ""  # else the offline reviews
     rows: int = 0  # of the training split; 0: all
-    seconds: float = 300  # of the cores' time, what a run takes until one is measured
+    seconds: float = 300  # of the cores' time that a run is taken to need, until one is measured
 
     def __post_init__(self):
         whole = lambda value: type(value) is int and 0 <= value < 2**63

@@ -44,7 +44,7 @@ class Progress:
         return f"loss {loss / count:.3f}" + (f"  accuracy {correct / count:.1%}" if accuracy else "")
 
     def note_evaluation(self, scores: dict[str, float], metric: str) -> tuple[bool, str]:
-        """Adds the scores to the history; returns whether `metric` was never better, and the scores as a text."""
+        """Adds the scores to the history; returns whether `metric` is the best so far, and the scores as a text."""
         if not math.isfinite(scores["loss"]):
             raise NotFinite(scores["loss"], self.step - 1)
         self.history.append({"step": self.step, **{f"validation_{name}": value for name, value in scores.items()}})
