@@ -6,7 +6,7 @@
 Each run has its own --out under out-experiments/. A finished one is never run again, and one that was killed goes on
 from its checkpoint. On a machine with GPUs each of the --jobs has one of its own. Afterwards, and with --table
 at any time, table.md, picture.png and runs.jsonl, a line for each run, stand beside the runs; --known takes such lines
-from another machine, whose runs then count as finished. Everything here is train.py's own: what it prints, and what it leaves.
+from another machine, whose runs then count as finished. What a run prints and leaves is train.py's own.
 """
 
 import contextlib

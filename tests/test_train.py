@@ -143,8 +143,8 @@ def test_a_bad_input_is_one_line_of_a_real_process(run, some_reviews, tmp_path):
 
 
 def test_the_seed_decides_the_bytes(quick, tmp_path):
-    for name in "1", "1 again", "2":
-        quick(tmp_path / name, "--seed", name[0])
+    for name, targets in ("1", "query,value"), ("1 again", "query, value"), ("2", "query,value"):
+        quick(tmp_path / name, "--seed", name[0], "--targets", targets)
     one, again, two = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("1", "1 again", "2"))
     assert one == again != two
 
