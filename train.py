@@ -160,7 +160,7 @@ def build_model(config: Config, label_names: list[str], pairs: bool = False) -> 
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:
-    """Linear warm-up from 0 to lr, then linear decay to 0: the rate of step 0, 1, …, as in transformers.
+    """Linear warm-up from 0, the rate of the first step, to lr, then linear decay to 0, as in transformers.
 
     Warm-up, because AdamW's first steps divide by a variance that it knows from few gradients (Liu et al., 2019,
     arXiv:1908.03265), and those of the new classifier are large. Decay, because smaller steps come nearer to a minimum.
@@ -189,7 +189,7 @@ def train_step(run: Run, rows: np.ndarray) -> list:
         loss, predicted, labels = forward(run, run.train, part)  # (), (B,), (B,)
         (loss / len(rows)).backward()  # the parts' gradients add up to that of the mean over all rows
         loss_sum = loss_sum + loss.detach()
-        correct = correct + (predicted == labels).sum()
+        correct = correct + (predicted == labels).sum()  # means nothing in a regression, and is not shown there
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     loss_sum, correct = distributed.sum_gradients(parameters, loss_sum, correct)
     # One odd batch must not spoil AdamW's running averages for many steps; the limit of 1 is that of BERT's own code.
