@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -23,11 +24,13 @@ class Forks:
 
     def __init__(self):
         self.server = subprocess.Popen([sys.executable, __file__], cwd=ROOT, stdin=subprocess.PIPE, text=True)
+        self.asking = threading.Lock()  # two threads' lines must not be mixed
 
     def run(self, words: list[str], cwd: Path, env: dict[str, str], timeout: int) -> subprocess.CompletedProcess:
         with tempfile.TemporaryDirectory() as scratch:
             asked = {"words": words, "cwd": str(cwd), "env": env, "timeout": timeout, "scratch": scratch}
-            print(json.dumps(asked), file=self.server.stdin, flush=True)
+            with self.asking:
+                print(json.dumps(asked), file=self.server.stdin, flush=True)
             while not (ended := Path(scratch, "status")).exists():
                 assert self.server.poll() is None, "the process that forks has ended"
                 time.sleep(0.01)
