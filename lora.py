@@ -130,7 +130,7 @@ def apply_lora_to_model(
     """Rewrites, in place, the layers that find_targets finds into LinearWithLoRA; returns the model.
 
     Query and value are the default, as in the paper, which found no better use of as many numbers (section 7.1, table
-    5). All of attention, or every linear layer, is larger, and better where training is short (docs/results.md).
+    5). All of attention, or every linear layer, is larger, and was better on SST-2 (docs/results.md).
     """
     if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise InputError("LoRA takes a rank of at least 1, an alpha above 0, a dropout of at least 0 and below 1")
