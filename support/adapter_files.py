@@ -14,6 +14,7 @@ from support.base_files import other_classes, unnamed
 from support.files import InputError, listing, open_safetensors, read_json, read_tensor, write_json, write_tensors
 from support.hub import find_file
 from support.offline import found_again
+from support.options import listed
 
 PREFIX = "base_model.model."
 KNOWN = {"target_modules", "r", "lora_alpha", "lora_dropout", "use_rslora", "base_model_name_or_path", "revision"}
@@ -112,7 +113,7 @@ def as_options(adapter: str, given: dict) -> dict:
     targets = targets if isinstance(targets, str) else ",".join(targets)
     own = {"rank": config["r"], "alpha": float(config["lora_alpha"]), "targets": targets}
     for name, value in own.items():
-        if (wanted := given.get(name, value)) != value and set(str(wanted).split(",")) != set(str(value).split(",")):
+        if (wanted := given.get(name, value)) != value and set(listed(str(wanted))) != set(str(value).split(",")):
             raise InputError(f"--{name} {wanted} does not go with --init-adapter: {adapter} has {value}")
     dropout = given.get("dropout", float(config["lora_dropout"]))
     return own | {"dropout": dropout, "model": given.get("model") or named_base(adapter)}
