@@ -44,7 +44,9 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
-    text_pairs: bool | None = None  # of this project alone: whether it was trained on pairs; None: nobody said
+    text_pairs: bool | None = (
+        None  # of this project alone: whether it was trained on pairs; None: nobody said
+    )
 
     @property
     def num_labels(self) -> int:
@@ -70,7 +72,9 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not faster.on_cpu(x):
             return F.dropout(x, self.p, self.training)
-        return faster.dropout(x, self.p, self.training)  # the same, by cheaper draws: tests/support/test_faster.py
+        return faster.dropout(
+            x, self.p, self.training
+        )  # the same, by cheaper draws: tests/support/test_faster.py
 
 
 class BertEmbeddings(nn.Module):
@@ -113,19 +117,29 @@ class BertSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, queries: Tensor, mask: Tensor | None) -> Tensor:
         """The tokens `queries` (B, Q, D) attend to `x` (B, S, D), where `mask` (B, 1, 1, S) is true: (B, Q, D)."""
-        if self.training and queries is x and faster.on_cpu(x):  # in one pass, with one dropout mask
+        if (
+            self.training and queries is x and faster.on_cpu(x)
+        ):  # in one pass, with one dropout mask
             q, k, v = faster.read_together(x, self.query, self.key, self.value)  # (B, S, D)
         else:
             q, k, v = self.query(queries), self.key(x), self.value(x)  # (B, Q, D), twice (B, S, D)
-        q, k, v = self.split_heads(q), self.split_heads(k), self.split_heads(v)  # (B, H, Q, W), twice (B, H, S, W)
-        if self.training and x.device.type == "cpu":  # where the kernel's backward pass, below, is slower
+        q, k, v = (
+            self.split_heads(q),
+            self.split_heads(k),
+            self.split_heads(v),
+        )  # (B, H, Q, W), twice (B, H, S, W)
+        if (
+            self.training and x.device.type == "cpu"
+        ):  # where the kernel's backward pass, below, is slower
             scores = (q @ k.transpose(-2, -1)).mul_(q.shape[-1] ** -0.5)  # (B, H, Q, S)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
             context = self.dropout(scores.softmax(-1)) @ v  # (B, H, Q, W)
         else:  # the same in one fused kernel: tests/test_bert.py
             p = self.dropout.p if self.training else 0.0
-            context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)  # (B, H, Q, W)
+            context = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=p
+            )  # (B, H, Q, W)
         return context.transpose(1, 2).flatten(2)  # (B, Q, D)
 
 
@@ -212,7 +226,9 @@ class BertPooler(nn.Module):
 class PretrainedModel(nn.Module):
     """What the two models below share; the loading itself comes after them."""
 
-    new_modules: tuple[str, ...] = ()  # layers drawn anew, which the file lacked or had for other classes
+    new_modules: tuple[
+        str, ...
+    ] = ()  # layers drawn anew, which the file lacked or had for other classes
     lora_config: dict | None = None  # the settings of LoRA, once lora.py has rewritten the model
 
     def __init__(self, config: BertConfig):
@@ -220,7 +236,9 @@ class PretrainedModel(nn.Module):
         self.config = config
 
     @classmethod
-    def from_pretrained(cls, name: str, num_labels: int | list[str] | None = None, revision: str | None = None):
+    def from_pretrained(
+        cls, name: str, num_labels: int | list[str] | None = None, revision: str | None = None
+    ):
         """Opens a directory or a Hub repository (`owner/name` or `owner/name@revision`), in float32, in eval mode.
 
         Reads config.json and model.safetensors, in float32, float16 or bfloat16. `num_labels`, a number of classes or
@@ -260,8 +278,12 @@ class BertModel(PretrainedModel):
         row of [CLS] alone, the one that the pooler reads, and `last_hidden_state` is (B, 1, D).
         """
         if input_ids.shape[1] > (limit := self.config.max_position_embeddings):
-            raise InputError(f"{input_ids.shape[1]} tokens are more than the {limit} positions of this model")
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B, 1, 1, S)
+            raise InputError(
+                f"{input_ids.shape[1]} tokens are more than the {limit} positions of this model"
+            )
+        mask = (
+            None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        )  # (B, 1, 1, S)
         x = self.embeddings(input_ids, token_type_ids)  # (B, S, D)
         x = self.encoder(x, mask, cls_only)  # (B, Q, D)
         return x, self.pooler(x)
@@ -278,14 +300,19 @@ class BertForSequenceClassification(PretrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Token ids (B, S), and the rest as in BertModel, to logits (B, C)."""
         _, pooled = self.bert(input_ids, attention_mask, token_type_ids, cls_only=True)  # (B, D)
         return self.classifier(self.dropout(pooled))  # (B, C)
 
 
-def open_pretrained(cls: type[PretrainedModel], name: str, num_labels: int | list[str] | None) -> PretrainedModel:
+def open_pretrained(
+    cls: type[PretrainedModel], name: str, num_labels: int | list[str] | None
+) -> PretrainedModel:
     """A model of the class `cls`, as from_pretrained says."""
     config = BertConfig.from_json(find_file(name, "config.json"))
     names = [f"LABEL_{i}" for i in range(num_labels)] if isinstance(num_labels, int) else num_labels
@@ -295,7 +322,11 @@ def open_pretrained(cls: type[PretrainedModel], name: str, num_labels: int | lis
     with faster.shapes_only():
         model = cls(config)
     expected = model.state_dict()
-    kept = {key: tensor for key, tensor in expected.items() if not (redrawn and key.startswith("classifier."))}
+    kept = {
+        key: tensor
+        for key, tensor in expected.items()
+        if not (redrawn and key.startswith("classifier."))
+    }
     weights = read_weights(find_file(name, "model.safetensors"), kept)
     missing = expected.keys() - weights.keys()
     for module in ("pooler.dense", "bert.pooler.dense", "classifier"):
@@ -306,7 +337,9 @@ def open_pretrained(cls: type[PretrainedModel], name: str, num_labels: int | lis
             weights[bias] = torch.zeros(expected[bias].shape)
     if lacking := [key for key in expected if key not in weights]:
         raise InputError(f"{name}: model.safetensors lacks {listing(lacking)}")
-    model.load_state_dict(weights, assign=True)  # until here the parameters had shapes, but no memory
+    model.load_state_dict(
+        weights, assign=True
+    )  # until here the parameters had shapes, but no memory
     return model.eval()
 
 
@@ -327,5 +360,7 @@ def read_weights(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
                 weights[ours[name]] = read_tensor(file, path, key, expected[ours[name]].shape)
             # What an encoder does not need: heads of pre-training and fine-tuning, a buffer of early transformers.
             elif not name.startswith(("cls.", "classifier.")) and name != "embeddings.position_ids":
-                raise InputError(f"{path}: surplus tensor {key}, which a BERT of this config.json does not have")
+                raise InputError(
+                    f"{path}: surplus tensor {key}, which a BERT of this config.json does not have"
+                )
     return weights

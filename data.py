@@ -41,11 +41,18 @@ class Task:
     validation: Split
     label_names: list[str]
     metric: str
-    mismatched: Split | None = None  # MNLI's second validation split, of other sources than its training data
+    mismatched: Split | None = (
+        None  # MNLI's second validation split, of other sources than its training data
+    )
 
 
 def load_task(
-    data: str, tokenizer: Tokenizer | None = None, text_columns=(), label_column="label", label_names=(), metric=""
+    data: str,
+    tokenizer: Tokenizer | None = None,
+    text_columns=(),
+    label_column="label",
+    label_names=(),
+    metric="",
 ) -> Task:
     """Reads a task: classification, or with a `metric` of numbers, as STS-B's pearson, regression.
 
@@ -93,7 +100,9 @@ def load_tokenizer(name: str, max_length: int | None = None) -> Tokenizer:
     Texts are cut to `max_length` tokens, [CLS] and [SEP] included; nothing is padded.
     """
     config = hub.find_file(name, "config.json", required=False)
-    tokenizer = base_files.open_tokenizer(name, BertConfig.from_json(config).vocab_size if config else 2**31)
+    tokenizer = base_files.open_tokenizer(
+        name, BertConfig.from_json(config).vocab_size if config else 2**31
+    )
     if max_length:
         tokenizer.enable_truncation(max_length)
     return tokenizer
@@ -103,15 +112,29 @@ def encode(tokenizer: Tokenizer, texts: list, labels: np.ndarray | None = None) 
     """Tokenizes a Split's texts: one sequence of N strings, or two for pairs."""
     N = len(texts[0])
     ids, types, lengths = [], [], np.empty(N, dtype=np.int64)
-    most = 1000 * tokenizer.truncation["max_length"] if tokenizer.truncation else None  # in characters, never too few
-    for start in range(0, N, 512):  # in pieces, as the tokenizer's own objects take a kilobyte a sentence, or far more
+    most = (
+        1000 * tokenizer.truncation["max_length"] if tokenizer.truncation else None
+    )  # in characters, never too few
+    for start in range(
+        0, N, 512
+    ):  # in pieces, as the tokenizer's own objects take a kilobyte a sentence, or far more
         columns = [column[start : start + 512] for column in texts]
-        columns = [[text[:most] for text in (c if isinstance(c, list) else c.to_pylist())] for c in columns]
-        encodings = tokenizer.encode_batch_fast(columns[0] if len(columns) == 1 else list(zip(*columns, strict=True)))
+        columns = [
+            [text[:most] for text in (c if isinstance(c, list) else c.to_pylist())] for c in columns
+        ]
+        encodings = tokenizer.encode_batch_fast(
+            columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+        )
         lengths[start : start + 512] = [len(encoding) for encoding in encodings]
-        ids.append(np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding in encodings]))
+        ids.append(
+            np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding in encodings])
+        )
         if len(columns) == 2:
-            types.append(np.concatenate([np.array(encoding.type_ids, dtype=np.uint8) for encoding in encodings]))
+            types.append(
+                np.concatenate(
+                    [np.array(encoding.type_ids, dtype=np.uint8) for encoding in encodings]
+                )
+            )
     return Encoded(
         torch.from_numpy(np.concatenate(ids)),
         torch.from_numpy(np.concatenate(types)) if types else None,
@@ -138,7 +161,9 @@ def plan_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) ->
 
 def padding_fraction(lengths: np.ndarray, batches: list[np.ndarray], multiple: int = 1) -> float:
     """The fraction of the tokens computed that are padding."""
-    computed = sum(len(rows) * math.ceil(lengths[rows].max() / multiple) * multiple for rows in batches)
+    computed = sum(
+        len(rows) * math.ceil(lengths[rows].max() / multiple) * multiple for rows in batches
+    )
     return 1 - int(lengths.sum()) / computed
 
 
@@ -158,7 +183,12 @@ def make_batch(
     labels = None if data.labels is None else data.labels[move(rows)]  # (B,)
     types = data.token_type_ids
     if lengths.min() == S:
-        return data.input_ids[at], None, None if types is None else types[at].long(), labels  # (B, S)
+        return (
+            data.input_ids[at],
+            None,
+            None if types is None else types[at].long(),
+            labels,
+        )  # (B, S)
     mask = position < move(lengths)[:, None]  # (B, S)
     at = at.where(mask, 0)  # padding reads no place beyond the array
     input_ids = data.input_ids[at].where(mask, pad_id)  # (B, S)

@@ -39,7 +39,13 @@ class LoRALayer(nn.Module):
     """The trained path: lora(x) = scaling · B(A(dropout(x))) (section 4.1)."""
 
     def __init__(
-        self, in_features: int, out_features: int, rank: int, alpha: float, dropout: float, use_rslora: bool = False
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        use_rslora: bool = False,
     ):
         super().__init__()
         # BA is a sum of R products, a column of B by a row of A; divided by R it is their mean. Of products that are
@@ -47,7 +53,9 @@ class LoRALayer(nn.Module):
         # ones it falls to 1/√2 of its size, unless one divides by √R: rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732).
         self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         self.dropout = Dropout(dropout)
-        self.lora_A = nn.Linear(in_features, rank, bias=False)  # drawn uniformly within ±1/√in, as in the paper's code
+        self.lora_A = nn.Linear(
+            in_features, rank, bias=False
+        )  # drawn uniformly within ±1/√in, as in the paper's code
         self.lora_B = nn.Linear(rank, out_features, bias=False)
         # B is zero, so that training starts from the base model itself. A is not: the gradient of B is made of Ax, and
         # that of A of B, so that with both at zero neither would ever move; and it is random, so that its rows differ.
@@ -55,7 +63,9 @@ class LoRALayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # This runs on a GPU. On a CPU LinearWithLoRA takes a faster form of it, unless you set faster.ENABLED = False.
-        return self.lora_B(self.lora_A(self.dropout(x))) * self.scaling  # (…, in) -> (…, R) -> (…, out)
+        return (
+            self.lora_B(self.lora_A(self.dropout(x))) * self.scaling
+        )  # (…, in) -> (…, R) -> (…, out)
 
     def delta(self) -> Tensor:
         """What the path adds to the weight matrix: ΔW = scaling · BA, (out, in)."""
@@ -69,12 +79,16 @@ class LinearWithLoRA(nn.Module):
         super().__init__()
         self.linear = linear.requires_grad_(False)
         self.lora = lora
-        self.unmerged_weight: nn.Parameter | None = None  # W itself, kept while W + ΔW stands in its place
+        self.unmerged_weight: nn.Parameter | None = (
+            None  # W itself, kept while W + ΔW stands in its place
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.unmerged_weight is not None:
             return self.linear(x)  # (…, out)
-        if type(self.linear) is not nn.Linear or not faster.on_cpu(x):  # layers of another kind may hold no plain W
+        if type(self.linear) is not nn.Linear or not faster.on_cpu(
+            x
+        ):  # layers of another kind may hold no plain W
             return self.linear(x) + self.lora(x)  # (…, out)
         # On a CPU the same sum, with its gradients written by hand; tests/support/test_faster.py holds the two equal.
         return faster.linear_plus_lora(x, self)[0]  # (…, out)
@@ -116,7 +130,11 @@ def find_targets(model: nn.Module, target_modules: list[str] | str) -> list[str]
     """
     whole = trained_whole(model)
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in whole]
-    return linears if target_modules == "all-linear" else adapter_files.match_targets(linears, target_modules)
+    return (
+        linears
+        if target_modules == "all-linear"
+        else adapter_files.match_targets(linears, target_modules)
+    )
 
 
 def apply_lora_to_model(
@@ -133,14 +151,20 @@ def apply_lora_to_model(
     5). All of attention, or every linear layer, is larger, and was better on SST-2 (docs/results.md).
     """
     if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
-        raise InputError("LoRA takes a rank of at least 1, an alpha above 0, a dropout of at least 0 and below 1")
+        raise InputError(
+            "LoRA takes a rank of at least 1, an alpha above 0, a dropout of at least 0 and below 1"
+        )
     names = find_targets(model, target_modules)
     for name in names:
         linear = model.get_submodule(name)
         lora = LoRALayer(linear.in_features, linear.out_features, rank, alpha, dropout, use_rslora)
-        model.set_submodule(name, LinearWithLoRA(linear, lora.to(linear.weight.device)).train(linear.training))
+        model.set_submodule(
+            name, LinearWithLoRA(linear, lora.to(linear.weight.device)).train(linear.training)
+        )
     if POOLER in trained_whole(model):
-        target_modules = names  # the layers themselves: PEFT would count the pooler among "all-linear"
+        target_modules = (
+            names  # the layers themselves: PEFT would count the pooler among "all-linear"
+        )
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
     model.lora_config = {"target_modules": targets, "r": rank, "lora_alpha": alpha}  # PEFT's names
     model.lora_config |= {"lora_dropout": dropout, "use_rslora": use_rslora}
@@ -150,7 +174,9 @@ def apply_lora_to_model(
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """What is trained and saved, by name: A, B and the layers that are trained in full."""
     whole = trained_whole(model)
-    return {n: p for n, p in model.named_parameters() if ".lora." in n or n.rpartition(".")[0] in whole}
+    return {
+        n: p for n, p in model.named_parameters() if ".lora." in n or n.rpartition(".")[0] in whole
+    }
 
 
 def mark_only_lora_as_trainable(model: nn.Module) -> None:
@@ -180,13 +206,18 @@ def merge_lora_weights(model: nn.Module) -> nn.Module:
 def get_lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """A, B and the classifier under PEFT's names: base_model.model.….query.lora_A.weight (R, in)."""
     parameters = trained_parameters(model)
-    return {adapter_files.peft_name(name): tensor.detach().cpu() for name, tensor in parameters.items()}
+    return {
+        adapter_files.peft_name(name): tensor.detach().cpu() for name, tensor in parameters.items()
+    }
 
 
 @torch.no_grad()
 def load_lora_state_dict(model: nn.Module, state: dict[str, Tensor]) -> None:
     """The inverse of get_lora_state_dict. Raises InputError naming what is missing, surplus or of another shape."""
-    wanted = {adapter_files.peft_name(name): parameter for name, parameter in trained_parameters(model).items()}
+    wanted = {
+        adapter_files.peft_name(name): parameter
+        for name, parameter in trained_parameters(model).items()
+    }
     adapter_files.refuse_another_model(state, wanted)
     for name, parameter in wanted.items():
         parameter.copy_(state[name])
@@ -200,7 +231,9 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.config.to_json(folder / "config.json", architectures=[type(model).__name__])
-    adapter_files.write(folder, base, model.lora_config, get_lora_state_dict(model), POOLER in trained_whole(model))
+    adapter_files.write(
+        folder, base, model.lora_config, get_lora_state_dict(model), POOLER in trained_whole(model)
+    )
 
 
 def open_adapter(
@@ -217,12 +250,17 @@ def open_adapter(
     in_memory = isinstance(base, nn.Module)
     model = shared_copy(base) if in_memory else BertForSequenceClassification.from_pretrained(base)
     replace_heads(model, adapter, state)
-    layers, targets = adapter_files.adapted(state, find_targets(model, "all-linear"), config["target_modules"])
+    layers, targets = adapter_files.adapted(
+        state, find_targets(model, "all-linear"), config["target_modules"]
+    )
     dropout = config["lora_dropout"] if dropout is None else dropout
     settings = (config["r"], config["lora_alpha"], dropout, config["use_rslora"])
     apply_lora_to_model(model, layers if isinstance(targets, str) else targets, *settings)
     load_lora_state_dict(model, state)
-    model.lora_config |= {"target_modules": targets, "base_model_name_or_path": None if in_memory else base}
+    model.lora_config |= {
+        "target_modules": targets,
+        "base_model_name_or_path": None if in_memory else base,
+    }
     return model.eval()
 
 
@@ -231,12 +269,16 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
-def replace_heads(model: BertForSequenceClassification, adapter: str, state: dict[str, Tensor]) -> None:
+def replace_heads(
+    model: BertForSequenceClassification, adapter: str, state: dict[str, Tensor]
+) -> None:
     """Gives the model a classifier for the adapter's classes, and a pooler if the adapter has one."""
     C, has_pooler = adapter_files.heads(state)
     path = hub.find_file(adapter, "config.json", required=False)
     told = BertConfig.from_json(path) if path else BertConfig(id2label={})
-    model.config.id2label = told.id2label if told.num_labels == C else {i: f"LABEL_{i}" for i in range(C)}
+    model.config.id2label = (
+        told.id2label if told.num_labels == C else {i: f"LABEL_{i}" for i in range(C)}
+    )
     model.config.text_pairs = told.text_pairs
     D, device = model.config.hidden_size, model.classifier.weight.device
     model.classifier = nn.Linear(D, C, device=device)
@@ -260,7 +302,9 @@ class RoutedLinear(nn.Module):
             if not faster.on_cpu(x):
                 y[rows] += lora(x[rows])
             else:  # the same, added in one product: tests/support/test_faster.py
-                faster.add_low_rank(y[rows], x[rows], lora.lora_A.weight, lora.lora_B.weight, lora.scaling)
+                faster.add_low_rank(
+                    y[rows], x[rows], lora.lora_A.weight, lora.lora_B.weight, lora.scaling
+                )
         return y
 
 
@@ -274,10 +318,14 @@ class AdapterBank:
     def __init__(self, base: str):
         self.base = BertForSequenceClassification.from_pretrained(base)
         self.models: dict[str, BertForSequenceClassification] = {}
-        self.routes: dict[str, slice] = {}  # the rows of each adapter in the batch at hand, for every RoutedLinear
+        self.routes: dict[
+            str, slice
+        ] = {}  # the rows of each adapter in the batch at hand, for every RoutedLinear
         self.mixed = shared_copy(self.base.bert)
         for name in find_targets(self.mixed, "all-linear"):
-            self.mixed.set_submodule(name, RoutedLinear(self.mixed.get_submodule(name), self.routes))
+            self.mixed.set_submodule(
+                name, RoutedLinear(self.mixed.get_submodule(name), self.routes)
+            )
 
     def load(self, name: str, adapter: str) -> BertForSequenceClassification:
         """Adds an adapter, or puts it in the place of the one of that name; returns its model."""
@@ -298,14 +346,25 @@ class AdapterBank:
 
     @torch.inference_mode()
     def forward_rows(
-        self, names: list[str], input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids=None
+        self,
+        names: list[str],
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids=None,
     ) -> list[Tensor]:
         """For each row i of a batch (B, S) the logits (C,) of the adapter `names[i]`, in one pass through the base."""
-        order = sorted(range(len(names)), key=names.__getitem__)  # an adapter's rows stand together: a view, no copy
+        order = sorted(
+            range(len(names)), key=names.__getitem__
+        )  # an adapter's rows stand together: a view, no copy
         ordered = [names[i] for i in order]
         self.routes.clear()
-        self.routes |= {n: slice(ordered.index(n), ordered.index(n) + ordered.count(n)) for n in dict.fromkeys(ordered)}
-        inputs = [None if t is None else t[order] for t in (input_ids, attention_mask, token_type_ids)]
+        self.routes |= {
+            n: slice(ordered.index(n), ordered.index(n) + ordered.count(n))
+            for n in dict.fromkeys(ordered)
+        }
+        inputs = [
+            None if t is None else t[order] for t in (input_ids, attention_mask, token_type_ids)
+        ]
         x, _ = self.mixed(*inputs, cls_only=True)  # (B, 1, D); each adapter has a pooler of its own
         logits: list[Tensor] = []
         for name, rows in self.routes.items():
@@ -317,7 +376,10 @@ class AdapterBank:
 def merge(adapter: str, folder: str, base: str | None, dtype: str, overwrite: bool) -> None:
     """Leaves in `folder` the plain BERT that an adapter makes of its base, with the base's tokenizer."""
     base = base or adapter_files.named_base(adapter)
-    sources = [hub.find_file(adapter, "adapter_model.safetensors"), hub.find_file(base, "model.safetensors")]
+    sources = [
+        hub.find_file(adapter, "adapter_model.safetensors"),
+        hub.find_file(base, "model.safetensors"),
+    ]
     with base_files.model_written_whole(folder, sources, overwrite) as temporary:
         model = merge_lora_weights(open_adapter(adapter, base))
         model.to(getattr(torch, dtype)).save_pretrained(temporary)
@@ -328,17 +390,29 @@ def merge(adapter: str, folder: str, base: str | None, dtype: str, overwrite: bo
 def main() -> None:
     parser = OneLineParser(description="Work with a trained adapter.")
     commands = parser.add_subparsers(required=True, metavar="merge|push")
-    command = commands.add_parser("merge", help="fold an adapter into its base, as a plain BERT checkpoint")
+    command = commands.add_parser(
+        "merge", help="fold an adapter into its base, as a plain BERT checkpoint"
+    )
     command.add_argument("adapter", help="a directory such as out/best, or a Hub repository")
     command.add_argument("folder", help="where the checkpoint goes")
-    command.add_argument("--model", dest="base", help="the base model (default: the one that the adapter names)")
+    command.add_argument(
+        "--model", dest="base", help="the base model (default: the one that the adapter names)"
+    )
     command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
-    command.add_argument("--overwrite", action="store_true", help="replace the model in the folder, if it is no source")
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the model in the folder, if it is no source",
+    )
     command.set_defaults(run=merge)
-    command = commands.add_parser("push", help="upload an adapter and its model card to the Hugging Face Hub")
+    command = commands.add_parser(
+        "push", help="upload an adapter and its model card to the Hugging Face Hub"
+    )
     command.add_argument("folder", metavar="adapter", help="a directory such as out/best")
     command.add_argument("repository", help="owner/name")
-    command.add_argument("--private", action="store_true", help="if the repository is new, make it private")
+    command.add_argument(
+        "--private", action="store_true", help="if the repository is new, make it private"
+    )
     command.set_defaults(run=hub.push_adapter)
     arguments = vars(parser.parse_args())
     arguments.pop("run")(**arguments)

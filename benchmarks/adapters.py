@@ -1,9 +1,10 @@
-"""What many adapters on one base cost: switching from one to another, and a batch in which every row has its own.
+"""What many adapters on one base cost: switching from one to another, and a batch in which every
+row has its own.
 
     python benchmarks/adapters.py            # MiniLM, 2, 4 and 8 adapters, 16 movie reviews in a batch
 
-Each figure is the median of interleaved rounds. "alone" runs the rows of each adapter by themselves, one batch for
-each; its logits and those of the mixed batch must agree.
+Each figure is the median of interleaved rounds. "alone" runs the rows of each adapter by
+themselves, one batch for each; its logits and those of the mixed batch must agree.
 """
 
 import tempfile
@@ -31,7 +32,8 @@ SETTINGS = [  # of the adapters, in turn
 
 
 def open_bank(base: str, count: int, scratch: str) -> tuple[AdapterBank, list[float]]:
-    """A bank of adapters of several shapes and numbers of classes, and the seconds that loading each took."""
+    """A bank of adapters of several shapes and numbers of classes, and the seconds that loading
+    each took."""
     bank, seconds = AdapterBank(base), []
     for number in range(count):
         torch.manual_seed(number)
@@ -51,7 +53,9 @@ def open_bank(base: str, count: int, scratch: str) -> tuple[AdapterBank, list[fl
 def measure(bank: AdapterBank, count: int, batch: tuple, rounds: int) -> dict[str, list[float]]:
     """Seconds for the batch mixed, alone, and through one adapter; and for a switch."""
     names = [str(i % count) for i in range(len(batch[0]))]
-    own = {name: [i for i, other in enumerate(names) if other == name] for name in sorted(set(names))}
+    own = {
+        name: [i for i, other in enumerate(names) if other == name] for name in sorted(set(names))
+    }
     pick = lambda rows: [None if t is None else t[rows] for t in batch]
     parts = {name: pick(rows) for name, rows in own.items()}
 
@@ -94,7 +98,9 @@ def main() -> None:
     encoded = encode(load_tokenizer(base, 128), [load_task(data).validation.texts[0].to_pylist()])
     rows = np.argsort(encoded.lengths, kind="stable")[len(encoded.lengths) // 2 :][: s.rows]
     batch, found = make_batch(encoded, rows, pad_id=0)[:3], {}
-    print("| adapters | mixed batch | each alone | mixed is faster by | one adapter for all | switch | load |")
+    print(
+        "| adapters | mixed batch | each alone | mixed is faster by | one adapter for all | switch | load |"
+    )
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for count in 2, 4, 8:
         with tempfile.TemporaryDirectory() as scratch:
@@ -102,7 +108,14 @@ def main() -> None:
             seconds = found[count] = measure(bank, count, batch, s.rounds) | {"load": loading}
         ms = {name: f"{median(values) * 1e3:.3g} ms" for name, values in seconds.items()}
         ratio = median(a / b for a, b in zip(seconds["alone"], seconds["mixed"], strict=True))
-        cells = ms["mixed"], ms["alone"], f"{ratio:.2f} x", ms["one adapter for all"], ms["switch"], ms["load"]
+        cells = (
+            ms["mixed"],
+            ms["alone"],
+            f"{ratio:.2f} x",
+            ms["one adapter for all"],
+            ms["switch"],
+            ms["load"],
+        )
         print(f"| {count} | {' | '.join(cells)} |")
     save_results("adapters", s, vars(s), seconds=found)
 

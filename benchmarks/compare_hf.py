@@ -4,11 +4,11 @@
     make bench ARGS="--contenders ours,hf-grouped --targets all-linear --data SST2_DIR"
     python benchmarks/compare_hf.py --device cuda --shape bert-base   # random weights of bert-base-uncased's shape
 
-Every contender is a process of its own, and only one works at a time: in each round each of them, in turn,
-trains --steps steps. The sentences of a round are the same for all; only how they form batches differs. All
-start from one base and one adapter on disk, and before the first round their losses, logits and gradients on
-one batch must agree. The table goes to standard output, every number to benchmarks/results/.
-contenders.py says what each of them is.
+Every contender is a process of its own, and only one works at a time: in each round each of them,
+in turn, trains --steps steps. The sentences of a round are the same for all; only how they form
+batches differs. All start from one base and one adapter on disk, and before the first round their
+losses, logits and gradients on one batch must agree. The table goes to standard output, every
+number to benchmarks/results/. contenders.py says what each of them is.
 """
 
 import contextlib
@@ -43,7 +43,8 @@ HERE = Path(__file__).resolve().parent
 
 
 def write_base(s: SimpleNamespace) -> None:
-    """Writes what all start from: the base, with a classifier, and an adapter whose B is not zero."""
+    """Writes what all start from: the base, with a classifier, and an adapter whose B is not
+    zero."""
     torch.manual_seed(SEED)
     label_names = load_task(s.data).label_names
     if s.shape == "bert-base":
@@ -67,20 +68,29 @@ def write_base(s: SimpleNamespace) -> None:
 
 
 def begin(program: str, name: str, s: SimpleNamespace) -> subprocess.Popen:
-    """A process of the contender `name`, which answers a line of JSON when it is ready, and to each message."""
+    """A process of the contender `name`, which answers a line of JSON when it is ready, and to each
+    message."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(s.threads)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "text": True,
+    }
     command = [sys.executable, HERE / program, name, json.dumps(vars(s))]
     return subprocess.Popen(command, env=environment, **pipes)
 
 
 def ask(workers: dict[str, subprocess.Popen], name: str, message: str = "") -> dict:
-    """The next answer of a contender. Raises InputError if it is an error, or the process has ended."""
+    """The next answer of a contender. Raises InputError if it is an error, or the process has
+    ended."""
     with contextlib.suppress(BrokenPipeError):  # a dead worker: the missing answer says so
         workers[name].stdin.write(message)
         workers[name].stdin.flush()
     line = workers[name].stdout.readline()
-    answer = json.loads(line) if line else {"error": f"ended with exit status {workers[name].wait()}"}
+    answer = (
+        json.loads(line) if line else {"error": f"ended with exit status {workers[name].wait()}"}
+    )
     if "error" in answer:
         raise InputError(f"{name}: {answer['error']}")
     return answer
@@ -108,8 +118,14 @@ def measure(names: list[str], s: SimpleNamespace) -> dict[str, list[dict]]:
         for number in range(s.rounds + 1):
             for name in turn(names, number):
                 answers[name].append(ask(workers, name, "go\n"))
-            rates = [f"{name} {s.steps * s.batch_size / a[-1]['seconds']:.4g}" for name, a in answers.items()]
-            print(f"round {number}/{s.rounds}: {', '.join(rates) if number else 'warm-up'}", file=sys.stderr)
+            rates = [
+                f"{name} {s.steps * s.batch_size / a[-1]['seconds']:.4g}"
+                for name, a in answers.items()
+            ]
+            print(
+                f"round {number}/{s.rounds}: {', '.join(rates) if number else 'warm-up'}",
+                file=sys.stderr,
+            )
     finally:
         end(workers)
     return {name: a[1:] for name, a in answers.items()}
@@ -122,20 +138,27 @@ def compare(checks: dict[str, dict], dtype: str) -> None:
     for names in with_adapter, without_adapter:
         for name in names[1:]:
             one, other = checks[names[0]], checks[name]
-            error = max(abs(one["loss"] - other["loss"]), np.abs(np.subtract(one["logits"], other["logits"])).max())
+            error = max(
+                abs(one["loss"] - other["loss"]),
+                np.abs(np.subtract(one["logits"], other["logits"])).max(),
+            )
             error = max(error, abs(one["gradient"] - other["gradient"]) / (one["gradient"] or 1.0))
             if not error <= (1e-4 if dtype == "float32" else 0.05):
-                raise InputError(f"{names[0]} and {name} do not compute the same: they differ by {error:.2g}")
+                raise InputError(
+                    f"{names[0]} and {name} do not compute the same: they differ by {error:.2g}"
+                )
 
 
 def needed_operations(config: BertConfig, adapted: list[str], R: int, lengths: np.ndarray) -> int:
-    """Multiplications and additions in the matrix products of one exact LoRA step on sentences of these lengths.
+    """Multiplications and additions in the matrix products of one exact LoRA step on sentences of
+    these lengths.
 
-    In the letters of bert.py, with N rows of a layer's input: Wx takes 2·N·in·out, and Wᵀdy as much, but is
-    needed only where something adapted lies below. LoRA's path takes 2·N·R·(in + out) forward, as much for dA
-    and dB, 2·N·R·out for dz, 2·N·R·in for its part of dx. Attention takes 2·S²·D for each of QKᵀ, PV, and
-    backward dP, dQ, dK, dV. In the last layer, keys and values are needed of all tokens, the rest for [CLS]
-    alone. Not counted: what is no matrix product, padding, and what is computed twice to save memory.
+    In the letters of bert.py, with N rows of a layer's input: Wx takes 2·N·in·out, and Wᵀdy as
+    much, but is needed only where something adapted lies below. LoRA's path takes 2·N·R·(in + out)
+    forward, as much for dA and dB, 2·N·R·out for dz, 2·N·R·in for its part of dx. Attention takes
+    2·S²·D for each of QKᵀ, PV, and backward dP, dQ, dK, dV. In the last layer, keys and values are
+    needed of all tokens, the rest for [CLS] alone. Not counted: what is no matrix product, padding,
+    and what is computed twice to save memory.
     """
     D, inner, last = config.hidden_size, config.intermediate_size, config.num_hidden_layers - 1
     B, T, S2 = len(lengths), int(lengths.sum()), int((lengths**2).sum())
@@ -167,7 +190,10 @@ def report_limit(answers: dict[str, list[dict]], s: SimpleNamespace) -> str:
     config, lengths = BertConfig.from_json(f"{s.base}/config.json"), read_data(s).lengths
     rounds = [lengths[batches] for batches in plan_rounds(lengths, s)[1:]]  # each (steps, B)
     needed = [needed_operations(config, s.adapted, s.rank, round.ravel()) for round in rounds]
-    done = [4 * s.batch_size * int(r.max(1).sum()) * sum(i * o for i, o in linear_shapes(config)) for r in rounds]
+    done = [
+        4 * s.batch_size * int(r.max(1).sum()) * sum(i * o for i, o in linear_shapes(config))
+        for r in rounds
+    ]
     ours = [n / a["seconds"] / 1e9 for n, a in zip(needed, answers["ours"], strict=True)]
     alone = [n / a["seconds"] / 1e9 for n, a in zip(done, answers["matmul"], strict=True)]
     part = [a / b for a, b in zip(ours, alone, strict=True)]
@@ -180,11 +206,15 @@ def report_limit(answers: dict[str, list[dict]], s: SimpleNamespace) -> str:
 
 
 def table(answers: dict[str, list[dict]], s: SimpleNamespace) -> str:
-    """Markdown. The ratio is the median of the rounds' own ratios, as the machine's speed drifts between rounds."""
+    """Markdown. The ratio is the median of the rounds' own ratios, as the machine's speed drifts
+    between rounds."""
     lines = ["| | sentences/s | time, `ours` = 1 | peak memory |", "| --- | ---: | ---: | ---: |"]
     for name, rounds in answers.items():
         rates = [s.steps * s.batch_size / a["seconds"] for a in rounds]
-        ratio = [a["seconds"] / b["seconds"] for a, b in zip(rounds, answers.get("ours", []), strict=False)]
+        ratio = [
+            a["seconds"] / b["seconds"]
+            for a, b in zip(rounds, answers.get("ours", []), strict=False)
+        ]
         memory = rounds[-1]["memory"] if name != "matmul" else None
         cells = [
             name,
@@ -200,7 +230,16 @@ def machine(s: SimpleNamespace) -> dict:
     """What the numbers depend on, beside the settings."""
     info = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    git = ["git", "-C", str(HERE), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+dirty"]
+    git = [
+        "git",
+        "-C",
+        str(HERE),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--exclude=*",
+        "--dirty=+dirty",
+    ]
     return {
         "cpu": cpu[1] if cpu else platform.processor(),
         "cores": os.cpu_count(),
@@ -211,7 +250,8 @@ def machine(s: SimpleNamespace) -> dict:
 
 
 def save_results(kind: str, s: SimpleNamespace, settings: dict, **numbers) -> None:
-    """Writes every number to benchmarks/results/, with the machine and the settings, of paths the last name alone."""
+    """Writes every number to benchmarks/results/, with the machine and the settings, of paths the
+    last name alone."""
     path = HERE / "results" / f"{kind}-{datetime.now():%Y-%m-%d-%H%M}.json"
     path.parent.mkdir(exist_ok=True)
     named = {key: Path(settings[key]).name for key in ("model", "data") if settings.get(key)}
@@ -222,17 +262,33 @@ def save_results(kind: str, s: SimpleNamespace, settings: dict, **numbers) -> No
 
 def parse_arguments() -> SimpleNamespace:
     parser, glue = OneLineParser(description=__doc__.partition("\n")[0]), os.environ.get("GLUE_DIR")
-    parser.add_argument("--data", default=glue and f"{glue}/sst2", help="(default: GLUE_DIR's sst2, or movie reviews)")
+    parser.add_argument(
+        "--data",
+        default=glue and f"{glue}/sst2",
+        help="(default: GLUE_DIR's sst2, or movie reviews)",
+    )
     parser.add_argument("--model", help="a directory or a Hub repository (default: MiniLM)")
-    parser.add_argument("--shape", choices=["bert-base"], help="random weights of this shape instead of --model's")
-    parser.add_argument("--contenders", metavar="NAME,NAME", help=f"of {', '.join(CONTENDERS)} (default: all)")
+    parser.add_argument(
+        "--shape", choices=["bert-base"], help="random weights of this shape instead of --model's"
+    )
+    parser.add_argument(
+        "--contenders", metavar="NAME,NAME", help=f"of {', '.join(CONTENDERS)} (default: all)"
+    )
     for name, default in ("batch-size", 32), ("rank", 8), ("rounds", 7), ("threads", 2):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
-    parser.add_argument("--steps", type=int, help="of each contender in each round (default: 20, on CUDA 200)")
-    parser.add_argument("--targets", default="query,value", help="the adapted layers, or all-linear")
+    parser.add_argument(
+        "--steps", type=int, help="of each contender in each round (default: 20, on CUDA 200)"
+    )
+    parser.add_argument(
+        "--targets", default="query,value", help="the adapted layers, or all-linear"
+    )
     parser.add_argument("--dropout", type=float, default=0.05, help="LoRA's (default: 0.05)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="(default: float32, on CUDA bfloat16)")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="(default: float32, on CUDA bfloat16)"
+    )
     return SimpleNamespace(**vars(parser.parse_args()))
 
 
@@ -243,11 +299,18 @@ def main() -> None:
     s.steps, s.warmup = s.steps or (200 if cuda else 20), 50 if cuda else 3
     if min(s.batch_size, s.rank, s.rounds, s.threads, s.steps) < 1:
         raise InputError("--batch-size, --rank, --rounds, --threads and --steps must be at least 1")
-    names = s.contenders.split(",") if s.contenders else [n for n in CONTENDERS if cuda or n != "hf-trainer"]
+    names = (
+        s.contenders.split(",")
+        if s.contenders
+        else [n for n in CONTENDERS if cuda or n != "hf-trainer"]
+    )
     if unknown := [name for name in names if name not in CONTENDERS]:
         raise InputError(f"--contenders {unknown[0]}: not one of {', '.join(CONTENDERS)}")
     if not s.data or not s.model:
-        s.model, s.data = (given or offline for given, offline in zip((s.model, s.data), offline_pair(), strict=True))
+        s.model, s.data = (
+            given or offline
+            for given, offline in zip((s.model, s.data), offline_pair(), strict=True)
+        )
     settings = vars(s).copy()
     with tempfile.TemporaryDirectory() as s.scratch:
         write_base(s)

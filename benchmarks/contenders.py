@@ -10,7 +10,8 @@
     ours-free      the same if LoRA cost nothing: see build_ours
     matmul         the machine's limit: the matrix products of the linear layers, and nothing else
 
-A process builds one of them, says what it computes on a few sentences, and then trains a round for each "go".
+A process builds one of them, says what it computes on a few sentences, and then trains a round for
+each "go".
 """
 
 import json
@@ -38,7 +39,16 @@ from support import faster
 from support.files import InputError, first_line
 
 SHUFFLED = ["hf-padded-128", "hf-longest", "hf-trainer"]
-CONTENDERS = [*SHUFFLED[:2], "hf-grouped", "hf-our-batches", "hf-trainer", "ours", "ours-full", "ours-free", "matmul"]
+CONTENDERS = [
+    *SHUFFLED[:2],
+    "hf-grouped",
+    "hf-our-batches",
+    "hf-trainer",
+    "ours",
+    "ours-full",
+    "ours-free",
+    "matmul",
+]
 SEED, MAX_LENGTH, ALPHA, LR, WEIGHT_DECAY, MAX_GRAD_NORM = 42, 128, 16.0, 5e-4, 0.01, 1.0
 
 
@@ -54,7 +64,8 @@ class Contender:
 
 
 def hf_output(model, data: Encoded, rows: np.ndarray, multiple: int):
-    """What transformers' model says of a batch of the rows, the mean loss with it; and the labels (B,)."""
+    """What transformers' model says of a batch of the rows, the mean loss with it; and the labels
+    (B,)."""
     ids, mask, types, labels = make_batch(data, rows, model.config.pad_token_id, multiple)
     mask = torch.ones_like(ids) if mask is None else mask.long()
     types = torch.zeros_like(ids) if types is None else types
@@ -62,7 +73,8 @@ def hf_output(model, data: Encoded, rows: np.ndarray, multiple: int):
 
 
 def build_hf(name: str, s: SimpleNamespace) -> Contender:
-    """transformers + peft at their best: tokens ready on the device, fused AdamW, nothing waits for the loss."""
+    """transformers + peft at their best: tokens ready on the device, fused AdamW, nothing waits for
+    the loss."""
     import transformers
     from peft import PeftModel
 
@@ -90,17 +102,33 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
 
 
 def build_ours(name: str, s: SimpleNamespace) -> Contender:
-    """train.py's step. `ours-full` trains every weight; of `ours-free` the adapters are taken out again.
+    """train.py's step. `ours-full` trains every weight; of `ours-free` the adapters are taken out
+    again.
 
-    In `ours-free` each adapted layer is its frozen linear again, with a bias that is trained. So the gradient
-    flows as far down as it does with adapters, through the same frozen products; what is left out is all that
-    LoRA adds: the products with A and B, the dropout on what A reads, A and B in clipping and AdamW. Instead
-    it sums dy over the rows, for the bias: less than any other way to train the layer takes.
+    In `ours-free` each adapted layer is its frozen linear again, with a bias that is trained. So
+    the gradient flows as far down as it does with adapters, through the same frozen products; what
+    is left out is all that LoRA adds: the products with A and B, the dropout on what A reads, A and
+    B in clipping and AdamW. Instead it sums dy over the rows, for the bias: less than any other way
+    to train the layer takes.
     """
     config = train.Config(
-        model=s.base, data=s.data, batch_size=s.batch_size, epochs=1000, lr=LR, weight_decay=WEIGHT_DECAY,
-        max_grad_norm=MAX_GRAD_NORM, rank=0 if name == "ours-full" else s.rank, alpha=ALPHA, dropout=s.dropout,
-        targets=s.targets, max_length=MAX_LENGTH, seed=SEED, device=s.device, dtype=s.dtype)  # fmt: skip
+        model=s.base,
+        data=s.data,
+        batch_size=s.batch_size,
+        epochs=1000,
+        lr=LR,
+        weight_decay=WEIGHT_DECAY,
+        max_grad_norm=MAX_GRAD_NORM,
+        rank=0 if name == "ours-full" else s.rank,
+        alpha=ALPHA,
+        dropout=s.dropout,
+        # fmt: skip
+        targets=s.targets,
+        max_length=MAX_LENGTH,
+        seed=SEED,
+        device=s.device,
+        dtype=s.dtype,
+    )
     run = train.set_up(config)
     if config.rank:
         load_lora_state_dict(run.model, load_file(Path(s.adapter) / "adapter_model.safetensors"))
@@ -115,7 +143,9 @@ def build_ours(name: str, s: SimpleNamespace) -> Contender:
     run.model.train()
 
     def forward(rows):
-        ids, mask, types, labels = make_batch(run.train, rows, run.model.config.pad_token_id, run.length_multiple)
+        ids, mask, types, labels = make_batch(
+            run.train, rows, run.model.config.pad_token_id, run.length_multiple
+        )
         with torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16"):
             logits = run.model(ids, mask, types).float()  # (B, C)
         return F.cross_entropy(logits, labels), logits
@@ -128,7 +158,8 @@ def build_ours(name: str, s: SimpleNamespace) -> Contender:
 
 
 def build_matmul(name: str, s: SimpleNamespace) -> Contender:
-    """The products of all linear layers, forward and backward: the fastest there are. On CUDA they are one graph."""
+    """The products of all linear layers, forward and backward: the fastest there are. On CUDA they
+    are one graph."""
     config, data, graphs = BertConfig.from_json(Path(s.base) / "config.json"), read_data(s), {}
     draw = lambda *shape: torch.randn(*shape, device=s.device).to(getattr(torch, s.dtype))
     weights = [draw(n_out, n_in) for n_in, n_out in linear_shapes(config)]
@@ -170,17 +201,21 @@ def read_data(s: SimpleNamespace) -> Encoded:
 
 
 def plan_rounds(lengths: np.ndarray, s: SimpleNamespace, name: str = "ours") -> list[np.ndarray]:
-    """The batches of each round, (steps, B) rows; the first round is the warm-up, with the longest batch in it.
+    """The batches of each round, (steps, B) rows; the first round is the warm-up, with the longest
+    batch in it.
 
-    A round takes every n-th of plan_batches' batches in the order of their lengths, starting elsewhere in each
-    round: so 20 steps hold all lengths in the data's proportions. The shuffled contenders are dealt the same
-    sentences anew. transformers' sampler makes batches of its own, of which every n-th is taken alike.
+    A round takes every n-th of plan_batches' batches in the order of their lengths, starting
+    elsewhere in each round: so 20 steps hold all lengths in the data's proportions. The shuffled
+    contenders are dealt the same sentences anew. transformers' sampler makes batches of its own, of
+    which every n-th is taken alike.
     """
     if name == "hf-grouped":
         from transformers.trainer_pt_utils import LengthGroupedSampler
 
         drawn = torch.Generator().manual_seed(SEED)
-        order = np.array(list(LengthGroupedSampler(s.batch_size, lengths=lengths.tolist(), generator=drawn)))
+        order = np.array(
+            list(LengthGroupedSampler(s.batch_size, lengths=lengths.tolist(), generator=drawn))
+        )
         batches = np.split(order, range(s.batch_size, len(order), s.batch_size))
     else:
         batches = plan_batches(lengths, s.batch_size, SEED, epoch=0)
@@ -194,7 +229,9 @@ def plan_rounds(lengths: np.ndarray, s: SimpleNamespace, name: str = "ours") -> 
         chosen = ((np.arange(steps) + start) * len(batches) / steps).astype(int)
         generator = np.random.default_rng([SEED, number])
         rows = np.stack([batches[i] for i in generator.permutation(chosen)])
-        plan.append(generator.permutation(rows.ravel()).reshape(rows.shape) if name in SHUFFLED else rows)
+        plan.append(
+            generator.permutation(rows.ravel()).reshape(rows.shape) if name in SHUFFLED else rows
+        )
     return plan
 
 
@@ -202,7 +239,8 @@ def plan_rounds(lengths: np.ndarray, s: SimpleNamespace, name: str = "ours") -> 
 
 
 def work(name: str, s: SimpleNamespace) -> None:
-    """Builds the contender, then answers each "go" on standard input, after a round, with a line of JSON."""
+    """Builds the contender, then answers each "go" on standard input, after a round, with a line of
+    JSON."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     answer = lambda **fields: print(json.dumps(fields), file=answers, flush=True)
@@ -222,7 +260,13 @@ def work(name: str, s: SimpleNamespace) -> None:
     try:
         torch.set_num_threads(s.threads)
         torch.manual_seed(SEED)
-        build = build_hf if name.startswith("hf") else build_ours if name.startswith("ours") else build_matmul
+        build = (
+            build_hf
+            if name.startswith("hf")
+            else build_ours
+            if name.startswith("ours")
+            else build_matmul
+        )
         contender = build(name, s)
         plan = plan_rounds(contender.data.lengths, s, name)
         answer(**check(contender))
@@ -240,7 +284,8 @@ def work(name: str, s: SimpleNamespace) -> None:
 
 
 def check(contender: Contender) -> dict:
-    """Loss, logits and the length of the adapters' gradient on eight sentences of all lengths, without dropout."""
+    """Loss, logits and the length of the adapters' gradient on eight sentences of all lengths,
+    without dropout."""
     if contender.model is None:
         return {}
     lengths = contender.data.lengths
@@ -248,7 +293,11 @@ def check(contender: Contender) -> dict:
     contender.model.eval()
     loss, logits = contender.forward(rows)
     loss.backward()
-    gradients = [p.grad for name, p in contender.model.named_parameters() if "lora_" in name and p.grad is not None]
+    gradients = [
+        p.grad
+        for name, p in contender.model.named_parameters()
+        if "lora_" in name and p.grad is not None
+    ]
     length = torch.stack([g.norm() for g in gradients]).norm().item() if gradients else 0.0
     contender.model.zero_grad()
     contender.model.train()
@@ -256,14 +305,21 @@ def check(contender: Contender) -> dict:
 
 
 def peak_memory(device: str) -> int | None:
-    """Bytes on the GPU, or of this process (not getrusage's ru_maxrss, which counts the parent's size in)."""
+    """Bytes on the GPU, or of this process (not getrusage's ru_maxrss, which counts the parent's
+    size in)."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024 if status.exists() else None
+    return (
+        int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+        if status.exists()
+        else None
+    )
 
 
-def train_with_trainer(contender: Contender, plan: list[np.ndarray], s: SimpleNamespace, begin, end) -> None:
+def train_with_trainer(
+    contender: Contender, plan: list[np.ndarray], s: SimpleNamespace, begin, end
+) -> None:
     """All rounds in one transformers.Trainer, which is held up wherever a round begins."""
     import transformers
 
@@ -278,7 +334,10 @@ def train_with_trainer(contender: Contender, plan: list[np.ndarray], s: SimpleNa
 
     data, starts = contender.data.to("cpu"), np.cumsum([0, *map(len, plan)])
     sentences = [
-        {"input_ids": data.input_ids[data.starts[i] :][: data.lengths[i]].tolist(), "labels": int(data.labels[i])}
+        {
+            "input_ids": data.input_ids[data.starts[i] :][: data.lengths[i]].tolist(),
+            "labels": int(data.labels[i]),
+        }
         for i in np.concatenate(plan).ravel()
     ]
     cuda, tokenizer = s.device == "cuda", transformers.AutoTokenizer.from_pretrained(s.base)
@@ -287,8 +346,12 @@ def train_with_trainer(contender: Contender, plan: list[np.ndarray], s: SimpleNa
         weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM, bf16=s.dtype == "bfloat16", use_cpu=not cuda,
         train_sampling_strategy="sequential", save_strategy="no", logging_strategy="no", report_to="none",
         disable_tqdm=True, dataloader_pin_memory=cuda)  # fmt: skip
-    collate = transformers.DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if cuda else None)
-    transformers.Trainer(contender.model, arguments, collate, sentences, callbacks=[HoldUp()]).train()
+    collate = transformers.DataCollatorWithPadding(
+        tokenizer, pad_to_multiple_of=8 if cuda else None
+    )
+    transformers.Trainer(
+        contender.model, arguments, collate, sentences, callbacks=[HoldUp()]
+    ).train()
 
 
 if __name__ == "__main__":

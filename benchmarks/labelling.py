@@ -1,13 +1,15 @@
-"""How fast a whole table is labelled, beside transformers' pipeline and ONNX Runtime; and in how much memory.
+"""How fast a whole table is labelled, beside transformers' pipeline and ONNX Runtime; and in how
+much memory.
 
     python benchmarks/labelling.py --adapter out/best                   # make examples has installed ONNX Runtime
     python benchmarks/labelling.py --parts memory --rows 1000000
 
-Speed: the same reviews with the same merged weights in float32, in one process, in turn. The pipeline gets its texts
-sorted by length and the best of several batch sizes; ONNX Runtime gets our own batches, on this project's graph and on
-that of transformers' model. A figure is the median of the rounds, in rows a second of this process's CPU time, as other
-work may share the cores. Memory: sample.py --out in processes of its own, on ten thousand and on a million generated
-reviews, by a random BERT of two small layers, as what is measured there is the way and not the model.
+Speed: the same reviews with the same merged weights in float32, in one process, in turn. The
+pipeline gets its texts sorted by length and the best of several batch sizes; ONNX Runtime gets our
+own batches, on this project's graph and on that of transformers' model. A figure is the median of
+the rounds, in rows a second of this process's CPU time, as other work may share the cores. Memory:
+sample.py --out in processes of its own, on ten thousand and on a million generated reviews, by a
+random BERT of two small layers, as what is measured there is the way and not the model.
 """
 
 import json
@@ -60,7 +62,10 @@ def contenders(s: SimpleNamespace) -> dict:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model, tokenizer = merge_lora_weights(open_adapter(s.adapter, s.base)), load_tokenizer(s.base, 512)
+    model, tokenizer = (
+        merge_lora_weights(open_adapter(s.adapter, s.base)),
+        load_tokenizer(s.base, 512),
+    )
     model.save_pretrained(merged := f"{s.scratch}/merged")
     base_files.copy_tokenizer(s.base, merged)
     pipe = transformers.pipeline("text-classification", model=merged, device="cpu")
@@ -70,10 +75,26 @@ def contenders(s: SimpleNamespace) -> dict:
     batch = tuple(torch.ones(2, 8, dtype=torch.long) for _ in range(3))
     names = ["input_ids", "attention_mask", "token_type_ids"]
     free = {name: {0: torch.export.Dim("B"), 1: torch.export.Dim("S", max=512)} for name in names}
-    inputs = {"kwargs": dict(zip(names, batch, strict=True)), "input_names": names, "output_names": ["logits"]}
-    torch.onnx.export(theirs, (), path, dynamo=True, external_data=False, verbose=False, dynamic_shapes=free, **inputs)
+    inputs = {
+        "kwargs": dict(zip(names, batch, strict=True)),
+        "input_names": names,
+        "output_names": ["logits"],
+    }
+    torch.onnx.export(
+        theirs,
+        (),
+        path,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        dynamic_shapes=free,
+        **inputs,
+    )
     ours["ONNX Runtime, transformers' graph"] = OnnxModel(path, model)
-    print(f"onnxruntime {onnxruntime.__version__}, transformers {transformers.__version__}", file=sys.stderr)
+    print(
+        f"onnxruntime {onnxruntime.__version__}, transformers {transformers.__version__}",
+        file=sys.stderr,
+    )
     order = np.argsort([len(text) for text in s.texts_there], kind="stable")
     by_length = [s.texts_there[i] for i in order]
 
@@ -86,10 +107,15 @@ def contenders(s: SimpleNamespace) -> dict:
                 result[row, numbers[entry["label"]]] = entry["score"]
         return result
 
-    best = min((8, 16, 32, 64), key=lambda size: cpu_seconds(pipe, by_length[::10], top_k=None, batch_size=size)[0])
+    best = min(
+        (8, 16, 32, 64),
+        key=lambda size: cpu_seconds(pipe, by_length[::10], top_k=None, batch_size=size)[0],
+    )
     own = BertForSequenceClassification.from_pretrained(merged).requires_grad_(False)
     faster.pack(own)
-    label = lambda model: lambda: probabilities(model, encode(tokenizer, [s.texts_there]), s.batch_tokens)
+    label = lambda model: (
+        lambda: probabilities(model, encode(tokenizer, [s.texts_there]), s.batch_tokens)
+    )
     functions = {"sample.py --out": label(own), "the same, weights not packed": label(model)}
     functions |= {f"transformers' pipeline, sorted, {best} in a batch": pipeline}
     return functions | {name: label(each) for name, each in ours.items()}
@@ -120,8 +146,24 @@ def speed(s: SimpleNamespace) -> dict[str, list[float]]:
 
 
 def memory(s: SimpleNamespace) -> dict[str, list[float]]:
-    """Peak megabytes and seconds of sample.py --out on ten thousand generated reviews, and on s.rows."""
-    words = ["a", "good", "bad", "film", "is", "not", "very", "long", "so", "dull", "but", "gripping", "and", "odd"]
+    """Peak megabytes and seconds of sample.py --out on ten thousand generated reviews, and on
+    s.rows."""
+    words = [
+        "a",
+        "good",
+        "bad",
+        "film",
+        "is",
+        "not",
+        "very",
+        "long",
+        "so",
+        "dull",
+        "but",
+        "gripping",
+        "and",
+        "odd",
+    ]
     model = BertForSequenceClassification(BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
                                                      intermediate_size=64, max_position_embeddings=64))  # fmt: skip
     model.save_pretrained(f"{s.scratch}/small")
@@ -133,10 +175,19 @@ def memory(s: SimpleNamespace) -> dict[str, list[float]]:
         table = pa.table({"id": np.arange(rows), "text": [" ".join(text) for text in texts]})
         parquet.write_table(table, path, row_group_size=rows)  # one row group, the worst case
         del texts, table
-        command = [sys.executable, "-c", WATCH.format(root=str(HERE.parent)), "sample.py", "--file", path]
+        command = [
+            sys.executable,
+            "-c",
+            WATCH.format(root=str(HERE.parent)),
+            "sample.py",
+            "--file",
+            path,
+        ]
         command += ["--model", f"{s.scratch}/small", "--out", f"{path}.out.parquet"]
         begun = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        )
         if done.returncode or parquet.ParquetFile(f"{path}.out.parquet").metadata.num_rows != rows:
             raise InputError(f"sample.py failed: {done.stderr[-300:]}")
         peak = int(re.search(r"\d+", done.stdout)[0]) / 1024
@@ -151,7 +202,9 @@ PARTS = {"speed": speed, "memory": memory}
 def main() -> None:
     parser = OneLineParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--adapter", default="out/best", help="of single texts (default: out/best)")
-    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: %(default)s)")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help="what to measure (default: %(default)s)"
+    )
     options = {"rounds": 3, "texts": 1000, "rows": 1_000_000, "threads": 1, "batch-tokens": 1024}
     for name, default in options.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
@@ -159,11 +212,15 @@ def main() -> None:
     torch.set_num_threads(s.threads)
     os.environ["OMP_NUM_THREADS"] = str(s.threads)
     s.base, s.data = offline_pair()
-    settings = {name: value for name, value in vars(s).items() if name not in ("adapter", "base", "data")}
+    settings = {
+        name: value for name, value in vars(s).items() if name not in ("adapter", "base", "data")
+    }
     with tempfile.TemporaryDirectory() as s.scratch:
         parts = {name: PARTS[name](s) for name in s.parts.split(",")}
     for name, values in parts.get("speed", {}).items():
-        ratio = median(b / a for a, b in zip(parts["speed"]["sample.py --out"], values, strict=True))
+        ratio = median(
+            b / a for a, b in zip(parts["speed"]["sample.py --out"], values, strict=True)
+        )
         print(f"| {name} | {s.texts / median(values):.0f} rows a CPU second | {ratio:.2f} |")
     for name, (peak, seconds) in parts.get("memory", {}).items():
         print(f"| {name} | {peak:.0f} MiB | {seconds:.0f} s |")

@@ -1,10 +1,12 @@
-"""One process against several, as torchrun starts them: sentences a second, and what a message between them costs.
+"""One process against several, as torchrun starts them: sentences a second, and what a message
+between them costs.
 
     python benchmarks/processes.py                          # MiniLM on the reviews: 1 x 2 threads against 2 x 1
     python benchmarks/processes.py --shape base             # the same with bert-base's shapes, random weights
     python benchmarks/processes.py --what reading           # time and memory of the tokens, one process and four
 
-Every contender trains real steps of train.py in processes of its own, in turn; the medians of the rounds are shown.
+Every contender trains real steps of train.py in processes of its own, in turn; the medians of the
+rounds are shown.
 """
 
 import argparse
@@ -32,7 +34,8 @@ from support.offline import offline_pair
 
 
 def measure(config: train.Config, steps: int, way: str) -> dict:
-    """Seconds a step of this process, and those of its parts. With "ddp" PyTorch's own class adds the gradients up."""
+    """Seconds a step of this process, and those of its parts. With "ddp" PyTorch's own class adds
+    the gradients up."""
     run = train.set_up(config)
     if way == "ddp":
         from torch.nn.parallel import DistributedDataParallel
@@ -70,7 +73,12 @@ def measure(config: train.Config, steps: int, way: str) -> dict:
         whole(parameters, torch.zeros(()))
         alone.append(time.perf_counter() - begun)
     size = 4 * sum(p.numel() for p in parameters)
-    told = {"sentences": sentences / seconds, "step": seconds / steps, "waited": sum(waited) / steps, "bytes": size}
+    told = {
+        "sentences": sentences / seconds,
+        "step": seconds / steps,
+        "waited": sum(waited) / steps,
+        "bytes": size,
+    }
     return told | {"alone": statistics.median(alone)}
 
 
@@ -87,10 +95,13 @@ def worker(given: argparse.Namespace) -> None:
 
 
 def reader(given: argparse.Namespace) -> None:
-    """Seconds of reading and tokenizing, and the private memory that the tokens take in this process."""
+    """Seconds of reading and tokenizing, and the private memory that the tokens take in this
+    process."""
     distributed.start()
     private = lambda: sum(
-        int(line.split()[1]) for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if "Private" in line
+        int(line.split()[1])
+        for line in Path("/proc/self/smaps_rollup").read_text().splitlines()
+        if "Private" in line
     )
     config = train.Config(given.model, given.data, device="cpu", max_length=given.max_length)
     distributed.largest(0)
@@ -99,18 +110,31 @@ def reader(given: argparse.Namespace) -> None:
     seconds = time.perf_counter() - begun
     tokens = sum(v.nbytes for split in splits for v in split.values() if v is not None)
     # Every page is read, so that a mapped one would count where it is private.
-    read = sum(int(np.sum(np.asarray(v))) for split in splits for v in split.values() if v is not None)
+    read = sum(
+        int(np.sum(np.asarray(v))) for split in splits for v in split.values() if v is not None
+    )
     grown = distributed.sums(np.array([private() - before], dtype=float)).item() * 1024
     if distributed.is_first():
-        Path(given.result).write_text(json.dumps({"seconds": seconds, "tokens": tokens, "grown": grown, "sum": read}))
+        Path(given.result).write_text(
+            json.dumps({"seconds": seconds, "tokens": tokens, "grown": grown, "sum": read})
+        )
     os._exit(0)
 
 
 def start(processes: int, threads: int, more: list[str], scratch: str) -> dict:
     result = f"{scratch}/result.json"
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", __file__]
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        __file__,
+    ]
     done = subprocess.run(
-        [*words, *more, f"--result={result}"], env=os.environ | {"OMP_NUM_THREADS": str(threads)}, capture_output=True
+        [*words, *more, f"--result={result}"],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
     )
     if done.returncode:
         sys.exit(done.stderr.decode(errors="replace"))
@@ -146,8 +170,15 @@ def main() -> None:
             write_base(Path(scratch), model)
             model = scratch
         more = [f"--model={model}", f"--data={given.data or reviews}", f"--steps={given.steps}"]
-        more += [f"--max-length={given.max_length}", f"--targets={given.targets}", f"--rank={given.rank}"]
-        ways = {"1 process, 2 threads": (1, 2, "flat"), "2 processes, 1 thread each": (2, 1, "flat")}
+        more += [
+            f"--max-length={given.max_length}",
+            f"--targets={given.targets}",
+            f"--rank={given.rank}",
+        ]
+        ways = {
+            "1 process, 2 threads": (1, 2, "flat"),
+            "2 processes, 1 thread each": (2, 1, "flat"),
+        }
         ways |= {"the same with DistributedDataParallel": (2, 1, "ddp")}
         if given.what == "reading":
             ways = {"1 process": (1, 1, "reader"), "4 processes": (4, 1, "reader")}
@@ -159,7 +190,9 @@ def main() -> None:
         middle = {key: statistics.median(told[key] for told in rounds) for key in rounds[0]}
         if given.what == "reading":
             size, grown = middle["tokens"] / 2**20, middle["grown"] / 2**20
-            print(f"{name:<12} {middle['seconds']:6.2f} s; tokens {size:.2f} MiB, memory grown {grown:.2f} MiB in all")
+            print(
+                f"{name:<12} {middle['seconds']:6.2f} s; tokens {size:.2f} MiB, memory grown {grown:.2f} MiB in all"
+            )
         else:
             print(
                 f"{name:<38} {middle['sentences']:7.1f} sentences/s; a step {1e3 * middle['step']:.1f} ms, of which "

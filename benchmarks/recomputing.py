@@ -1,4 +1,5 @@
-"""What --gradient-checkpointing saves and costs: real trainings on texts of 512 tokens, with it and without, in turn.
+"""What --gradient-checkpointing saves and costs: real trainings on texts of 512 tokens, with it and
+without, in turn.
 
     python benchmarks/recomputing.py                                             # MiniLM, batches of 32
     python benchmarks/recomputing.py --targets all-linear --batch-size 8         # any options of train.py
@@ -29,7 +30,9 @@ def write_long_texts(reviews: str, folder: Path, texts: int) -> None:
         long = []
         for label in ("negative", "positive"):
             parts = [row["sentence"] for row in rows if row["label"] == label]
-            long += [{"sentence": " ".join(parts[i : i + 60]), "label": label} for i in range(count // 2)]
+            long += [
+                {"sentence": " ".join(parts[i : i + 60]), "label": label} for i in range(count // 2)
+            ]
         parquet.write_table(Table.from_pylist(long), folder / f"{split}.parquet")
 
 
@@ -42,7 +45,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model, reviews = offline_pair()
         write_long_texts(reviews, Path(scratch), arguments.texts)
-        options = ["--model", model, "--data", scratch, "--max-length", "512", "--epochs", "1", *more]
+        options = [
+            "--model",
+            model,
+            "--data",
+            scratch,
+            "--max-length",
+            "512",
+            "--epochs",
+            "1",
+            *more,
+        ]
         for number in range(arguments.rounds):
             for name, flag in ("kept", []), ("computed again", ["--gradient-checkpointing"]):
                 begun, out = time.monotonic(), f"{scratch}/out-{name}-{number}"

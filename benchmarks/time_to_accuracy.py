@@ -1,14 +1,16 @@
-"""Seconds of training until the validation accuracy reaches a mark, for this project and for transformers + peft.
+"""Seconds of training until the validation accuracy reaches a mark, for this project and for
+transformers + peft.
 
     python benchmarks/time_to_accuracy.py --data SST2_DIR --jobs 2              # hours: --contenders, --seeds
     python benchmarks/time_to_accuracy.py --data SST2_DIR --contenders ours-2,hf-grouped --seeds 1
 
-A contender is a recipe of its own, trained to its end once for each seed and scored every --every steps. A mark is
-reached at the first score that is as high, in a run whose last score is too. At which step that happens does not
-depend on the machine, so these trainings may share it, --jobs at once; a finished one stands under --out and is not
-done again. How long a step takes is measured afterwards: all contenders take turns of --every steps with --threads
-cores, --rounds times, while nothing else works. Seconds are steps times the median of their seconds. Take multiples of
-50 for --every: transformers' sampler sorts 50 batches at a time, so that parts of these are long or short.
+A contender is a recipe of its own, trained to its end once for each seed and scored every --every
+steps. A mark is reached at the first score that is as high, in a run whose last score is too. At
+which step that happens does not depend on the machine, so these trainings may share it, --jobs at
+once; a finished one stands under --out and is not done again. How long a step takes is measured
+afterwards: all contenders take turns of --every steps with --threads cores, --rounds times, while
+nothing else works. Seconds are steps times the median of their seconds. Take multiples of 50 for
+--every: transformers' sampler sorts 50 batches at a time, so that parts of these are long or short.
 """
 
 import json
@@ -52,14 +54,18 @@ class Recipe:
     rank: int = 8
     batch_size: int = 32
     warmup_ratio: float = 0.06
-    steps_of: str = ""  # the contender whose steps to a mark stand for this one's, which is only timed
+    steps_of: str = (
+        ""  # the contender whose steps to a mark stand for this one's, which is only timed
+    )
 
 
-# Those of transformers + peft are the common ones, at MiniLM's rate of docs/results.md. Padding changes no number, and
-# a batch padded to its longest sentence is as good as one of similar lengths (benchmarks/shuffling.py), but its step
-# takes more than twice as long.
+# Those of transformers + peft are the common ones, at MiniLM's rate of docs/results.md. Padding
+# changes no number, and a batch padded to its longest sentence is as good as one of similar lengths
+# (benchmarks/shuffling.py), but its step takes more than twice as long.
 RECIPES = {
-    "ours-2": Recipe(2, 1.5e-3, "all-linear", "bfloat16", 0.0, "base_dropout=0 average=0.98", batch_size=64),
+    "ours-2": Recipe(
+        2, 1.5e-3, "all-linear", "bfloat16", 0.0, "base_dropout=0 average=0.98", batch_size=64
+    ),
     "ours-3": Recipe(3, 1e-3, "all-linear", "bfloat16"),
     "hf-grouped": Recipe(3, 1e-3),
     "hf-longest": Recipe(3, 1e-3, steps_of="hf-grouped"),
@@ -76,7 +82,11 @@ class Contender:
 
 
 def build_ours(name: str, s: SimpleNamespace) -> Contender:
-    settings = {key: value for key, value in asdict(RECIPES[name]).items() if key not in ("steps_of", "ideas")}
+    settings = {
+        key: value
+        for key, value in asdict(RECIPES[name]).items()
+        if key not in ("steps_of", "ideas")
+    }
     ideas.take(RECIPES[name].ideas.split())
     config = train.Config(
         s.model, s.data, device=s.device, seed=s.seed, max_length=s.max_length,
@@ -95,23 +105,39 @@ def build_ours(name: str, s: SimpleNamespace) -> Contender:
 
 
 def build_hf(name: str, s: SimpleNamespace) -> Contender:
-    """transformers + peft at their best: tokens ready, fused AdamW, and nothing waits for the loss."""
+    """transformers + peft at their best: tokens ready, fused AdamW, and nothing waits for the
+    loss."""
     import transformers
     from peft import LoraConfig, get_peft_model
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
-    recipe, task, tokenizer = RECIPES[name], load_task(s.data), load_tokenizer(s.model, s.max_length)
-    data, validation = (encode(tokenizer, p.texts, p.labels).to(s.device) for p in (task.train, task.validation))
+    recipe, task, tokenizer = (
+        RECIPES[name],
+        load_task(s.data),
+        load_tokenizer(s.model, s.max_length),
+    )
+    data, validation = (
+        encode(tokenizer, p.texts, p.labels).to(s.device) for p in (task.train, task.validation)
+    )
     torch.manual_seed(s.seed)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(s.model, num_labels=len(task.label_names))
-    settings = {"r": recipe.rank, "lora_alpha": 16, "lora_dropout": recipe.dropout, "task_type": "SEQ_CLS"}
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        s.model, num_labels=len(task.label_names)
+    )
+    settings = {
+        "r": recipe.rank,
+        "lora_alpha": 16,
+        "lora_dropout": recipe.dropout,
+        "task_type": "SEQ_CLS",
+    }
     model = get_peft_model(model, LoraConfig(target_modules=recipe.targets.split(","), **settings))
     model.to(s.device).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, recipe.lr, weight_decay=WEIGHT_DECAY, fused=True)
     N, size = len(data.lengths), recipe.batch_size
     steps = recipe.epochs * math.ceil(N / size)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(recipe.warmup_ratio * steps), steps)
+    schedule = transformers.get_linear_schedule_with_warmup(
+        optimizer, math.ceil(recipe.warmup_ratio * steps), steps
+    )
     drawn, waiting = torch.Generator().manual_seed(s.seed), []
 
     multiple = 8 if s.device == "cuda" else 1
@@ -119,7 +145,9 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
     def step() -> None:
         if not waiting:
             if name == "hf-grouped":  # by transformers' own sampler, as its Trainer does
-                order = np.array(list(LengthGroupedSampler(size, lengths=data.lengths.tolist(), generator=drawn)))
+                order = np.array(
+                    list(LengthGroupedSampler(size, lengths=data.lengths.tolist(), generator=drawn))
+                )
             else:
                 order = torch.randperm(N, generator=drawn).numpy()
             waiting.extend(np.split(order, range(size, N, size))[::-1])
@@ -143,7 +171,8 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
 
 
 def work(name: str, s: SimpleNamespace) -> None:
-    """Trains --every steps for each line on standard input; answers with their mean seconds, or to "score" a score."""
+    """Trains --every steps for each line on standard input; answers with their mean seconds, or to
+    "score" a score."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     try:
         torch.set_num_threads(s.threads)
@@ -160,7 +189,11 @@ def work(name: str, s: SimpleNamespace) -> None:
                 answer = {"step": done, "accuracy": contender.score()}
             print(json.dumps(answer), file=answers, flush=True)
     except Exception as error:
-        print(json.dumps({"error": f"{type(error).__name__}: {first_line(error)}"}), file=answers, flush=True)
+        print(
+            json.dumps({"error": f"{type(error).__name__}: {first_line(error)}"}),
+            file=answers,
+            flush=True,
+        )
 
 
 def identity(name: str, s: SimpleNamespace) -> dict:
@@ -170,7 +203,8 @@ def identity(name: str, s: SimpleNamespace) -> dict:
 
 
 def train_once(name: str, s: SimpleNamespace) -> list[dict]:
-    """The scores of one training to its end, {"step", "accuracy"}; those that stand under --out if it is there."""
+    """The scores of one training to its end, {"step", "accuracy"}; those that stand under --out if
+    it is there."""
     file = Path(s.out) / f"{name}-{s.seed}.json"
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
@@ -191,13 +225,16 @@ def train_once(name: str, s: SimpleNamespace) -> list[dict]:
 
 
 def seconds_a_step(names: list[str], s: SimpleNamespace) -> dict[str, list[float]]:
-    """Of each contender the mean seconds of a step in every round; what is before the first is not counted."""
+    """Of each contender the mean seconds of a step in every round; what is before the first is not
+    counted."""
     workers, seconds = {}, {name: [] for name in names}
     try:
         for name in names:
             workers[name] = begin("time_to_accuracy.py", name, s)
             if (steps := ask(workers, name)["steps"]) < (s.rounds + 1) * s.every:
-                raise InputError(f"{name}: {steps} steps are too few for --rounds {s.rounds} of --every {s.every}")
+                raise InputError(
+                    f"{name}: {steps} steps are too few for --rounds {s.rounds} of --every {s.every}"
+                )
             ask(workers, name, "go\n")
         for number in range(s.rounds):
             for name in turn(names, number):
@@ -216,13 +253,21 @@ def steps_to(mark: float, scores: list[dict]) -> float:
     return next(score["step"] for score in scores if score["accuracy"] >= mark)
 
 
-def table(found: dict[str, list[list[dict]]], seconds: dict[str, list[float]], marks: list[float]) -> str:
-    """Markdown: of each contender the last accuracy of every seed, and the median steps and seconds to each mark."""
-    lines = ["| | last accuracy | ms a step |" + "".join(f" steps, seconds to {mark:.1%} |" for mark in marks)]
+def table(
+    found: dict[str, list[list[dict]]], seconds: dict[str, list[float]], marks: list[float]
+) -> str:
+    """Markdown: of each contender the last accuracy of every seed, and the median steps and seconds
+    to each mark."""
+    lines = [
+        "| | last accuracy | ms a step |"
+        + "".join(f" steps, seconds to {mark:.1%} |" for mark in marks)
+    ]
     lines.append("| --- " * (len(marks) + 3) + "|")
     for name, runs in found.items():
         trained = RECIPES[name].steps_of
-        lasts = f"as {trained}" if trained else ", ".join(f"{run[-1]['accuracy']:.2%}" for run in runs)
+        lasts = (
+            f"as {trained}" if trained else ", ".join(f"{run[-1]['accuracy']:.2%}" for run in runs)
+        )
         cells = [lasts, f"{1000 * median(seconds[name]):.0f}"]
         for mark in marks:
             steps = median(steps_to(mark, run) for run in runs)
@@ -236,24 +281,41 @@ def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] in RECIPES:
         return work(sys.argv[1], SimpleNamespace(**json.loads(sys.argv[2])))
     parser = OneLineParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", help="a data set as train.py's, of single texts (default: the offline reviews)")
+    parser.add_argument(
+        "--data", help="a data set as train.py's, of single texts (default: the offline reviews)"
+    )
     parser.add_argument("--model", help="a directory or a Hub repository (default: MiniLM)")
     parser.add_argument("--contenders", default=",".join(RECIPES), help="(default: %(default)s)")
     parser.add_argument("--seeds", default="1,2,3", help="(default: %(default)s)")
     parser.add_argument("--marks", default="0.88,0.895", help="(default: %(default)s)")
-    parser.add_argument("--every", type=int, default=100, help="steps between two scores (default: 100)")
-    parser.add_argument("--max-length", type=int, default=128, help="tokens that a text is cut to (default: 128)")
+    parser.add_argument(
+        "--every", type=int, default=100, help="steps between two scores (default: 100)"
+    )
+    parser.add_argument(
+        "--max-length", type=int, default=128, help="tokens that a text is cut to (default: 128)"
+    )
     parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at once, with their share of --threads each")
-    parser.add_argument("--rounds", type=int, default=5, help="turns in which the steps are timed (default: 5)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trainings at once, with their share of --threads each"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="turns in which the steps are timed (default: 5)"
+    )
     parser.add_argument("--out", default="out-time-to-accuracy", help="(default: %(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     s = SimpleNamespace(**vars(parser.parse_args()))
     names = s.contenders.split(",")
     try:
-        seeds, marks = [int(seed) for seed in s.seeds.split(",")], [float(mark) for mark in s.marks.split(",")]
+        seeds, marks = (
+            [int(seed) for seed in s.seeds.split(",")],
+            [float(mark) for mark in s.marks.split(",")],
+        )
     except ValueError:
-        raise InputError("--seeds takes whole numbers and --marks accuracies, as 1,2,3 and 0.88,0.895") from None
+        raise InputError(
+            "--seeds takes whole numbers and --marks accuracies, as 1,2,3 and 0.88,0.895"
+        ) from None
     if min(s.every, s.threads, s.jobs, s.rounds) < 1:
         raise InputError("--every, --threads, --jobs and --rounds must be at least 1")
     if unknown := [name for name in names if name not in RECIPES]:
@@ -261,12 +323,19 @@ def main() -> None:
     model, reviews = offline_pair()
     s.model, s.data = s.model or model, s.data or reviews
     Path(s.out).mkdir(parents=True, exist_ok=True)
-    settings = vars(s) | {"out": Path(s.out).name, "recipes": {name: asdict(RECIPES[name]) for name in names}}
+    settings = vars(s) | {
+        "out": Path(s.out).name,
+        "recipes": {name: asdict(RECIPES[name]) for name in names},
+    }
     share = vars(s) | {"threads": max(1, s.threads // s.jobs)}
     with ThreadPoolExecutor(s.jobs) as pool:
         one = lambda name, seed: train_once(name, SimpleNamespace(**share | {"seed": seed}))
         of = {name: RECIPES[name].steps_of or name for name in names}
-        begun = {(name, seed): pool.submit(one, name, seed) for seed in seeds for name in dict.fromkeys(of.values())}
+        begun = {
+            (name, seed): pool.submit(one, name, seed)
+            for seed in seeds
+            for name in dict.fromkeys(of.values())
+        }
         found = {name: [begun[of[name], seed].result() for seed in seeds] for name in names}
     s.seed = seeds[0]
     seconds = seconds_a_step(names, s)

@@ -1,4 +1,5 @@
-"""What several tests of the examples share: an adapter of the reviews, and the ONNX files made of it."""
+"""What several tests of the examples share: an adapter of the reviews, and the ONNX files made of
+it."""
 
 import sys
 from pathlib import Path
@@ -20,7 +21,10 @@ def review_adapter(tmp_path_factory) -> str:
     """One that has seen 1,280 reviews: enough to be right more often than not."""
     base, reviews = offline_pair()
     folder = tmp_path_factory.mktemp("adapter")
-    csv.write_csv(parquet.read_table(f"{reviews}/train-00000-of-00001.parquet").slice(0, 1280), folder / "few.csv")
+    csv.write_csv(
+        parquet.read_table(f"{reviews}/train-00000-of-00001.parquet").slice(0, 1280),
+        folder / "few.csv",
+    )
     config = train.Config(base, str(folder / "few.csv"), lr=2e-3, device="cpu", max_length=32)
     run = train.set_up(config)
     run.model.train()
@@ -54,7 +58,9 @@ def exported(review_adapter, held_out, tmp_path_factory) -> tuple[Path, str]:
             patch.setattr(module.logging, "disable", lambda level: None)
             rounds = ["--rounds=1"] if module is onnx_int8 else []
             patch.setattr(sys, "argv", [module.__name__, review_adapter, str(folder), *rounds])
-            patch.setattr("builtins.print", lambda *values, **_: said.append(" ".join(map(str, values))))
+            patch.setattr(
+                "builtins.print", lambda *values, **_: said.append(" ".join(map(str, values)))
+            )
             run_main(module.main)
     return folder, "\n".join(said)
 
@@ -65,10 +71,15 @@ def adapters(tmp_path_factory) -> dict[str, str]:
     from helpers import adapted  # late: transformers takes seconds to import
 
     base, folder = offline_pair()[0], tmp_path_factory.mktemp("adapters")
-    for name, targets, rank, labels in ("two", ["query", "value"], 4, 2), ("three", "all-linear", 2, 3):
+    for name, targets, rank, labels in (
+        ("two", ["query", "value"], 4, 2),
+        ("three", "all-linear", 2, 3),
+    ):
         model = adapted(base, targets, rank=rank)
         model.config.id2label = dict(enumerate(["bad", "good", "<b>so-so</b>"][:labels]))
         model.classifier = nn.Linear(384, labels)
-        nn.init.normal_(model.classifier.weight, std=0.3, generator=torch.Generator().manual_seed(labels))  # decided
+        nn.init.normal_(
+            model.classifier.weight, std=0.3, generator=torch.Generator().manual_seed(labels)
+        )  # decided
         save_adapter(model, folder / name, base)
     return {name: str(folder / name) for name in ("two", "three")}

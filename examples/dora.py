@@ -1,13 +1,16 @@
-"""DoRA (Liu et al., 2024, arXiv:2402.09353, section 4): LoRA turns a weight, and a learned magnitude sizes it.
+"""DoRA (Liu et al., 2024, arXiv:2402.09353, section 4): LoRA turns a weight, and a learned
+magnitude sizes it.
 
-LoRA adds ΔW = α/R · BA to a frozen W. DoRA (weight-decomposed low-rank adaptation) takes of W + ΔW the direction alone:
-each of its rows, which makes one output, is divided by its length and multiplied by a learned number m of its own:
+LoRA adds ΔW = α/R · BA to a frozen W. DoRA (weight-decomposed low-rank adaptation) takes of W + ΔW
+the direction alone: each of its rows, which makes one output, is divided by its length and
+multiplied by a learned number m of its own:
 
     y = m/‖W + ΔW‖ ⊙ (W + ΔW)x + b        (‖·‖: the lengths of the rows; ⊙: output by output)
 
-m starts as ‖W‖, so that training starts from the base model itself. In the gradient ‖W + ΔW‖ is a constant (section
-4.3), which spares memory. Trained beside A and B: m, a number for each output, 4,608 in MiniLM. Dropout falls on what A
-reads, as in LoRA; PEFT's also falls on the x of its part (m/‖W + ΔW‖ − 1)Wx.
+m starts as ‖W‖, so that training starts from the base model itself. In the gradient ‖W + ΔW‖ is a
+constant (section 4.3), which spares memory. Trained beside A and B: m, a number for each output,
+4,608 in MiniLM. Dropout falls on what A reads, as in LoRA; PEFT's also falls on the x of its part
+(m/‖W + ΔW‖ − 1)Wx.
 
     python -m examples.dora --epochs 1       # MiniLM on the offline reviews, after LoRA; leaves out-dora/
 """
@@ -39,7 +42,9 @@ class LinearWithDoRA(book.LinearWithLoRA):
         if self.unmerged_weight is not None:
             return self.linear(x)  # (…, out)
         scale = self.lora.lora_magnitude_vector / self.lengths()  # (out,)
-        return scale * (F.linear(x, self.linear.weight) + self.lora(x)) + self.linear.bias  # (…, in) -> (…, out)
+        return (
+            scale * (F.linear(x, self.linear.weight) + self.lora(x)) + self.linear.bias
+        )  # (…, in) -> (…, out)
 
     @torch.no_grad()
     def merge_weights(self) -> None:
@@ -51,7 +56,8 @@ class LinearWithDoRA(book.LinearWithLoRA):
 
 
 def apply_dora_to_model(model: nn.Module) -> nn.Module:
-    """Gives, in place, every LoRA layer of a model that apply_lora_to_model has rewritten its magnitude."""
+    """Gives, in place, every LoRA layer of a model that apply_lora_to_model has rewritten its
+    magnitude."""
     for name, module in list(model.named_modules()):
         if isinstance(module, book.LinearWithLoRA):
             model.set_submodule(name, LinearWithDoRA(module.linear, module.lora))
@@ -60,7 +66,8 @@ def apply_dora_to_model(model: nn.Module) -> nn.Module:
 
 
 def open_dora(adapter: str, base: str) -> nn.Module:
-    """The base with a DoRA adapter, ours or PEFT's: lora.open_adapter, and apply_dora_to_model in it."""
+    """The base with a DoRA adapter, ours or PEFT's: lora.open_adapter, and apply_dora_to_model in
+    it."""
     config = read_config(adapter, frozenset({"use_dora"}))
     state = read_tensors(adapter, config["r"])
     model = BertForSequenceClassification.from_pretrained(base)

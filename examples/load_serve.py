@@ -1,8 +1,10 @@
-"""How many requests a second serve.py answers, and how soon, with and without gathering; by wrk, a load generator.
+"""How many requests a second serve.py answers, and how soon, with and without gathering; by wrk, a
+load generator.
 
     python -m examples.load_serve offline/all-MiniLM-L6-v2 reviews=out/best again=out/final     # apt install wrk
 
-Each request has one of the held-out reviews. Both servers are asked in turn: what else the machine does strikes both.
+Each request has one of the held-out reviews. Both servers are asked in turn: what else the machine
+does strikes both.
 """
 
 import atexit
@@ -37,7 +39,15 @@ def start(base: str, adapters: list[str], batch: int) -> str:
     """The address of a server that answers at most so many texts together."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "examples.serve", base, *adapters, f"--port={port}", f"--batch={batch}"]
+    command = [
+        sys.executable,
+        "-m",
+        "examples.serve",
+        base,
+        *adapters,
+        f"--port={port}",
+        f"--batch={batch}",
+    ]
     server = subprocess.Popen(command)
     atexit.register(server.terminate)
     while server.poll() is None:
@@ -57,7 +67,10 @@ def main() -> None:
     given = parser.parse_args()
     names = [adapter.partition("=")[0] for adapter in given.adapters]
     texts = load_task(offline_pair()[1]).validation.texts[0].to_pylist()
-    bodies = [json.dumps({"adapter": names[i % len(names)], "texts": [text]}) for i, text in enumerate(texts)]
+    bodies = [
+        json.dumps({"adapter": names[i % len(names)], "texts": [text]})
+        for i, text in enumerate(texts)
+    ]
     urls = {batch: start(given.base, given.adapters, batch) for batch in (1, 32)}
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(LUA % ",".join(f"[==[{body}]==]" for body in bodies))
@@ -67,13 +80,27 @@ def main() -> None:
             results = {batch: [] for batch in urls}
             for _ in range(given.rounds):
                 for batch, url in urls.items():
-                    how = ["-t1", f"-c{clients}", f"-d{given.seconds}s", "--timeout=30s", "-s", script.name, url]
-                    said = subprocess.run(["wrk", *how], capture_output=True, text=True, check=True).stdout
+                    how = [
+                        "-t1",
+                        f"-c{clients}",
+                        f"-d{given.seconds}s",
+                        "--timeout=30s",
+                        "-s",
+                        script.name,
+                        url,
+                    ]
+                    said = subprocess.run(
+                        ["wrk", *how], capture_output=True, text=True, check=True
+                    ).stdout
                     results[batch].append([float(x) for x in said.partition("RESULT")[2].split()])
-                    urlopen(Request(url, bodies[0].encode(), HEADERS)).read()  # answered after what wrk has left behind
+                    urlopen(
+                        Request(url, bodies[0].encode(), HEADERS)
+                    ).read()  # answered after what wrk has left behind
             for batch, rounds in results.items():
                 speed, slowest, failed = (median(column) for column in zip(*rounds, strict=True))
-                print(f"{clients:7} {batch:15} {speed:11.1f} {slowest:8.0f} {failed:7.0f}", flush=True)
+                print(
+                    f"{clients:7} {batch:15} {speed:11.1f} {slowest:8.0f} {failed:7.0f}", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""adalora.py against peft's AdaLoRA: the same gradients make the same ranks; and its files and its term of the loss.
+"""adalora.py against peft's AdaLoRA: the same gradients make the same ranks; and its files and its
+term of the loss.
 
 PYTHONPATH=tests python -m examples.test_adalora --epochs 1    # peft's own on the reviews, after LoRA
 """
@@ -45,11 +46,16 @@ def largest_difference(a: dict, b: dict) -> float:
 
 @pytest.fixture
 def both(base) -> tuple[torch.nn.Module, peft.PeftModel]:
-    """The same random P, Λ, Q here and in peft; in float64, so that no order of two scores is an accident."""
-    ours = apply_adalora_to_model(BertForSequenceClassification.from_pretrained(base), settings=SETTINGS | SCHEDULE)
+    """The same random P, Λ, Q here and in peft; in float64, so that no order of two scores is an
+    accident."""
+    ours = apply_adalora_to_model(
+        BertForSequenceClassification.from_pretrained(base), settings=SETTINGS | SCHEDULE
+    )
     for seed, layer in enumerate(m for m in ours.modules() if isinstance(m, SVDLayer)):
         draw(layer, seed)
-    settings = peft.AdaLoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], **SETTINGS | SCHEDULE)
+    settings = peft.AdaLoraConfig(
+        task_type="SEQ_CLS", target_modules=["query", "value"], **SETTINGS | SCHEDULE
+    )
     theirs = peft.get_peft_model(open_theirs(base), settings)
     copy(ours, theirs)
     return ours.double().eval(), theirs.double().eval()
@@ -64,10 +70,13 @@ def copy(ours, theirs) -> None:
 
 
 def test_same_gradients_same_ranks(base, both, tmp_path):
-    """60 steps of both beside each other: the parameters stay the same, and so does which triplets are kept."""
+    """60 steps of both beside each other: the parameters stay the same, and so does which triplets
+    are kept."""
     ours, theirs = both
     optimizers = [torch.optim.AdamW(trained(model).values(), lr=0.02) for model in both]
-    run = SimpleNamespace(model=ours, optimizer=optimizers[0], steps=STEPS, progress=SimpleNamespace(step=0))
+    run = SimpleNamespace(
+        model=ours, optimizer=optimizers[0], steps=STEPS, progress=SimpleNamespace(step=0)
+    )
     allocator, seen, noted = RankAllocator(run), set(), {}
     for run.progress.step in range(STEPS):
         input_ids, mask = inputs(60, [9, 9, 7, 4], seed=run.progress.step)
@@ -82,14 +91,18 @@ def test_same_gradients_same_ranks(base, both, tmp_path):
         for optimizer in optimizers:
             optimizer.zero_grad()
         assert largest_difference(trained(ours), trained(theirs)) < 1e-5
-        noted = dict(theirs.base_model.rankallocator.exp_avg_ipt) or noted  # emptied once the choice is final
+        noted = (
+            dict(theirs.base_model.rankallocator.exp_avg_ipt) or noted
+        )  # emptied once the choice is final
         pattern = theirs.peft_config["default"].rank_pattern or {}
         assert [kept.tolist() for kept in allocator.kept] == list(pattern.values())
         seen.add(tuple(sum(kept) for kept in pattern.values()))
     ranks = [sum(kept) for kept in pattern.values()]
     assert sum(ranks) == 4 * SETTINGS["target_r"] and len(set(ranks)) > 1  # they moved
     assert len({sum(ranks) for ranks in seen}) > 4  # the budget fell
-    mine = {f"{name}.default": allocator.I[p] for name, p in trained(ours).items() if p in allocator.I}
+    mine = {
+        f"{name}.default": allocator.I[p] for name, p in trained(ours).items() if p in allocator.I
+    }
     assert largest_difference(mine, noted) < 1e-7
 
     ours.float(), theirs.float()
@@ -102,14 +115,16 @@ def test_same_gradients_same_ranks(base, both, tmp_path):
         opened = peft.PeftModel.from_pretrained(open_theirs(base), tmp_path / who).eval()
         logits.append(opened(input_ids, mask).logits)
     assert largest_difference(*files) < 1e-5
-    assert all(configs[0][name] == configs[1][name] for name in [*SETTINGS, *SCHEDULE, "rank_pattern"])
+    assert all(
+        configs[0][name] == configs[1][name] for name in [*SETTINGS, *SCHEDULE, "rank_pattern"]
+    )
     logits.append(merge_lora_weights(ours)(input_ids, mask))
     assert all(difference(other, logits[0]) < 1e-5 for other in logits[1:])
 
 
 def test_the_term_of_the_loss(both):
-    """The paper adds up squares, and peft averages lengths: where one matrix of eight is not orthogonal, one is told by
-    the other."""
+    """The paper adds up squares, and peft averages lengths: where one matrix of eight is not
+    orthogonal, one is told by the other."""
     ours, theirs = both
     layers = [m for m in ours.modules() if isinstance(m, SVDLayer)]
     input_ids, mask = inputs(60, [9, 4])
@@ -126,26 +141,39 @@ def test_the_term_of_the_loss(both):
 
 
 def test_the_term_is_in_the_gradients(both, monkeypatch):
-    """Of γ‖QQᵀ − I‖² that is 4γ(QQᵀ − I)Q; the rest of the step, which is train.py's, is left out here."""
+    """Of γ‖QQᵀ − I‖² that is 4γ(QQᵀ − I)Q; the rest of the step, which is train.py's, is left out
+    here."""
     monkeypatch.setattr("train.train_step", lambda run, rows: None)
-    run = SimpleNamespace(model=both[0], steps=STEPS, optimizer=torch.optim.AdamW(both[0].parameters()))
+    run = SimpleNamespace(
+        model=both[0], steps=STEPS, optimizer=torch.optim.AdamW(both[0].parameters())
+    )
     RankAllocator(run)(run, rows=[])
     for layer in (module for module in both[0].modules() if isinstance(module, SVDLayer)):
         for Q, gradient in (layer.lora_A, layer.lora_A.grad), (layer.lora_B.T, layer.lora_B.grad.T):
-            expected = 4 * SETTINGS["orth_reg_weight"] * (Q @ Q.T - torch.eye(SETTINGS["init_r"])) @ Q
+            expected = (
+                4 * SETTINGS["orth_reg_weight"] * (Q @ Q.T - torch.eye(SETTINGS["init_r"])) @ Q
+            )
             assert difference(gradient, expected) < 1e-5
 
 
 class Theirs(torch.nn.Module):
-    """peft's AdaLoRA in the place of train.py's model, with what its orthogonality weighs by default."""
+    """peft's AdaLoRA in the place of train.py's model, with what its orthogonality weighs by
+    default."""
 
     def __init__(self, ours):
         super().__init__()
         config = peft.AdaLoraConfig(
-            task_type="SEQ_CLS", target_modules=["query", "value"], **SETTINGS | SCHEDULE | {"orth_reg_weight": 0.5}
+            task_type="SEQ_CLS",
+            target_modules=["query", "value"],
+            **SETTINGS | SCHEDULE | {"orth_reg_weight": 0.5},
         )
-        theirs = peft.get_peft_model(open_theirs(offline_pair()[0], num_labels=ours.config.num_labels), config)
-        self.config, self.classifier = ours.config, theirs.base_model.model.classifier.modules_to_save["default"]
+        theirs = peft.get_peft_model(
+            open_theirs(offline_pair()[0], num_labels=ours.config.num_labels), config
+        )
+        self.config, self.classifier = (
+            ours.config,
+            theirs.base_model.model.classifier.modules_to_save["default"],
+        )
         self.theirs = theirs
 
     def forward(self, input_ids, mask, token_type_ids):
@@ -154,7 +182,12 @@ class Theirs(torch.nn.Module):
 
 def their_train_step(run):
     config, T = run.model.theirs.peft_config["default"], run.steps
-    config.total_step, config.tinit, config.tfinal, config.deltaT = T, T // 8, T * 2 // 5, SETTINGS["deltaT"]
+    config.total_step, config.tinit, config.tfinal, config.deltaT = (
+        T,
+        T // 8,
+        T * 2 // 5,
+        SETTINGS["deltaT"],
+    )
 
     def train_step(run, rows) -> None:
         input_ids, mask, _, labels = make_batch(run.train, rows, pad_id=0)

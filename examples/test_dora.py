@@ -26,7 +26,9 @@ def drawn(base, targets) -> torch.nn.Module:
     model = apply_dora_to_model(adapted(base, targets, rank=4, alpha=6))
     for seed, layer in enumerate(m.lora for m in model.modules() if isinstance(m, LinearWithDoRA)):
         m = layer.lora_magnitude_vector
-        m.data *= torch.empty_like(m).normal_(1.0, 0.3, generator=torch.Generator().manual_seed(seed))
+        m.data *= torch.empty_like(m).normal_(
+            1.0, 0.3, generator=torch.Generator().manual_seed(seed)
+        )
     draw(model.classifier)
     return model.eval()
 
@@ -43,7 +45,9 @@ def test_peft_opens_ours_with_the_same_logits_and_gradients(base, tmp_path, targ
     ours = drawn(base, targets)
     save_adapter(ours, tmp_path, str(base))
     with silence():
-        theirs = peft.PeftModel.from_pretrained(open_theirs(base), tmp_path, is_trainable=True).eval()
+        theirs = peft.PeftModel.from_pretrained(
+            open_theirs(base), tmp_path, is_trainable=True
+        ).eval()
     input_ids, mask = inputs(60, [9, 9, 4])
     labels = torch.tensor([0, 1, 2])
     logits, output = ours(input_ids, mask), theirs(input_ids, mask, labels=labels)
@@ -51,15 +55,21 @@ def test_peft_opens_ours_with_the_same_logits_and_gradients(base, tmp_path, targ
     F.cross_entropy(logits, labels).backward()
     output.loss.backward()
     mine, expected = gradients(ours), gradients(theirs)
-    expected = {name.replace("_vector.weight", "_vector"): gradient for name, gradient in expected.items()}
-    assert mine.keys() == expected.keys() and len(mine) == 2 + 3 * (4 if targets == TARGETS[0] else 13)
+    expected = {
+        name.replace("_vector.weight", "_vector"): gradient for name, gradient in expected.items()
+    }
+    assert mine.keys() == expected.keys() and len(mine) == 2 + 3 * (
+        4 if targets == TARGETS[0] else 13
+    )
     assert all(gradient.abs().max() > 1e-5 for gradient in mine.values())
     assert max(difference(mine[name], expected[name]) for name in mine) < 1e-5
 
 
 @pytest.mark.parametrize("targets", TARGETS, ids=str)
 def test_opens_an_adapter_of_peft(base, tmp_path, targets):
-    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=targets, r=3, init_lora_weights=False, use_dora=True)
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", target_modules=targets, r=3, init_lora_weights=False, use_dora=True
+    )
     theirs = peft.get_peft_model(open_theirs(base), config)
     draw(theirs.base_model.model.classifier.modules_to_save)
     for parameter in (p for name, p in theirs.named_parameters() if "magnitude" in name):
@@ -71,7 +81,9 @@ def test_opens_an_adapter_of_peft(base, tmp_path, targets):
     assert difference(ours(input_ids, mask), expected) < 1e-5
     save_adapter(ours, tmp_path / "ours", str(base))
     files = [load_file(tmp_path / who / "adapter_model.safetensors") for who in ("theirs", "ours")]
-    assert files[0].keys() == files[1].keys() and all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+    assert files[0].keys() == files[1].keys() and all(
+        torch.equal(files[0][name], files[1][name]) for name in files[0]
+    )
 
 
 @torch.inference_mode()

@@ -35,12 +35,15 @@ print(json.dumps([{entry["label"]: entry["score"] for entry in scores} for score
 
 def ask(path: Path, **inputs: torch.Tensor) -> torch.Tensor:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(["logits"], {name: t.long().numpy() for name, t in inputs.items()})[0])
+    return torch.from_numpy(
+        session.run(["logits"], {name: t.long().numpy() for name, t in inputs.items()})[0]
+    )
 
 
 @torch.inference_mode()
 def test_logits_of_real_sentences_of_all_lengths(review_adapter, held_out, exported):
-    """One by one and in padded batches; then longer texts, of several reviews, up to all 512 positions."""
+    """One by one and in padded batches; then longer texts, of several reviews, up to all 512
+    positions."""
     model = open_adapter(review_adapter)
     texts = load_task(held_out).validation.texts[0].to_pylist()
     tokenizer = load_tokenizer(offline_pair()[0], 512)
@@ -63,7 +66,10 @@ def test_logits_of_real_sentences_of_all_lengths(review_adapter, held_out, expor
 def test_pairs_and_padding_count(review_adapter, exported):
     model, path = open_adapter(review_adapter), exported[0] / "model.onnx"
     ids, ones = torch.randint(1000, 20000, (3, 21)), torch.ones(3, 21, dtype=torch.long)
-    second, padded = (torch.arange(21) > 9).long().expand(3, 21), (torch.arange(21) < 15).long().expand(3, 21)
+    second, padded = (
+        (torch.arange(21) > 9).long().expand(3, 21),
+        (torch.arange(21) < 15).long().expand(3, 21),
+    )
     plain = ask(path, input_ids=ids, attention_mask=ones, token_type_ids=0 * ones)
     for mask, types in (ones, second), (padded, 0 * ones), (padded, second):
         logits = ask(path, input_ids=ids, attention_mask=mask, token_type_ids=types)
@@ -73,18 +79,34 @@ def test_pairs_and_padding_count(review_adapter, exported):
 def test_a_text_beyond_the_positions_is_no_wrong_answer(exported):
     ones = torch.ones(1, 513, dtype=torch.long)
     with pytest.raises(Exception, match=r"512 by 513|broadcast"):
-        ask(exported[0] / "model.onnx", input_ids=ones, attention_mask=ones, token_type_ids=0 * ones)
+        ask(
+            exported[0] / "model.onnx", input_ids=ones, attention_mask=ones, token_type_ids=0 * ones
+        )
 
 
 def test_nothing_of_lora_and_no_second_file(exported):
     folder, _ = exported
     model = onnx.load(folder / "model.onnx")
     onnx.checker.check_model(model)
-    assert not [i.name for i in model.graph.initializer if 8 in i.dims]  # A and B have the rank's 8 rows or columns
-    shapes = {i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
-    assert {name: len(set(shape)) for name, shape in shapes.items()} == dict.fromkeys(export_onnx.INPUTS, 2)
+    assert not [
+        i.name for i in model.graph.initializer if 8 in i.dims
+    ]  # A and B have the rank's 8 rows or columns
+    shapes = {
+        i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
+        for i in model.graph.input
+    }
+    assert {name: len(set(shape)) for name, shape in shapes.items()} == dict.fromkeys(
+        export_onnx.INPUTS, 2
+    )
     assert not any(type(size) is int for shape in shapes.values() for size in shape)
-    kept = {"config.json", "model.onnx", "model_quantized.onnx", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    kept = {
+        "config.json",
+        "model.onnx",
+        "model_quantized.onnx",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
     assert {path.name for path in folder.iterdir()} == kept
 
 
@@ -96,7 +118,9 @@ def test_optimum_opens_it(review_adapter, exported, name):
     command = [sys.executable, "-c", PIPELINE, exported[0], name, *texts]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
-    theirs = [[scores[label] for label in ("negative", "positive")] for scores in json.loads(done.stdout)]
+    theirs = [
+        [scores[label] for label in ("negative", "positive")] for scores in json.loads(done.stdout)
+    ]
     ours = classify(open_adapter(review_adapter), load_tokenizer(offline_pair()[0]), texts)
     assert np.abs(np.array(theirs) - ours).max() < (1e-5 if name == "model.onnx" else 0.1)
 
@@ -106,8 +130,19 @@ def optimum() -> Path:
     home = ROOT / ".older-optimum"
     if not home.is_dir():
         with tempfile.TemporaryDirectory(dir=ROOT, prefix=".older-") as scratch:
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{scratch}/new"]
-            subprocess.run([*pip, "--requirement", ROOT / "examples" / "requirements-optimum.txt"], check=True)
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                f"{scratch}/new",
+            ]
+            subprocess.run(
+                [*pip, "--requirement", ROOT / "examples" / "requirements-optimum.txt"], check=True
+            )
             if not home.is_dir():
                 Path(f"{scratch}/new").rename(home)
     return home
@@ -119,5 +154,7 @@ def test_refuses_to_replace(review_adapter, exported, monkeypatch, capsys):
         run_main(export_onnx.main)
     error = capsys.readouterr().err
     assert (
-        exit.value.code == 2 and error.startswith(f"error: {exported[0]} is there already") and error.count("\n") == 1
+        exit.value.code == 2
+        and error.startswith(f"error: {exported[0]} is there already")
+        and error.count("\n") == 1
     )

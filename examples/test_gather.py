@@ -33,13 +33,16 @@ def test_too_much_waits_for_nobody(client, monkeypatch):
 def test_a_regression_is_not_shown_as_classes(adapters, tmp_path):
     model = BertForSequenceClassification.from_pretrained(MINILM, num_labels=1)
     save_adapter(apply_lora_to_model(model), tmp_path, MINILM)
-    with pytest.raises(InputError, match="numbers: gives a number, and what is served here are classes"):
+    with pytest.raises(
+        InputError, match="numbers: gives a number, and what is served here are classes"
+    ):
         gather.Gatherer(MINILM, [f"two={adapters['two']}", f"numbers={tmp_path}"])
 
 
 @pytest.fixture
 def together(adapters):
-    """Runs a coroutine of a Gatherer in an event loop, for twenty seconds at most; its run() must outlive that."""
+    """Runs a coroutine of a Gatherer in an event loop, for twenty seconds at most; its run() must
+    outlive that."""
 
     def together(work) -> list:
         async def both() -> list:

@@ -15,7 +15,10 @@ from examples.ia3 import LinearWithIA3, apply_ia3_to_model, open_ia3, save_ia3
 from support.adapter_files import plain_name
 from support.files import InputError
 
-BERT_DEFAULTS = {"target_modules": ["key", "value", "output.dense"], "feedforward_modules": ["output.dense"]}
+BERT_DEFAULTS = {
+    "target_modules": ["key", "value", "output.dense"],
+    "feedforward_modules": ["output.dense"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,9 @@ def test_starts_from_the_base(base):
 def test_peft_opens_ours_with_the_same_logits_and_gradients(base, ours, tmp_path):
     save_ia3(ours, f"{tmp_path}/adapter", str(base))
     with silence():
-        theirs = peft.PeftModel.from_pretrained(open_theirs(base), tmp_path / "adapter", is_trainable=True)
+        theirs = peft.PeftModel.from_pretrained(
+            open_theirs(base), tmp_path / "adapter", is_trainable=True
+        )
     assert sum(type(m).__module__ == "peft.tuners.ia3.layer" for m in theirs.modules()) == 2 * 3
     input_ids, mask = inputs(60, [9, 9, 4])
     labels = torch.tensor([0, 1, 2])
@@ -54,7 +59,10 @@ def test_peft_opens_ours_with_the_same_logits_and_gradients(base, ours, tmp_path
     output.loss.backward()
     trained = lambda model: {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     mine = {f"base_model.model.{name}": gradient for name, gradient in trained(ours).items()}
-    expected = {plain_name(name).removesuffix(".default"): gradient for name, gradient in trained(theirs).items()}
+    expected = {
+        plain_name(name).removesuffix(".default"): gradient
+        for name, gradient in trained(theirs).items()
+    }
     assert mine.keys() == expected.keys() and len(mine) == 2 * 3 + 2
     assert all(gradient.abs().max() > 1e-5 for gradient in mine.values())
     assert max(difference(mine[name], expected[name]) for name in mine) < 1e-5
@@ -67,23 +75,36 @@ def test_what_is_saved_opens_again(base, ours, tmp_path):
     assert difference(again(input_ids, mask), ours(input_ids, mask)) < 1e-5
     save_ia3(again, f"{tmp_path}/again", str(base))
     for file in "adapter_model.safetensors", "adapter_config.json", "config.json":
-        assert (tmp_path / "adapter" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+        assert (tmp_path / "adapter" / file).read_bytes() == (
+            tmp_path / "again" / file
+        ).read_bytes()
 
 
 def test_a_base_without_a_pooler(base, tmp_path):
     bare = shutil.copytree(base, tmp_path / "bare")
     tensors = load_file(bare / "model.safetensors")
-    save_file({n: t for n, t in tensors.items() if "pooler" not in n}, bare / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: t for n, t in tensors.items() if "pooler" not in n},
+        bare / "model.safetensors",
+        {"format": "pt"},
+    )
     model = apply_ia3_to_model(BertForSequenceClassification.from_pretrained(bare))
     save_ia3(model, f"{tmp_path}/adapter", str(bare))
     theirs = peft.PeftModel.from_pretrained(open_theirs(bare), tmp_path / "adapter").eval()
     assert isinstance(theirs.base_model.model.bert.pooler, peft.utils.ModulesToSaveWrapper)
     input_ids, mask = inputs(60, [9, 4])
     assert difference(theirs(input_ids, mask).logits, model(input_ids, mask)) < 1e-5
-    assert difference(open_ia3(f"{tmp_path}/adapter", str(bare))(input_ids, mask), model(input_ids, mask)) < 1e-5
+    assert (
+        difference(
+            open_ia3(f"{tmp_path}/adapter", str(bare))(input_ids, mask), model(input_ids, mask)
+        )
+        < 1e-5
+    )
 
 
-@pytest.mark.parametrize("settings", [BERT_DEFAULTS, {"target_modules": ["value"], "feedforward_modules": []}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [BERT_DEFAULTS, {"target_modules": ["value"], "feedforward_modules": []}], ids=str
+)
 def test_opens_an_adapter_of_peft(base, tmp_path, settings):
     config = peft.IA3Config(task_type="SEQ_CLS", init_ia3_weights=False, **settings)
     theirs = peft.get_peft_model(open_theirs(base), config)
@@ -96,6 +117,8 @@ def test_opens_an_adapter_of_peft(base, tmp_path, settings):
 
 
 def test_refuses_what_is_no_ia3(base, tmp_path):
-    peft.get_peft_model(open_theirs(base), peft.LoraConfig(task_type="SEQ_CLS")).save_pretrained(tmp_path)
+    peft.get_peft_model(open_theirs(base), peft.LoraConfig(task_type="SEQ_CLS")).save_pretrained(
+        tmp_path
+    )
     with pytest.raises(InputError, match=r"the surplus .*lora_A"):
         open_ia3(str(tmp_path), str(base))

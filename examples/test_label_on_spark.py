@@ -21,9 +21,17 @@ def spark(monkeypatch):
         pytest.skip("Spark needs Java")
     from pyspark.sql import SparkSession  # late: the other examples need none
 
-    for name, value in {"PYSPARK_PYTHON": sys.executable, "PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}.items():
+    for name, value in {
+        "PYSPARK_PYTHON": sys.executable,
+        "PYTHONPATH": f"{ROOT}",
+        "OMP_NUM_THREADS": "1",
+    }.items():
         monkeypatch.setenv(name, value)
-    settings = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1", "spark.ui.enabled": "false"}
+    settings = {
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.ui.enabled": "false",
+    }
     builder = SparkSession.builder.master("local[2]")
     for name, value in settings.items():
         builder = builder.config(name, value)

@@ -27,11 +27,14 @@ TARGETS = ["query", "value"]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return saved_base(tmp_path_factory.mktemp("base") / "base", hidden_size=64, intermediate_size=128)
+    return saved_base(
+        tmp_path_factory.mktemp("base") / "base", hidden_size=64, intermediate_size=128
+    )
 
 
 def in_bitsandbytes(linear: nn.Linear) -> bitsandbytes.nn.Linear4bit:
-    """Their layer. It stays in training mode: in eval mode newer processors would compute in bfloat16."""
+    """Their layer. It stays in training mode: in eval mode newer processors would compute in
+    bfloat16."""
     theirs = bitsandbytes.nn.Linear4bit(linear.in_features, linear.out_features, quant_type="nf4")
     weight = bitsandbytes.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
     theirs.weight, theirs.bias = weight, linear.bias
@@ -40,7 +43,11 @@ def in_bitsandbytes(linear: nn.Linear) -> bitsandbytes.nn.Linear4bit:
 
 def test_weights_are_those_of_bitsandbytes():
     minilm = BertForSequenceClassification.from_pretrained(offline_pair()[0])
-    plain = {name: m for name, m in minilm.named_modules() if isinstance(m, nn.Linear) and name != "classifier"}
+    plain = {
+        name: m
+        for name, m in minilm.named_modules()
+        if isinstance(m, nn.Linear) and name != "classifier"
+    }
     reference = {name: in_bitsandbytes(linear).weight for name, linear in plain.items()}
     before = {name: linear.weight.clone() for name, linear in plain.items()}
     minilm.requires_grad_(False).classifier.requires_grad_(True)
@@ -56,12 +63,15 @@ def test_weights_are_those_of_bitsandbytes():
 
 
 def test_weights_are_those_of_the_paper():
-    """Appendix E's levels, the nearest of which stands for w / s; s in blocks of 64, in 8 bits in blocks of 256."""
+    """Appendix E's levels, the nearest of which stands for w / s; s in blocks of 64, in 8 bits in
+    blocks of 256."""
     linear = nn.Linear(512, 300)
     nn.init.normal_(linear.weight, std=0.05)
     edge = (1 - 1 / 32 + 1 - 1 / 30) / 2
     half = lambda n: norm.ppf(torch.linspace(edge, 0.5, n + 1)[:-1])
-    levels = torch.tensor([*-half(7), 0.0, *half(8)[::-1]], dtype=torch.float32).sort().values / norm.ppf(edge)
+    levels = torch.tensor(
+        [*-half(7), 0.0, *half(8)[::-1]], dtype=torch.float32
+    ).sort().values / norm.ppf(edge)
     blocks = linear.weight.detach().view(-1, 64)
     s = blocks.abs().amax(1)
     state = (layer := qlora.FourBitLinear(linear)).state
@@ -96,18 +106,26 @@ def test_logits_and_gradients_are_those_of_peft_on_bitsandbytes(base):
     set_peft_model_state_dict(theirs, state)
     assert sum(isinstance(m, peft.tuners.lora.bnb.Linear4bit) for m in theirs.modules()) == 4
     assert sum(isinstance(m, qlora.FourBitLinear) for m in ours.modules()) == 13
-    assert all(isinstance(m.linear, qlora.FourBitLinear) for m in ours.modules() if isinstance(m, LinearWithLoRA))
+    assert all(
+        isinstance(m.linear, qlora.FourBitLinear)
+        for m in ours.modules()
+        if isinstance(m, LinearWithLoRA)
+    )
     input_ids, mask = inputs(60, [9, 4, 17])
     labels = torch.tensor([0, 1, 1])
     logits = ours(input_ids, mask)
     expected = theirs(input_ids, mask).logits
     assert difference(logits, expected) < 1e-5
-    assert difference(logits, open_theirs(base)(input_ids, mask).logits) > 1e-3  # neither is the base
+    assert (
+        difference(logits, open_theirs(base)(input_ids, mask).logits) > 1e-3
+    )  # neither is the base
     F.cross_entropy(logits, labels).backward()
     F.cross_entropy(expected, labels).backward()
     ours, theirs = gradients(ours), gradients(theirs)
     assert ours.keys() == theirs.keys() and len(ours) == 10
-    assert max(difference(ours[name], theirs[name]) / theirs[name].abs().max() for name in ours) < 1e-5
+    assert (
+        max(difference(ours[name], theirs[name]) / theirs[name].abs().max() for name in ours) < 1e-5
+    )
 
 
 def test_no_unpacked_weight_waits_for_the_way_back():
@@ -136,7 +154,10 @@ def test_it_leaves_an_ordinary_adapter(tmp_path, monkeypatch, capsys):
     theirs = peft.PeftModel.from_pretrained(open_theirs(minilm), out).eval()
     input_ids, mask = inputs(30000, [12, 30])
     with torch.inference_mode():
-        assert difference(open_adapter(str(out))(input_ids, mask), theirs(input_ids, mask).logits) < 1e-5
+        assert (
+            difference(open_adapter(str(out))(input_ids, mask), theirs(input_ids, mask).logits)
+            < 1e-5
+        )
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run_main(qlora.main)
@@ -146,5 +167,10 @@ def test_it_leaves_an_ordinary_adapter(tmp_path, monkeypatch, capsys):
 def test_an_adapter_trained_in_four_bits_is_the_one_that_is_saved(base, tmp_path):
     model = qlora.quantise(adapted(base, "all-linear", rank=2))
     save_adapter(model, tmp_path / "adapter", str(base))
-    saved, ours = get_lora_state_dict(open_adapter(str(tmp_path / "adapter"))), get_lora_state_dict(model)
-    assert saved.keys() == ours.keys() and all(torch.equal(saved[name], ours[name]) for name in ours)
+    saved, ours = (
+        get_lora_state_dict(open_adapter(str(tmp_path / "adapter"))),
+        get_lora_state_dict(model),
+    )
+    assert saved.keys() == ours.keys() and all(
+        torch.equal(saved[name], ours[name]) for name in ours
+    )

@@ -1,4 +1,5 @@
-"""serve.py and gather.py in a process of their own, asked over HTTP, by a browser, and by a great many bad clients."""
+"""serve.py and gather.py in a process of their own, asked over HTTP, by a browser, and by a great
+many bad clients."""
 
 import json
 import os
@@ -42,7 +43,16 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         named = [f"{name}={folder}" for name, folder in adapters.items()]
-        command = [sys.executable, "-m", "examples.serve", MINILM, *named, "--port", str(self.port), *options]
+        command = [
+            sys.executable,
+            "-m",
+            "examples.serve",
+            MINILM,
+            *named,
+            "--port",
+            str(self.port),
+            *options,
+        ]
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
         # A pipe could fill up, and the server would wait for its reader.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -57,12 +67,20 @@ class Server:
         raise TimeoutError
 
     def ask(self, adapter: str, texts: list[str]) -> httpx.Response:
-        return httpx.post(f"{self.url}/classify", json={"adapter": adapter, "texts": texts}, timeout=60)
+        return httpx.post(
+            f"{self.url}/classify", json={"adapter": adapter, "texts": texts}, timeout=60
+        )
 
     def measured(self) -> dict[str, float]:
         text = httpx.get(f"{self.url}/metrics").text
-        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-        return {s.name + "".join(s.labels.get("status", "")): s.value for s in samples if "le" not in s.labels}
+        samples = [
+            sample for family in text_string_to_metric_families(text) for sample in family.samples
+        ]
+        return {
+            s.name + "".join(s.labels.get("status", "")): s.value
+            for s in samples
+            if "le" not in s.labels
+        }
 
     def said(self) -> str:
         self.process.wait(timeout=60)
@@ -82,7 +100,10 @@ def server(adapters):
 def expected(adapters) -> dict[str, np.ndarray]:
     """The answers of sample.py to the first 64 held-out reviews."""
     tokenizer = load_tokenizer(MINILM)
-    return {name: classify(open_adapter(folder), tokenizer, TEXTS[:64]) for name, folder in adapters.items()}
+    return {
+        name: classify(open_adapter(folder), tokenizer, TEXTS[:64])
+        for name, folder in adapters.items()
+    }
 
 
 def test_many_askers_get_the_answers_of_sample(server, expected):
@@ -90,7 +111,9 @@ def test_many_askers_get_the_answers_of_sample(server, expected):
     before = server.measured()
     questions = [(name, i) for i in range(64) for name in ("two", "three")]
     with ThreadPoolExecutor(32) as pool:
-        answers = list(pool.map(lambda question: server.ask(question[0], [TEXTS[question[1]]]), questions))
+        answers = list(
+            pool.map(lambda question: server.ask(question[0], [TEXTS[question[1]]]), questions)
+        )
     for (name, i), answer in zip(questions, answers, strict=True):
         assert answer.status_code == 200
         scores = answer.json()[0]
@@ -106,7 +129,10 @@ def test_many_askers_get_the_answers_of_sample(server, expected):
 
 def test_several_texts_in_one_request(server, expected):
     answer = server.ask("three", TEXTS[:32]).json()
-    assert np.abs(np.array([[*scores.values()] for scores in answer]) - expected["three"][:32]).max() < 1e-5
+    assert (
+        np.abs(np.array([[*scores.values()] for scores in answer]) - expected["three"][:32]).max()
+        < 1e-5
+    )
 
 
 def test_the_other_answers(server):
@@ -118,7 +144,9 @@ def test_the_other_answers(server):
     metrics = httpx.get(f"{server.url}/metrics")
     assert metrics.headers["content-type"].startswith("text/plain; version=")
     page = httpx.get(f"{server.url}/")
-    assert page.headers["content-type"].startswith("text/html") and "http" not in page.text  # nothing from elsewhere
+    assert (
+        page.headers["content-type"].startswith("text/html") and "http" not in page.text
+    )  # nothing from elsewhere
 
 
 def good(adapter="two", texts=("great film",)) -> dict:
@@ -147,13 +175,17 @@ def test_a_thousand_bad_requests(server):
     kinds = [*BAD] * 77
 
     def send(kind: str) -> httpx.Response:
-        return client.post("/classify", content=BAD[kind][0], headers={"Content-Type": "application/json"})
+        return client.post(
+            "/classify", content=BAD[kind][0], headers={"Content-Type": "application/json"}
+        )
 
     with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(send, kinds))
     assert len(answers) == 1001
     for kind, answer in zip(kinds, answers, strict=True):
-        assert answer.status_code == {"too large": 413, "nested": 400, "bytes": 400}.get(kind, 422), (kind, answer.text)
+        assert answer.status_code == {"too large": 413, "nested": 400, "bytes": 400}.get(
+            kind, 422
+        ), (kind, answer.text)
         detail = answer.json()["detail"]
         assert BAD[kind][1] in detail and "\n" not in detail and len(detail) < 200, (kind, detail)
     assert server.ask("two", ["great film"]).status_code == 200
@@ -189,9 +221,15 @@ def test_only_this_machine_can_ask(server):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["google-bert/bert-base-uncased", "two=ADAPTER"], "google-bert/bert-base-uncased: no such directory"),
+        (
+            ["google-bert/bert-base-uncased", "two=ADAPTER"],
+            "google-bert/bert-base-uncased: no such directory",
+        ),
         ([MINILM, "two=you/bert-lora"], "you/bert-lora: no such directory"),
-        ([MINILM, "two=ADAPTER", "two=ADAPTER"], "two adapters have one name; give each another: NAME=DIRECTORY"),
+        (
+            [MINILM, "two=ADAPTER", "two=ADAPTER"],
+            "two adapters have one name; give each another: NAME=DIRECTORY",
+        ),
         ([MINILM, f"two={MINILM}"], f"{MINILM}: the directory has no adapter_config.json"),
     ],
 )
@@ -205,11 +243,14 @@ def test_loads_only_directories(monkeypatch, capsys, adapters, arguments, said):
 
 
 def test_sigterm_finishes_what_has_begun(adapters):
-    """Eight clients wait for long answers when it comes: each gets its own whole, and then nobody is there."""
+    """Eight clients wait for long answers when it comes: each gets its own whole, and then nobody
+    is there."""
     server = Server(adapters)
     long = [" ".join(TEXTS[i : i + 8])[:400] for i in range(8)]
     answers: list[httpx.Response] = []
-    threads = [threading.Thread(target=lambda: answers.append(server.ask("three", long))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: answers.append(server.ask("three", long))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     while server.measured()["bert_lora_batch_texts_count"] < 1:
@@ -229,7 +270,8 @@ def test_sigterm_finishes_what_has_begun(adapters):
 
 
 def test_the_page_in_a_browser(server, adapters, tmp_path):
-    """Chromium without a screen writes a text, chooses an adapter, and sees bars as long as sample.py's answer says."""
+    """Chromium without a screen writes a text, chooses an adapter, and sees bars as long as
+    sample.py's answer says."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("needs Debian's packages chromium and chromium-driver")
@@ -239,7 +281,12 @@ def test_the_page_in_a_browser(server, adapters, tmp_path):
 
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--window-size=760,520", f"--user-data-dir={tmp_path}"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--window-size=760,520",
+        f"--user-data-dir={tmp_path}",
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
@@ -258,7 +305,9 @@ def test_the_page_in_a_browser(server, adapters, tmp_path):
             wait.until(lambda _, p=p: len(browser.find_elements(By.CSS_SELECTOR, ".bar")) == len(p))
             shown = [bar.text.split("\n") for bar in browser.find_elements(By.CSS_SELECTOR, ".bar")]
             assert [label for label, _ in shown] == ["bad", "good", "<b>so-so</b>"][: len(p)]
-            assert np.abs([float(percent.rstrip("%")) for _, percent in shown] - 100 * p).max() < 0.06
+            assert (
+                np.abs([float(percent.rstrip("%")) for _, percent in shown] - 100 * p).max() < 0.06
+            )
             widths = [bar.rect["width"] for bar in browser.find_elements(By.CSS_SELECTOR, ".bar i")]
             assert np.abs(np.array(widths) / sum(widths) - p).max() < 0.02
         if target := os.environ.get("SCREENSHOT"):
@@ -267,5 +316,9 @@ def test_the_page_in_a_browser(server, adapters, tmp_path):
         find("textarea").send_keys("film " * 300)
         find("button").click()
         wait.until(lambda _: "tokens" in find("[role=alert]").text)
-        messages = [entry["message"] for entry in browser.get_log("browser") if "422" not in entry["message"]]
+        messages = [
+            entry["message"]
+            for entry in browser.get_log("browser")
+            if "422" not in entry["message"]
+        ]
         assert not [message for message in messages if "favicon" not in message], messages

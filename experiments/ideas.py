@@ -3,8 +3,9 @@
     python experiments/ideas.py loraplus_lr_ratio=16 --lr 5e-4           # all options of train.py
     python experiments/ideas.py cosine base_dropout=0 --targets all-linear
 
-The words before the options are functions below, and what stands after = their number; --help lists them. Each takes
-the place of functions of train.py or stands around them, so that a reader sees what the idea is.
+The words before the options are functions below, and what stands after = their number; --help lists
+them. Each takes the place of functions of train.py or stands around them, so that a reader sees
+what the idea is.
 """
 
 import contextlib
@@ -41,17 +42,22 @@ def after_set_up(alter) -> None:
 
 
 def loraplus_lr_ratio(ratio: float) -> None:
-    """B learns by so many times --lr, which A and the classifier keep (LoRA+, Hayou et al., 2024, arXiv:2402.12354)."""
+    """B learns by so many times --lr, which A and the classifier keep (LoRA+, Hayou et al., 2024,
+    arXiv:2402.12354)."""
 
     def alter(run):
         names = {parameter: name for name, parameter in run.model.named_parameters()}
         group = run.optimizer.param_groups[0]
         of_B = [parameter for parameter in group["params"] if "lora_B" in names[parameter]]
-        group["params"] = [parameter for parameter in group["params"] if "lora_B" not in names[parameter]]
+        group["params"] = [
+            parameter for parameter in group["params"] if "lora_B" not in names[parameter]
+        ]
         run.optimizer.add_param_group({**group, "params": of_B})
 
         def raise_rate(optimizer, *_):
-            optimizer.param_groups[-1]["lr"] *= ratio  # train_step has just set it to what the others have
+            optimizer.param_groups[-1]["lr"] *= (
+                ratio  # train_step has just set it to what the others have
+            )
 
         run.optimizer.register_step_pre_hook(raise_rate)
 
@@ -59,8 +65,8 @@ def loraplus_lr_ratio(ratio: float) -> None:
 
 
 def adam_beta2(beta2: float) -> None:
-    """AdamW's memory of squared gradients, else 0.999; 0.98 forgets those of the first steps sooner (RoBERTa, Liu et
-    al., 2019, arXiv:1907.11692, section 3.1)."""
+    """AdamW's memory of squared gradients, else 0.999; 0.98 forgets those of the first steps sooner
+    (RoBERTa, Liu et al., 2019, arXiv:1907.11692, section 3.1)."""
 
     def alter(run):
         for group in run.optimizer.param_groups:
@@ -70,11 +76,14 @@ def adam_beta2(beta2: float) -> None:
 
 
 def schedule(shape) -> None:
-    """`shape` says what part of the rate is left after a part of the steps that follow the warm-up."""
+    """`shape` says what part of the rate is left after a part of the steps that follow the
+    warm-up."""
 
     def learning_rate(config, step: int, steps: int) -> float:
         warmup = math.ceil(config.warmup_ratio * steps)
-        return config.lr * (step / warmup if step < warmup else shape((step - warmup) / max(1, steps - warmup)))
+        return config.lr * (
+            step / warmup if step < warmup else shape((step - warmup) / max(1, steps - warmup))
+        )
 
     train.learning_rate = learning_rate
 
@@ -85,8 +94,8 @@ def cosine() -> None:
 
 
 def stable(decay: float) -> None:
-    """Warm-up, stable, decay: the full rate, and at the end, for such a part of the steps, 1 - √ (Hägele et al., 2024,
-    arXiv:2405.18392)."""
+    """Warm-up, stable, decay: the full rate, and at the end, for such a part of the steps, 1 - √
+    (Hägele et al., 2024, arXiv:2405.18392)."""
     schedule(lambda part: 1 - math.sqrt(max(0, (part - 1 + decay) / decay)))
 
 
@@ -99,7 +108,9 @@ def label_smoothing(amount: float) -> None:
             raise InputError("label_smoothing is for classes; this is a regression")
 
     def cross_entropy(logits, labels, **options):
-        return plain(logits, labels, label_smoothing=amount if torch.is_grad_enabled() else 0.0, **options)
+        return plain(
+            logits, labels, label_smoothing=amount if torch.is_grad_enabled() else 0.0, **options
+        )
 
     after_set_up(refuse_regression)
     train.F = SimpleNamespace(**vars(train.F) | {"cross_entropy": cross_entropy})
@@ -121,16 +132,23 @@ def base_dropout(p: float) -> None:
 
 
 def average(memory: float) -> None:
-    """What is scored and kept is a mean of the weights, in which a step counts `memory` times as much as the next one
-    (an exponential moving average; Polyak & Juditsky, 1992); what is trained is not changed by it."""
+    """What is scored and kept is a mean of the weights, in which a step counts `memory` times as
+    much as the next one (an exponential moving average; Polyak & Juditsky, 1992); what is trained
+    is not changed by it."""
 
     def alter(run):
-        run.trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+        run.trained = [
+            parameter for group in run.optimizer.param_groups for parameter in group["params"]
+        ]
         run.means = [parameter.detach().clone() for parameter in run.trained]
 
         def follow(*_):
-            weight = max(1 - memory, 1 / (1 + run.progress.step))  # of the first steps the plain mean
-            torch._foreach_lerp_(run.means, [parameter.detach() for parameter in run.trained], weight)
+            weight = max(
+                1 - memory, 1 / (1 + run.progress.step)
+            )  # of the first steps the plain mean
+            torch._foreach_lerp_(
+                run.means, [parameter.detach() for parameter in run.trained], weight
+            )
 
         run.optimizer.register_step_post_hook(follow)
         run.checkpoint.trained |= {f"mean {number}": mean for number, mean in enumerate(run.means)}
@@ -152,10 +170,11 @@ def average(memory: float) -> None:
 
 
 def begin_at(directions) -> None:
-    """A and B begin as `directions` says, and W without their ΔW is frozen, so that nothing changes at first.
+    """A and B begin as `directions` says, and W without their ΔW is frozen, so that nothing changes
+    at first.
 
-    What is saved is what was learned since, BA - B₀A₀: an adapter of rank 2R on the plain base, as PEFT makes of it.
-    Take --dropout 0: what A reads is now a part of what the base itself says.
+    What is saved is what was learned since, BA - B₀A₀: an adapter of rank 2R on the plain base, as
+    PEFT makes of it. Take --dropout 0: what A reads is now a part of what the base itself says.
     """
 
     @torch.no_grad()
@@ -167,16 +186,22 @@ def begin_at(directions) -> None:
             layer.lora.lora_A.weight.copy_(A)
             layer.lora.lora_B.weight.copy_(B)
             layer.linear.weight -= layer.lora.delta()
-            run.begun.append((layer.lora, layer.lora.lora_A.weight.clone(), layer.lora.lora_B.weight.clone()))
+            run.begun.append(
+                (layer.lora, layer.lora.lora_A.weight.clone(), layer.lora.lora_B.weight.clone())
+            )
 
     @contextlib.contextmanager
     def on_the_plain_base(run):
         linears = [linear for lora, *_ in run.begun for linear in (lora.lora_A, lora.lora_B)]
         learned, settings = [linear.weight for linear in linears], run.model.lora_config
-        run.model.lora_config = settings | {name: 2 * settings[name] for name in ("r", "lora_alpha")}
+        run.model.lora_config = settings | {
+            name: 2 * settings[name] for name in ("r", "lora_alpha")
+        }
         for lora, A, B in run.begun:
             lora.lora_A.weight = torch.nn.Parameter(torch.cat([lora.lora_A.weight, A]))  # (2R, in)
-            lora.lora_B.weight = torch.nn.Parameter(torch.cat([lora.lora_B.weight, -B], 1))  # (out, 2R)
+            lora.lora_B.weight = torch.nn.Parameter(
+                torch.cat([lora.lora_B.weight, -B], 1)
+            )  # (out, 2R)
         try:
             yield
         finally:
@@ -191,14 +216,17 @@ def begin_at(directions) -> None:
             save_model(run, folder)
 
     def card(config, *others):
-        return model_card(config, *others).replace("LoRA (rank", f"LoRA (saved as rank {2 * config.rank}; rank", 1)
+        return model_card(config, *others).replace(
+            "LoRA (rank", f"LoRA (saved as rank {2 * config.rank}; rank", 1
+        )
 
     after_set_up(alter)
     train.save_model, train.report.model_card = changed, card
 
 
 def pissa() -> None:
-    """A and B begin as W's largest singular directions (PiSSA, Meng et al., 2024, arXiv:2404.02948)."""
+    """A and B begin as W's largest singular directions (PiSSA, Meng et al., 2024,
+    arXiv:2404.02948)."""
 
     def directions(run, layers):
         for layer in layers:
@@ -210,31 +238,40 @@ def pissa() -> None:
 
 
 def lora_ga(batches: float) -> None:
-    """A begins as the R largest singular directions of the gradient of W over so many batches, B as the R next
-    (LoRA-GA, Wang et al., 2024, arXiv:2407.05000, with its γ = 16)."""
+    """A begins as the R largest singular directions of the gradient of W over so many batches, B as
+    the R next (LoRA-GA, Wang et al., 2024, arXiv:2407.05000, with its γ = 16)."""
 
     def directions(run, layers):
         weights = [layer.linear.weight.requires_grad_(True) for layer in layers]
-        gradients, faster.ENABLED = [0.0] * len(weights), False  # the faster forms have no gradient of W
+        gradients, faster.ENABLED = (
+            [0.0] * len(weights),
+            False,
+        )  # the faster forms have no gradient of W
         plan = train.plan_batches(run.train.lengths, run.config.batch_size, run.config.seed, 0)
         for rows in plan[: int(batches)]:
             with torch.enable_grad():
                 loss = train.forward(run, run.train, rows)[0]
-            gradients = [sum(pair) for pair in zip(gradients, torch.autograd.grad(loss, weights), strict=True)]
+            gradients = [
+                sum(pair)
+                for pair in zip(gradients, torch.autograd.grad(loss, weights), strict=True)
+            ]
         faster.ENABLED = True
         for layer, W, gradient in zip(layers, weights, gradients, strict=True):
             W.requires_grad_(False)
             U, _, V = torch.linalg.svd(gradient.float(), full_matrices=False)
             R, scale = len(layer.lora.lora_A.weight), len(W) ** 0.25 / 16**0.5
             if len(V) < 2 * R:
-                raise InputError(f"--rank {R}: lora_ga takes 2R directions, and a layer here has {len(V)}")
+                raise InputError(
+                    f"--rank {R}: lora_ga takes 2R directions, and a layer here has {len(V)}"
+                )
             yield scale * V[:R], scale * U[:, R : 2 * R]
 
     begin_at(directions)
 
 
 def classifier_alone() -> None:
-    """The adapters are there, but B stays zero, so that they add nothing: what the frozen base gives by itself."""
+    """The adapters are there, but B stays zero, so that they add nothing: what the frozen base
+    gives by itself."""
 
     def mark_only_the_classifier(model) -> None:
         for name, parameter in model.named_parameters():
@@ -244,12 +281,15 @@ def classifier_alone() -> None:
 
 
 def growing_batch(factor: float) -> None:
-    """In the second half of the one epoch so many batches make one step (Smith et al., 2018, arXiv:1711.00489)."""
+    """In the second half of the one epoch so many batches make one step (Smith et al., 2018,
+    arXiv:1711.00489)."""
     plan_batches, factor, trained = train.plan_batches, int(factor), []
 
     def note(run):
         if run.config.epochs > 1:
-            raise InputError(f"growing_batch is for one epoch, not for --epochs {run.config.epochs}")
+            raise InputError(
+                f"growing_batch is for one epoch, not for --epochs {run.config.epochs}"
+            )
         trained.append(run.train.lengths)
 
     def changed(lengths, *others, **named):
@@ -257,7 +297,9 @@ def growing_batch(factor: float) -> None:
         if not any(lengths is those for those in trained):  # of an evaluation
             return plan
         half = len(plan) // 2
-        return plan[:half] + [np.concatenate(plan[i : i + factor]) for i in range(half, len(plan), factor)]
+        return plan[:half] + [
+            np.concatenate(plan[i : i + factor]) for i in range(half, len(plan), factor)
+        ]
 
     def steps_per_epoch(run) -> int:
         whole = math.ceil(len(run.train.lengths) / run.sentences_per_step)
@@ -268,8 +310,8 @@ def growing_batch(factor: float) -> None:
 
 
 def freezing(part: float) -> None:
-    """After such a part of the steps the lower half of the layers is trained no more, and gradients end above them
-    (after FreezeOut, Brock et al., 2017, arXiv:1706.04983)."""
+    """After such a part of the steps the lower half of the layers is trained no more, and gradients
+    end above them (after FreezeOut, Brock et al., 2017, arXiv:1706.04983)."""
     train_step = train.train_step
 
     def changed(run, rows):
@@ -277,8 +319,12 @@ def freezing(part: float) -> None:
             layers = run.model.bert.encoder.layer
             for still in (run.model.bert.embeddings, layers[: len(layers) // 2]):
                 still.requires_grad_(False)
-            for group in run.optimizer.param_groups:  # several processes give frozen ones gradients too, of zeros
-                group["params"] = [parameter for parameter in group["params"] if parameter.requires_grad]
+            for group in (
+                run.optimizer.param_groups
+            ):  # several processes give frozen ones gradients too, of zeros
+                group["params"] = [
+                    parameter for parameter in group["params"] if parameter.requires_grad
+                ]
         return train_step(run, rows)
 
     train.train_step = changed
@@ -309,7 +355,8 @@ AT_ODDS += [{"classifier_alone", "loraplus_lr_ratio"}, {"classifier_alone", "fre
 def parsed(words: list[str], rank: int = 8, init_adapter: str = "") -> dict[str, list[float]]:
     """The ideas that the words name, each with its number, or none, in the order of IDEAS.
 
-    Raises InputError for a word that is none of them, and for ideas that a run with such adapters cannot have.
+    Raises InputError for a word that is none of them, and for ideas that a run with such adapters
+    cannot have.
     """
     found = {}
     for name, _, number in (word.partition("=") for word in words):
@@ -324,7 +371,9 @@ def parsed(words: list[str], rank: int = 8, init_adapter: str = "") -> dict[str,
         except (TypeError, ValueError, OverflowError):
             right = False
         if not right:
-            wanted = f"takes a number, {name}=NUMBER, {allowed[0]}" if allowed else "takes no number"
+            wanted = (
+                f"takes a number, {name}=NUMBER, {allowed[0]}" if allowed else "takes no number"
+            )
             raise InputError(f"{name}{'=' * bool(number)}{number}: {name} {wanted}")
     for some in AT_ODDS:
         if len(both := sorted(some & found.keys())) > 1:
@@ -340,12 +389,14 @@ def parsed(words: list[str], rank: int = 8, init_adapter: str = "") -> dict[str,
 def spelled(found: dict[str, list[float]]) -> list[str]:
     """The words of such ideas, always the same ones."""
     return [
-        "=".join([name, *(repr(number).removesuffix(".0") for number in numbers)]) for name, numbers in found.items()
+        "=".join([name, *(repr(number).removesuffix(".0") for number in numbers)])
+        for name, numbers in found.items()
     ]
 
 
 def take(words: list[str]) -> None:
-    """Changes train.py by each word, NAME or NAME=NUMBER. Raises InputError for one that is not so."""
+    """Changes train.py by each word, NAME or NAME=NUMBER. Raises InputError for one that is not
+    so."""
     for name, numbers in parsed(words).items():
         IDEAS[name][0](*numbers)
     set_up = train.set_up
@@ -358,14 +409,17 @@ def take(words: list[str]) -> None:
 
 
 def sign(words: list[str]) -> None:
-    """Everything that names a run's command, and what decides whether a run is the same, has the words in it."""
+    """Everything that names a run's command, and what decides whether a run is the same, has the
+    words in it."""
     said, options, console = " ".join(words), train.options, train.console
     identity, again, card = options.identity, console.command_to_resume, train.report.model_card
     write_options = train.run_folder.write_options
     options.identity = lambda *given: identity(*given) | {"ideas": words}
     console.command_to_resume = lambda out: again(out).replace(" --resume", f" {said} --resume", 1)
     ours = f"python experiments/ideas.py {said}"
-    train.report.model_card = lambda *given: card(*given).replace("    python train.py", f"    {ours}", 1)
+    train.report.model_card = lambda *given: card(*given).replace(
+        "    python train.py", f"    {ours}", 1
+    )
 
     def noted(chosen):
         write_options(chosen)

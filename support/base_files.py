@@ -27,8 +27,16 @@ from support.files import (
 from support.hub import find_file
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-MODEL_FILES = ("config.json", "model.safetensors", *TOKENIZER_FILES)  # all that a model of ours consists of
-TOKENIZER_PARTS = {"model": "WordPiece", "normalizer": "BertNormalizer", "pre_tokenizer": "BertPreTokenizer"}
+MODEL_FILES = (
+    "config.json",
+    "model.safetensors",
+    *TOKENIZER_FILES,
+)  # all that a model of ours consists of
+TOKENIZER_PARTS = {
+    "model": "WordPiece",
+    "normalizer": "BertNormalizer",
+    "pre_tokenizer": "BertPreTokenizer",
+}
 # What config.json may say of what is no field of BertConfig; what an absent one means comes first.
 SUPPORTED = {
     "model_type": ["bert"],
@@ -54,7 +62,9 @@ def read_config(path: str | Path, cls: type) -> dict:
     for f in fields(cls):
         value, low = found.get(f.name, f.default), int(f.name != "pad_token_id")
         if f.type is int and not (type(value) is int and low <= value < 2**31):
-            raise InputError(f"{path}: {f.name} must be a whole number from {low}, not {value!r:.40}")
+            raise InputError(
+                f"{path}: {f.name} must be a whole number from {low}, not {value!r:.40}"
+            )
         fraction = f.type in (float, float | None) and value is not None
         if fraction and not (type(value) in (int, float) and 0 <= value < 1):
             raise InputError(f"{path}: {f.name} must be at least 0 and below 1, not {value!r:.40}")
@@ -63,9 +73,13 @@ def read_config(path: str | Path, cls: type) -> dict:
     refuse_other_problem(path, raw.get("problem_type"), len(found.get("id2label", "ab")))
     whole = {f.name: f.default for f in fields(cls)} | found
     if whole["hidden_size"] % whole["num_attention_heads"] or whole["num_hidden_layers"] > 200:
-        raise InputError(f"{path}: hidden_size must be a multiple of num_attention_heads, and layers at most 200")
+        raise InputError(
+            f"{path}: hidden_size must be a multiple of num_attention_heads, and layers at most 200"
+        )
     if whole["pad_token_id"] >= whole["vocab_size"]:
-        raise InputError(f"{path}: pad_token_id {whole['pad_token_id']} is none of the {whole['vocab_size']} tokens")
+        raise InputError(
+            f"{path}: pad_token_id {whole['pad_token_id']} is none of the {whole['vocab_size']} tokens"
+        )
     return found
 
 
@@ -79,17 +93,25 @@ def refuse_other_problem(path: str | Path, told: str | None, labels: int) -> Non
     either."""
     meant = problem_type(labels)
     if told not in (None, meant):
-        raise InputError(f"{path}: problem_type {told!r:.40} with {labels} labels is not supported, only {meant!r}")
+        raise InputError(
+            f"{path}: problem_type {told!r:.40} with {labels} labels is not supported, only {meant!r}"
+        )
 
 
 def refuse_misfit(config, pairs: bool, model: str, max_length: int, rank: int = 0, **_) -> None:
     """Raises InputError for options that the base `model` of this config has no positions, segments or room for."""
     if max_length > (positions := config.max_position_embeddings):
-        raise InputError(f"--max-length {max_length} is more than the {positions} positions of {model}")
+        raise InputError(
+            f"--max-length {max_length} is more than the {positions} positions of {model}"
+        )
     if pairs and config.type_vocab_size < 2:
-        raise InputError(f"{model} cannot read pairs of texts: its type_vocab_size is 1, so it has no second segment")
+        raise InputError(
+            f"{model} cannot read pairs of texts: its type_vocab_size is 1, so it has no second segment"
+        )
     if rank > (most := config.hidden_size):  # (D, D) has no higher one
-        raise InputError(f"--rank {rank} is more than {most}, the rank of a whole weight of {model}")
+        raise InputError(
+            f"--rank {rank} is more than {most}, the rank of a whole weight of {model}"
+        )
 
 
 def unnamed(classes: list) -> list[str]:
@@ -118,8 +140,13 @@ def read_label_names(path: str | Path, id2label) -> dict[int, str]:
 def write_config(path: str | Path, config: dict) -> None:
     """A config.json that transformers reads."""
     label2id = {label: number for number, label in config["id2label"].items()}
-    problem = {"problem_type": "regression"} if len(label2id) == 1 else {}  # its pipeline would show a sigmoid else
-    write_json(path, {"model_type": "bert", "hidden_act": "gelu", **config, **problem, "label2id": label2id})
+    problem = (
+        {"problem_type": "regression"} if len(label2id) == 1 else {}
+    )  # its pipeline would show a sigmoid else
+    write_json(
+        path,
+        {"model_type": "bert", "hidden_act": "gelu", **config, **problem, "label2id": label2id},
+    )
 
 
 def open_tokenizer(name: str, vocab_size: int) -> Tokenizer:
@@ -132,13 +159,17 @@ def open_tokenizer(name: str, vocab_size: int) -> Tokenizer:
         tokenizer = from_json(path) if path.suffix == ".json" else from_vocabulary(name, path)
         tokenizer.no_padding()  # files come with settings of their own
         tokenizer.no_truncation()
-        probe = tokenizer.encode("a \N{EGYPTIAN HIEROGLYPH A001}").ids  # the second is unknown to it
+        probe = tokenizer.encode(
+            "a \N{EGYPTIAN HIEROGLYPH A001}"
+        ).ids  # the second is unknown to it
     except InputError:
         raise
     except Exception as error:  # the tokenizers package raises bare Exceptions
         raise misread(error, f"{path}: not a BERT tokenizer ({first_line(error)})") from None
     if (highest := max([*probe, *tokenizer.get_vocab().values()], default=0)) >= vocab_size:
-        raise InputError(f"{path}: has a token of number {highest}, but the model knows {vocab_size} tokens")
+        raise InputError(
+            f"{path}: has a token of number {highest}, but the model knows {vocab_size} tokens"
+        )
     return tokenizer
 
 
@@ -155,9 +186,14 @@ def from_vocabulary(name: str, path: Path) -> Tokenizer:
 
     settings = find_file(name, "tokenizer_config.json", required=False)
     settings = read_json(settings) if settings else {}
-    lowercase, chinese = settings.get("do_lower_case", True), settings.get("tokenize_chinese_chars", True)
+    lowercase, chinese = (
+        settings.get("do_lower_case", True),
+        settings.get("tokenize_chinese_chars", True),
+    )
     rules = {"lowercase": lowercase, "strip_accents": settings.get("strip_accents")}
-    return Tokenizer.from_str(BertWordPieceTokenizer(str(path), handle_chinese_chars=chinese, **rules).to_str())
+    return Tokenizer.from_str(
+        BertWordPieceTokenizer(str(path), handle_chinese_chars=chinese, **rules).to_str()
+    )
 
 
 def copy_tokenizer(base: str, folder: str | Path) -> None:
@@ -223,11 +259,17 @@ def refuse_to_replace(folder: str, target: Path, sources: list[Path], overwrite:
     names = sorted(path.name for path in target.iterdir())
     foreign = [name for name in names if name not in MODEL_FILES or not (target / name).is_file()]
     if foreign:
-        raise InputError(f"{folder}: holds {listing(foreign)}, which no merge wrote; give another directory")
+        raise InputError(
+            f"{folder}: holds {listing(foreign)}, which no merge wrote; give another directory"
+        )
     if names and not overwrite:
-        raise InputError(f"{folder}: holds a model; --overwrite replaces it, another directory keeps it")
+        raise InputError(
+            f"{folder}: holds a model; --overwrite replaces it, another directory keeps it"
+        )
     if target == Path.cwd():
-        raise InputError(f"{folder}: the directory you are in, which cannot be replaced; give another")
+        raise InputError(
+            f"{folder}: the directory you are in, which cannot be replaced; give another"
+        )
 
 
 def remove_model(folder: Path, only_files: bool = False) -> None:

@@ -29,12 +29,17 @@ def fingerprint(model: str, adapter: str, splits: list[dict]) -> str:
     and None by name, on a CPU."""
     files = [find_file(model, "config.json"), find_file(model, "model.safetensors")]
     if adapter:
-        files += [find_file(adapter, "adapter_config.json"), find_file(adapter, "adapter_model.safetensors")]
+        files += [
+            find_file(adapter, "adapter_config.json"),
+            find_file(adapter, "adapter_model.safetensors"),
+        ]
     sha256 = hashlib.sha256()
     for path in files:
         with open(path, "rb") as file:
             sha256.update(hashlib.file_digest(file, "sha256").digest())
-    for name, values in ((name, values) for split in splits for name, values in split.items() if values is not None):
+    for name, values in (
+        (name, values) for split in splits for name, values in split.items() if values is not None
+    ):
         sha256.update(f"{name} {len(values)}".encode())
         sha256.update(memoryview(values.numpy() if isinstance(values, Tensor) else values))
     return sha256.hexdigest()
@@ -42,9 +47,15 @@ def fingerprint(model: str, adapter: str, splits: list[dict]) -> str:
 
 def random_states(on_cuda: bool) -> dict[str, Tensor]:
     """The states of all processes' generators: random.cpu.0, random.cpu.1, … and random.cuda.0, …"""
-    states = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if on_cuda else {})
+    states = {"cpu": torch.get_rng_state()} | (
+        {"cuda": torch.cuda.get_rng_state()} if on_cuda else {}
+    )
     gathered = {kind: distributed.gathered(state) for kind, state in states.items()}
-    return {f"random.{kind}.{rank}": state for kind, every in gathered.items() for rank, state in enumerate(every)}
+    return {
+        f"random.{kind}.{rank}": state
+        for kind, every in gathered.items()
+        for rank, state in enumerate(every)
+    }
 
 
 def digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
@@ -63,7 +74,14 @@ class Checkpoint:
     often as a hundredth of the time allows.
     """
 
-    def __init__(self, path: Path, identity: dict, every: int, trained: dict[str, Tensor], optimizer: Optimizer):
+    def __init__(
+        self,
+        path: Path,
+        identity: dict,
+        every: int,
+        trained: dict[str, Tensor],
+        optimizer: Optimizer,
+    ):
         self.path, self.identity, self.every = path, identity, every
         self.trained, self.optimizer = trained, optimizer
         self.on_cuda = any(parameter.is_cuda for parameter in trained.values())
@@ -85,7 +103,9 @@ class Checkpoint:
     def due(self, step: int) -> bool:
         if self.every:
             return step % self.every == 0
-        return distributed.is_first() and time.perf_counter() - self.saved > max(20.0, 100 * self.cost)
+        return distributed.is_first() and time.perf_counter() - self.saved > max(
+            20.0, 100 * self.cost
+        )
 
     def save(self, progress: Progress) -> None:
         begun = time.perf_counter()
@@ -115,9 +135,16 @@ class Checkpoint:
             if ("random.cuda.0" in found) != self.on_cuda:
                 there, here = ("a GPU", "a CPU") if "random.cuda.0" in found else ("a CPU", "a GPU")
                 raise InputError(f"{self.path}: that run was on {there}, and this one is on {here}")
-            states, tensors = {name: found.pop(name) for name in [*found] if name.startswith("random.")}, self.tensors()
-            kinds = lambda tensors: {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-            if kinds(found) != kinds(tensors) or len(states) != then["workers"] * (1 + self.on_cuda):
+            states, tensors = (
+                {name: found.pop(name) for name in [*found] if name.startswith("random.")},
+                self.tensors(),
+            )
+            kinds = lambda tensors: {
+                name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()
+            }
+            if kinds(found) != kinds(tensors) or len(states) != then["workers"] * (
+                1 + self.on_cuda
+            ):
                 raise ValueError("other tensors")
             rank = distributed.RANK if then["workers"] > distributed.RANK else 0
             torch.set_rng_state(states[f"random.cpu.{rank}"])
@@ -125,10 +152,20 @@ class Checkpoint:
                 torch.cuda.set_rng_state(states[f"random.cuda.{rank}"])
             if rank != distributed.RANK:
                 distributed.draw_own(self.identity["seed"], progress.step)
-        except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (
+            SafetensorError,
+            OSError,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:
             if is_out_of_memory(error):
                 raise
-            raise InputError(f"{self.path}: not a whole checkpoint; --overwrite starts anew") from None
+            raise InputError(
+                f"{self.path}: not a whole checkpoint; --overwrite starts anew"
+            ) from None
         for name, tensor in tensors.items():
             tensor.copy_(found[name])
         return progress
@@ -153,7 +190,9 @@ class Checkpoint:
             first = differing[0]
             what = f"{first} {then.get(first)!r}, not {self.identity.get(first)!r}"
             what = "other weights or data" if first == "contents" else what
-            raise InputError(f"{self.path}: that run was started with {what}; --overwrite starts anew")
+            raise InputError(
+                f"{self.path}: that run was started with {what}; --overwrite starts anew"
+            )
 
     def changes(self, then: dict) -> list[str]:
         """Lines on what is another than `then`, but does not keep the run from going on."""
@@ -164,8 +203,12 @@ class Checkpoint:
                 "on the same sentences, but not the same bytes, as other random numbers drop out and sums round"
             )
         if threads != now and not self.on_cuda:
-            same = f"OMP_NUM_THREADS={threads} would give the same bytes as a run that never stopped"
-            notes.append(f"the number of CPU threads is {now}, and was {threads} until here: {same}")
+            same = (
+                f"OMP_NUM_THREADS={threads} would give the same bytes as a run that never stopped"
+            )
+            notes.append(
+                f"the number of CPU threads is {now}, and was {threads} until here: {same}"
+            )
         if then.get("epochs") != self.identity.get("epochs"):
             notes.append(
                 f"{self.identity['epochs']} epochs instead of {then['epochs']}: the learning rate's line is drawn anew "

@@ -37,7 +37,9 @@ class Channel(io.FileIO):
 
     def write(self, data) -> int:
         try:
-            while not self.lost and (written := super().write(data)) is None:  # a terminal set not to block
+            while (
+                not self.lost and (written := super().write(data)) is None
+            ):  # a terminal set not to block
                 select.select((), (self,), ())
             return len(data) if self.lost else written
         except OSError as error:
@@ -103,7 +105,9 @@ def open_streams() -> None:
 
 def outlive_output() -> None:
     """From here on nothing ends because what it prints finds no reader or no room: its files are the result."""
-    for channel in (getattr(getattr(stream, "buffer", None), "raw", None) for stream in (sys.stdout, sys.stderr)):
+    for channel in (
+        getattr(getattr(stream, "buffer", None), "raw", None) for stream in (sys.stdout, sys.stderr)
+    ):
         if isinstance(channel, Channel):
             channel.raising = False
 
@@ -155,7 +159,9 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'writing'}: {error.strerror or first_line(error)}"
     if isinstance(error, ImportError):
-        return f"{first_line(error)}: install what requirements.txt lists, or start with `make train`"
+        return (
+            f"{first_line(error)}: install what requirements.txt lists, or start with `make train`"
+        )
     if isinstance(error, UnicodeError):
         return f"{first_line(error)}: give files names in UTF-8, and the terminal a locale of UTF-8 (LC_ALL=C.UTF-8)"
     what = f"{type(error).__name__}: {first_line(error)}"
@@ -171,7 +177,9 @@ def catch_signals() -> list[int]:
 
     def note(number: int, _) -> None:
         stop.append(number)
-        signal.signal(number, signal.SIG_IGN if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIG_DFL)
+        signal.signal(
+            number, signal.SIG_IGN if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIG_DFL
+        )
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
@@ -229,7 +237,9 @@ class Log:
         """Shows a bar of `total` sentences, of which so many are `done` already."""
         self.begun, self.done, self.left = time.perf_counter(), 0, total - done
         shown = sys.stderr.isatty() and distributed.is_first()
-        self.bar = tqdm(total=total, initial=done, unit=" sentences", disable=not shown, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total, initial=done, unit=" sentences", disable=not shown, dynamic_ncols=True
+        )
 
     def advance(self, sentences: int) -> None:
         self.done += sentences

@@ -16,7 +16,13 @@ def choose_device(wanted: str) -> str:
     """cuda, mps or cpu: what is wanted, or for "auto" the best that is there."""
     if wanted != "auto":
         return wanted
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
 
 
 def chosen(option: str, device: str) -> bool:
@@ -37,14 +43,21 @@ def why_not_compiled(device: str) -> str:
     """
     number = time.time_ns() % 2**20  # another each time, as what was compiled once is kept
     try:
-        torch.compile(lambda x: x + number, fullgraph=True, dynamic=False)(torch.ones(2, device=device))
+        torch.compile(lambda x: x + number, fullgraph=True, dynamic=False)(
+            torch.ones(2, device=device)
+        )
         return ""
     except Exception as error:  # whatever a compiler, or the lack of one, leads to
         return first_line(error)
 
 
 def place(
-    model: nn.Module, repeated: list[nn.Module], device: str, dtype: str, compile: str, recompute: bool = False
+    model: nn.Module,
+    repeated: list[nn.Module],
+    device: str,
+    dtype: str,
+    compile: str,
+    recompute: bool = False,
 ) -> None:
     """Moves the model to its device, in place, with bfloat16 and torch.compile where they are chosen.
 
@@ -56,7 +69,9 @@ def place(
     distributed.refuse_device(device)
     move(model, device)
     if chosen(dtype, device):
-        for module in model.modules():  # frozen: no float32 original is needed, and no conversion in each step
+        for module in (
+            model.modules()
+        ):  # frozen: no float32 original is needed, and no conversion in each step
             if isinstance(module, nn.Linear) and not module.weight.requires_grad:
                 module.to(torch.bfloat16)
     if recompute:
@@ -66,7 +81,10 @@ def place(
         if compile == "yes":
             raise InputError(f"--compile yes cannot be used here: {reason}")
         if distributed.is_first():
-            print(f"note: the layers are not compiled, which would be faster: {reason}", file=sys.stderr)
+            print(
+                f"note: the layers are not compiled, which would be faster: {reason}",
+                file=sys.stderr,
+            )
     if compiles(compile, device):
         for layer in repeated:
             layer.compile(fullgraph=True, dynamic=True)

@@ -49,13 +49,17 @@ def start() -> None:
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(LOCAL_RANK % torch.cuda.device_count())
-    patience = datetime.timedelta(days=30)  # one may work much longer than another; who is lost is noticed at once
+    patience = datetime.timedelta(
+        days=30
+    )  # one may work much longer than another; who is lost is noticed at once
     with carried():
         TABLE = next(distributed.rendezvous("env://", timeout=patience))[0]
         if alone:
             return
         STORE = distributed.PrefixStore(*agreed(TABLE))
-        distributed.init_process_group(backend, store=STORE, rank=RANK, world_size=SIZE, timeout=patience)
+        distributed.init_process_group(
+            backend, store=STORE, rank=RANK, world_size=SIZE, timeout=patience
+        )
 
 
 def agreed(table) -> tuple:
@@ -66,10 +70,15 @@ def agreed(table) -> tuple:
     mine = uuid.uuid4().hex
     if RANK == 0:
         table.set("name", mine)
-        table.set(f"{mine} known", json.dumps([table.get(f"{mine} {rank}").decode() for rank in range(1, SIZE)]))
+        table.set(
+            f"{mine} known",
+            json.dumps([table.get(f"{mine} {rank}").decode() for rank in range(1, SIZE)]),
+        )
         return mine, table
     while True:
-        name = table.get("name").decode()  # perhaps an earlier start's, where nobody waits for this process
+        name = table.get(
+            "name"
+        ).decode()  # perhaps an earlier start's, where nobody waits for this process
         table.set(f"{name} {RANK}", mine)
         if table.check([f"{name} known"]) and mine in table.get(f"{name} known").decode():
             return name, table
@@ -150,7 +159,9 @@ def refuse_device(device: str) -> None:
     if SIZE > 1 and device == "mps":
         raise InputError("--device mps takes one process; start it without torchrun")
     if SIZE > 1 and device == "cuda" and 0 < (there := torch.cuda.device_count()) < LOCAL_SIZE:
-        raise InputError(f"{LOCAL_SIZE} processes for {there} GPUs, and each takes one: --nproc-per-node {there}")
+        raise InputError(
+            f"{LOCAL_SIZE} processes for {there} GPUs, and each takes one: --nproc-per-node {there}"
+        )
 
 
 def begin(identity: dict, parameters: list[Tensor], seed: int) -> None:
@@ -160,10 +171,16 @@ def begin(identity: dict, parameters: list[Tensor], seed: int) -> None:
     """
     if SIZE == 1:
         return
-    given = {name: value for name, value in identity.items() if name not in ("model", "data", "init_adapter")}
+    given = {
+        name: value
+        for name, value in identity.items()
+        if name not in ("model", "data", "init_adapter")
+    }
     number = int.from_bytes(hashlib.sha256(json.dumps(given, sort_keys=True).encode()).digest()[:7])
     if largest(number, -number) != [number, -number]:
-        raise InputError("the processes were given other options, weights or data; give all of them the same")
+        raise InputError(
+            "the processes were given other options, weights or data; give all of them the same"
+        )
     copied([parameter.detach() for parameter in parameters])
     draw_own(seed)
 
@@ -171,7 +188,9 @@ def begin(identity: dict, parameters: list[Tensor], seed: int) -> None:
 def draw_own(seed: int, step: int = 0) -> None:
     """Begins a stream of random numbers, seeded by (seed, rank, step), in each process but the first, which goes on."""
     if RANK:
-        torch.manual_seed(int(np.random.SeedSequence([seed, RANK, step]).generate_state(1, np.uint64)[0]))
+        torch.manual_seed(
+            int(np.random.SeedSequence([seed, RANK, step]).generate_state(1, np.uint64)[0])
+        )
 
 
 def share(items: list) -> list:
@@ -234,7 +253,11 @@ def from_first(make: Callable):
         return make()
     text = json.dumps(make()).encode() if RANK == 0 else b""
     size = summed(torch.tensor(len(text)))
-    content = torch.tensor([*text], dtype=torch.uint8) if RANK == 0 else torch.empty(int(size), dtype=torch.uint8)
+    content = (
+        torch.tensor([*text], dtype=torch.uint8)
+        if RANK == 0
+        else torch.empty(int(size), dtype=torch.uint8)
+    )
     return json.loads(copied([content])[0].numpy().tobytes())
 
 
@@ -246,15 +269,24 @@ def copied(tensors: list[Tensor]) -> list[Tensor]:
     return tensors
 
 
-def tensors_from_first(make: Callable[[], tuple[dict, dict[str, Tensor]]]) -> tuple[dict, dict[str, Tensor]]:
+def tensors_from_first(
+    make: Callable[[], tuple[dict, dict[str, Tensor]]],
+) -> tuple[dict, dict[str, Tensor]]:
     """What make() returns in the first process, plain values and tensors on a CPU by name."""
     if SIZE == 1:
         return make()
     told, tensors = make() if RANK == 0 else ({}, {})
-    kinds = {name: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for name, tensor in tensors.items()}
+    kinds = {
+        name: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
+        for name, tensor in tensors.items()
+    }
     told, kinds = from_first(lambda: [told, kinds])
-    made = lambda name, shape, dtype: tensors.get(name, torch.empty(shape, dtype=getattr(torch, dtype)))
-    return told, dict(zip(kinds, copied([made(name, *kind) for name, kind in kinds.items()]), strict=True))
+    made = lambda name, shape, dtype: tensors.get(
+        name, torch.empty(shape, dtype=getattr(torch, dtype))
+    )
+    return told, dict(
+        zip(kinds, copied([made(name, *kind) for name, kind in kinds.items()]), strict=True)
+    )
 
 
 def once_a_machine(make: Callable[[], tuple]) -> tuple:
@@ -266,20 +298,32 @@ def once_a_machine(make: Callable[[], tuple]) -> tuple:
     try:
         if LOCAL_RANK == 0:
             told, parts = make()
-            values = {f"{n}.{name}": value for n, part in enumerate(parts) for name, value in part.items()}
-            shape = [told, [list(part) for part in parts], [n for n, v in values.items() if isinstance(v, np.ndarray)]]
+            values = {
+                f"{n}.{name}": value for n, part in enumerate(parts) for name, value in part.items()
+            }
+            shape = [
+                told,
+                [list(part) for part in parts],
+                [n for n, v in values.items() if isinstance(v, np.ndarray)],
+            ]
             folder = tempfile.mkdtemp(prefix="bert-lora-")
-            tensors = {name: torch.as_tensor(value) for name, value in values.items() if value is not None}
+            tensors = {
+                name: torch.as_tensor(value) for name, value in values.items() if value is not None
+            }
             try:
                 save_file(tensors, f"{folder}/made.safetensors", {"shape": json.dumps(shape)})
             except SafetensorError as error:
-                raise InputError(f"{folder}: {first_line(error)}; TMPDIR names another place") from None
+                raise InputError(
+                    f"{folder}: {first_line(error)}; TMPDIR names another place"
+                ) from None
             STORE.set(key, folder)
             del parts, values, tensors
         largest(0)  # until all are written
         with safe_open(f"{STORE.get(key).decode()}/made.safetensors", "pt") as file:
             (told, parts, arrays), found = json.loads(file.metadata()["shape"]), {*file.keys()}
-            read = lambda name: file.get_tensor(name).numpy() if name in arrays else file.get_tensor(name)
+            read = lambda name: (
+                file.get_tensor(name).numpy() if name in arrays else file.get_tensor(name)
+            )
             value = lambda name: read(name) if name in found else None
             parts = [{name: value(f"{n}.{name}") for name in part} for n, part in enumerate(parts)]
         largest(0)  # until all are opened

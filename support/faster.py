@@ -106,7 +106,9 @@ def frozen_linear(linear: nn.Linear, x: Tensor) -> Tensor:
         return F.linear(x, W, b)  # (…, in) -> (…, out)
     dtype = autocast_dtype(x)
     rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (T, in)
-    return Frozen.apply(rows, W.to(dtype), None if b is None else b.to(dtype)).view(*x.shape[:-1], -1)  # (…, out)
+    return Frozen.apply(rows, W.to(dtype), None if b is None else b.to(dtype)).view(
+        *x.shape[:-1], -1
+    )  # (…, out)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
@@ -116,7 +118,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 def speed_up_frozen(model: nn.Module) -> None:
     """From here on the frozen float32 linear layers take frozen_linear, on a CPU."""
     for module in model.modules():
-        if type(module) is nn.Linear and not module.weight.requires_grad and module.weight.dtype == torch.float32:
+        if (
+            type(module) is nn.Linear
+            and not module.weight.requires_grad
+            and module.weight.dtype == torch.float32
+        ):
             module.forward = functools.partial(frozen_linear, module)
             # oneDNN keeps what it compiled for a product and a number of tokens, half a MiB each, a thousand of them.
             # Here the last 64 do, as a step has six products and a new one takes a third of a millisecond; in bfloat16,
@@ -147,7 +153,9 @@ class FrozenPlusLowRank(torch.autograd.Function):
         for y, z_one, B in zip(ys, z.split(ctx.ranks), Bs, strict=True):
             y.addmm_(z_one.t(), B.t())  # (T, out)
         ctx.save_for_backward(h, kept, z, A, *Ws, *Bs)
-        if not ctx.needs_input_grad[0]:  # in the first layer: nothing asks for the gradients of these
+        if not ctx.needs_input_grad[
+            0
+        ]:  # in the first layer: nothing asks for the gradients of these
             ctx.mark_non_differentiable(*(y for y, R in zip(ys, ctx.ranks, strict=True) if not R))
         return ys
 
@@ -156,7 +164,9 @@ class FrozenPlusLowRank(torch.autograd.Function):
         h, kept, z, A, *weights = ctx.saved_tensors
         Ws, Bs = weights[: len(dys)], weights[len(dys) :]
         dz, dBs = torch.empty_like(z), []  # (all R, T)
-        for dy, z_one, dz_one, B in zip(dys, z.split(ctx.ranks), dz.split(ctx.ranks), Bs, strict=True):
+        for dy, z_one, dz_one, B in zip(
+            dys, z.split(ctx.ranks), dz.split(ctx.ranks), Bs, strict=True
+        ):
             torch.mm(B.t(), dy.t(), out=dz_one)  # (R, T)
             dBs.append((z_one @ dy).t())  # (out, R)
         dAs = (dz.mul_(ctx.scaling) @ h).split(ctx.ranks)  # (R, in)
@@ -165,8 +175,16 @@ class FrozenPlusLowRank(torch.autograd.Function):
             dx, *others = (product(dy, W.t()) for dy, W in zip(dys, Ws, strict=True))  # (T, in)
             for other in others:
                 dx.add_(other)
-            dx = dx.addmm_(dz.t(), A) if kept is None else dx.add_((dz.t() @ A).mul_(kept))  # (T, in)
-        return dx, None, None, None, *itertools.chain(*((None, None, dA, dB) for dA, dB in zip(dAs, dBs, strict=True)))
+            dx = (
+                dx.addmm_(dz.t(), A) if kept is None else dx.add_((dz.t() @ A).mul_(kept))
+            )  # (T, in)
+        return (
+            dx,
+            None,
+            None,
+            None,
+            *itertools.chain(*((None, None, dA, dB) for dA, dB in zip(dAs, dBs, strict=True))),
+        )
 
 
 def linear_plus_lora(x: Tensor, *layers: nn.Module) -> list[Tensor]:
@@ -186,7 +204,12 @@ def linear_plus_lora(x: Tensor, *layers: nn.Module) -> list[Tensor]:
             W = layer.weight
             weights += [W, layer.bias, W.new_empty(0, W.shape[1]), W.new_empty(W.shape[0], 0)]
         else:
-            weights += [layer.linear.weight, layer.linear.bias, lora.lora_A.weight, lora.lora_B.weight]
+            weights += [
+                layer.linear.weight,
+                layer.linear.bias,
+                lora.lora_A.weight,
+                lora.lora_B.weight,
+            ]
     weights = (None if w is None else w.to(dtype) for w in weights)
     ys = FrozenPlusLowRank.apply(rows, kept, first.scaling / (1 - p), times, *weights)  # (T, out)
     return [y.view(*x.shape[:-1], -1) for y in ys]  # (…, out)
@@ -198,7 +221,9 @@ def read_together(x: Tensor, *layers: nn.Module) -> list[Tensor]:
     That is where some have adapters, alike but for A and B, the rest is frozen, and nobody watches a layer by a hook.
     The paper's code too drops the same numbers for query and value.
     """
-    adapted = [layer for layer in layers if type(layer).__name__ == "LinearWithLoRA"]  # no heir, which may compute more
+    adapted = [
+        layer for layer in layers if type(layer).__name__ == "LinearWithLoRA"
+    ]  # no heir, which may compute more
     linears = [layer.linear if layer in adapted else layer for layer in layers]
     alike = {(layer.lora.training, layer.lora.dropout.p, layer.lora.scaling) for layer in adapted}
     plain = all(type(linear) is nn.Linear for linear in linears)
@@ -229,8 +254,14 @@ def pack(model: nn.Module) -> None:
     if not (ENABLED and ONEDNN):
         return
     for name, linear in model.named_modules():
-        if type(linear) is nn.Linear and name != "classifier" and linear.weight.dtype == torch.float32:
-            W = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1024)  # for about so many tokens
+        if (
+            type(linear) is nn.Linear
+            and name != "classifier"
+            and linear.weight.dtype == torch.float32
+        ):
+            W = torch.ops.mkldnn._reorder_linear_weight(
+                linear.weight.detach(), 1024
+            )  # for about so many tokens
             linear.forward = functools.partial(product, W=W, b=linear.bias)
             linear.weight = None
 
@@ -242,7 +273,11 @@ class NoInit(TorchFunctionMode):
     """Inside this context the functions of torch.nn.init do nothing: on meta tensors they would import for a second."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        return None if getattr(function, "__module__", None) == "torch.nn.init" else function(*args, **(kwargs or {}))
+        return (
+            None
+            if getattr(function, "__module__", None) == "torch.nn.init"
+            else function(*args, **(kwargs or {}))
+        )
 
 
 @contextlib.contextmanager

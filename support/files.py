@@ -24,7 +24,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     not create a primitive"; Python and Arrow have a MemoryError, the operating system ENOMEM; libraries are not loaded
     and threads not started.
     """
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM
+    ):
         return True
     said = "out of memory|allocate memory|bad_alloc|size calculation overflowed|could not create a primitive"
     said += "|failed to map segment|failed to launch worker thread"
@@ -89,7 +91,9 @@ def write_json(path: str | Path, value: dict) -> None:
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """A safetensors file; `metadata` goes into its header."""
     with written_whole(path) as temporary:
-        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+        temporary.write_bytes(
+            save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+        )
 
 
 # Reading.
@@ -99,7 +103,9 @@ def read_json(path: str | Path) -> dict:
     """The object in a JSON file. Raises InputError for anything else."""
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        json.dumps(raw, ensure_ascii=False).encode()  # half a surrogate pair can be written in JSON, but is no text
+        json.dumps(
+            raw, ensure_ascii=False
+        ).encode()  # half a surrogate pair can be written in JSON, but is no text
     except (ValueError, RecursionError) as error:
         raise misread(error, f"{path}: not a JSON file ({first_line(error)})") from None
     if not isinstance(raw, dict):
@@ -112,7 +118,9 @@ def open_safetensors(path: str | Path):
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
-        raise misread(error, f"{path}: not a whole safetensors file ({error}); download or save it again") from None
+        raise misread(
+            error, f"{path}: not a whole safetensors file ({error}); download or save it again"
+        ) from None
 
 
 def read_tensor(file, path: str | Path, key: str, shape: torch.Size | None = None) -> Tensor:
@@ -122,13 +130,17 @@ def read_tensor(file, path: str | Path, key: str, shape: torch.Size | None = Non
     """
     found = torch.Size(file.get_slice(key).get_shape())
     if shape is not None and found != shape:
-        raise InputError(f"{path}: tensor {key} has the shape {list(found)}, expected {list(shape)}")
+        raise InputError(
+            f"{path}: tensor {key} has the shape {list(found)}, expected {list(shape)}"
+        )
     try:
         tensor = file.get_tensor(key)
     except (SafetensorError, TypeError, RuntimeError) as error:
         raise misread(error, f"{path}: tensor {key} cannot be read ({first_line(error)})") from None
     if not tensor.is_floating_point():
-        raise InputError(f"{path}: tensor {key} is {tensor.dtype}, expected float32, float16 or bfloat16")
+        raise InputError(
+            f"{path}: tensor {key} is {tensor.dtype}, expected float32, float16 or bfloat16"
+        )
     tensor = tensor.float()
     if not torch.isfinite(tensor.sum()):
         raise InputError(f"{path}: tensor {key} holds NaN or infinity; the file is damaged")

@@ -45,8 +45,16 @@ def task_of(data: str, text_columns=()) -> tuple[str, list[str], list[list[str]]
     """
     name = Path(os.path.abspath(data) if Path(data).exists() else data.partition("@")[0]).name
     metric, names, own = TASKS.get(name, ("", [], []))
-    others = [columns for columns in TEXT_COLUMNS if len(columns) == len(own or columns) and columns != own]
-    return metric, names, [list(text_columns)] if text_columns else [own, *others] if own else others
+    others = [
+        columns
+        for columns in TEXT_COLUMNS
+        if len(columns) == len(own or columns) and columns != own
+    ]
+    return (
+        metric,
+        names,
+        [list(text_columns)] if text_columns else [own, *others] if own else others,
+    )
 
 
 def bounds(metric: str, usual: str) -> tuple[float, float] | None:
@@ -62,20 +70,29 @@ def checked_metric(metric: str, names: list[str]) -> str:
 
     Raises InputError for a metric of two classes where there are others.
     """
-    metric = metric or next((usual for usual, classes, _ in TASKS.values() if classes == names != []), "accuracy")
+    metric = metric or next(
+        (usual for usual, classes, _ in TASKS.values() if classes == names != []), "accuracy"
+    )
     if metric in ("f1", "matthews_correlation") and len(names) != 2:
-        raise InputError(f"--metric {metric} is one of two classes, and the data has {len(names)}: {listing(names)}")
+        raise InputError(
+            f"--metric {metric} is one of two classes, and the data has {len(names)}: {listing(names)}"
+        )
     return metric
 
 
-def score(metric: str, predicted: np.ndarray, labels: np.ndarray, names: Iterable[str] = ()) -> dict[str, float]:
+def score(
+    metric: str, predicted: np.ndarray, labels: np.ndarray, names: Iterable[str] = ()
+) -> dict[str, float]:
     """The scores of predictions (N,), class numbers or the numbers of a regression, as GLUE reports them.
 
     Of a regression pearson and spearman; of classes accuracy, and the `metric` of f1 and matthews_correlation, of the
     classes 0 and 1, also where it is that of the GLUE task with classes of these `names`.
     """
     if metric in OF_NUMBERS:
-        return {"pearson": pearson(predicted, labels), "spearman": pearson(ranks(predicted), ranks(labels))}
+        return {
+            "pearson": pearson(predicted, labels),
+            "spearman": pearson(ranks(predicted), ranks(labels)),
+        }
     scores = {"accuracy": float(np.mean(predicted == labels))}
     # Counts as Python's numbers, which do not overflow: true and false, positive and negative.
     tp, tn = (int(np.sum((predicted == labels) & (labels == c))) for c in (1, 0))
@@ -98,7 +115,9 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
     x, y = x.astype(np.float64), y.astype(np.float64)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
-    with np.errstate(invalid="ignore"):  # of infinite predictions NaN comes out; the loss is refused then
+    with np.errstate(
+        invalid="ignore"
+    ):  # of infinite predictions NaN comes out; the loss is refused then
         x, y = x - x.mean(), y - y.mean()
         return float(np.clip((x / np.linalg.norm(x)) @ (y / np.linalg.norm(y)), -1, 1))
 

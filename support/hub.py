@@ -17,7 +17,16 @@ from pathlib import Path
 from support.files import InputError, first_line, misread
 
 SECONDS = 8.0  # within which the Hub has to answer
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
+DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EIO,
+}
 
 
 def within(seconds: float, ask: Callable):
@@ -45,11 +54,15 @@ def out_of_reach() -> str:
     from huggingface_hub import constants, errors, get_hf_file_metadata
 
     answer = within(SECONDS, lambda: get_hf_file_metadata(constants.ENDPOINT, timeout=SECONDS))
-    refused = isinstance(answer, errors.HfHubHTTPError) and answer.response.status_code < 500  # so it is there
+    refused = (
+        isinstance(answer, errors.HfHubHTTPError) and answer.response.status_code < 500
+    )  # so it is there
     return first_line(answer) if isinstance(answer, Exception) and not refused else ""
 
 
-def find_file(name: str, filename: str, repo_type: str = "model", required: bool = True) -> Path | None:
+def find_file(
+    name: str, filename: str, repo_type: str = "model", required: bool = True
+) -> Path | None:
     """The path of a file in the directory `name`, or else in the Hub's repository `name[@revision]`.
 
     From the Hub it is downloaded once and kept in its cache. Without `required`, an absent file is None.
@@ -59,11 +72,19 @@ def find_file(name: str, filename: str, repo_type: str = "model", required: bool
     repository, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", repository):
         raise InputError(f"{name}: no such directory, and no name of a Hub repository")
-    from huggingface_hub import _CACHED_NO_EXIST, errors, hf_hub_download, logging, try_to_load_from_cache
+    from huggingface_hub import (
+        _CACHED_NO_EXIST,
+        errors,
+        hf_hub_download,
+        logging,
+        try_to_load_from_cache,
+    )
 
     logging.set_verbosity_error()  # the one line says it all
     which = {"repo_type": repo_type, "revision": revision or None}
-    at_commit = re.fullmatch(r"[0-9a-f]{40}", revision) and try_to_load_from_cache(repository, filename, **which)
+    at_commit = re.fullmatch(r"[0-9a-f]{40}", revision) and try_to_load_from_cache(
+        repository, filename, **which
+    )
     with hub_errors(name):
         local = isinstance(at_commit, str) or bool(out_of_reach())  # a commit's file never changes
         try:
@@ -71,8 +92,13 @@ def find_file(name: str, filename: str, repo_type: str = "model", required: bool
         except errors.RemoteEntryNotFoundError:
             if required:
                 raise InputError(f"{name}: the Hub's repository has no {filename}") from None
-        except errors.LocalEntryNotFoundError:  # the Hub is out of reach, but may have said that there is no such file
-            if required or try_to_load_from_cache(repository, filename, **which) is not _CACHED_NO_EXIST:
+        except (
+            errors.LocalEntryNotFoundError
+        ):  # the Hub is out of reach, but may have said that there is no such file
+            if (
+                required
+                or try_to_load_from_cache(repository, filename, **which) is not _CACHED_NO_EXIST
+            ):
                 raise
     return None
 
@@ -83,7 +109,11 @@ def find_in_folder(folder: Path, filename: str, required: bool) -> Path | None:
     if not required:
         return None
     pickled = (folder / "pytorch_model.bin").exists() and filename == "model.safetensors"
-    hint = "; its pytorch_model.bin is a pickle, which can run code: convert it to safetensors" if pickled else ""
+    hint = (
+        "; its pytorch_model.bin is a pickle, which can run code: convert it to safetensors"
+        if pickled
+        else ""
+    )
     raise InputError(f"{folder}: the directory has no {filename}{hint}")
 
 
@@ -111,13 +141,17 @@ def hub_errors(name: str, later: str = ""):
             errors.LocalTokenNotFoundError: "nobody is logged in to the Hub: run `hf auth login` first",
         }
         unforeseen = f"the Hub did not answer as it should ({first_line(error)}); try again"
-        text = next((text for kind, text in explanations.items() if isinstance(error, kind)), unforeseen)
+        text = next(
+            (text for kind, text in explanations.items() if isinstance(error, kind)), unforeseen
+        )
         raise misread(error, f"{name}: {text}{later}") from None
 
 
 def disk_error(error: BaseException | None) -> OSError | None:
     """The error of a disk that lies behind an error of the client's, if there is one."""
-    while error is not None and not (type(error).__module__ == "builtins" and getattr(error, "errno", 0) in DISK):
+    while error is not None and not (
+        type(error).__module__ == "builtins" and getattr(error, "errno", 0) in DISK
+    ):
         error = error.__cause__ or error.__context__
     return error
 
@@ -132,11 +166,18 @@ def check_login(repository: str) -> None:
     with hub_errors(repository):
         if isinstance(who := within(SECONDS, whoami), Exception):
             raise who
-    owner, names = repository.partition("/")[0], [who["name"], *(group["name"] for group in who.get("orgs", []))]
+    owner, names = (
+        repository.partition("/")[0],
+        [who["name"], *(group["name"] for group in who.get("orgs", []))],
+    )
     if "/" in repository and owner not in names:
-        raise InputError(f"{repository}: you are {who['name']} on the Hub, who cannot push to what is {owner}'s")
+        raise InputError(
+            f"{repository}: you are {who['name']} on the Hub, who cannot push to what is {owner}'s"
+        )
     if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise InputError(f"{repository}: your token can only read; `hf auth login` takes one that can write")
+        raise InputError(
+            f"{repository}: your token can only read; `hf auth login` takes one that can write"
+        )
 
 
 def require_hub(repository: str, later: str = "") -> None:
@@ -151,8 +192,12 @@ def content_for(repository: str, file: Path) -> bytes:
         named := re.search(rb'^    python sample\.py --adapter (.+) "', content, re.MULTILINE)
     ):
         name = shlex.split(named[1].decode())[0]
-        content = content.replace(named[0], b'    python sample.py --adapter %s "' % repository.encode())
-        content = content.replace(json.dumps(name, ensure_ascii=False).encode(), json.dumps(repository).encode())
+        content = content.replace(
+            named[0], b'    python sample.py --adapter %s "' % repository.encode()
+        )
+        content = content.replace(
+            json.dumps(name, ensure_ascii=False).encode(), json.dumps(repository).encode()
+        )
     return content
 
 
@@ -163,13 +208,23 @@ def push_adapter(folder: str | Path, repository: str, private: bool = False) -> 
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: holds no adapter to push")
-    names = ("adapter_config.json", "adapter_model.safetensors", "config.json", "README.md", "../training_curves.png")
+    names = (
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "config.json",
+        "README.md",
+        "../training_curves.png",
+    )
     files = [folder / name for name in names if (folder / name).is_file()]
     again = shlex.join(["python", "lora.py", "push", str(folder), repository])
     later = f"; {folder} is kept, and goes there with: {again}"
     require_hub(repository, later)
     with hub_errors(repository, later):
         HfApi().create_repo(repository, private=private, exist_ok=True)
-        operations = [CommitOperationAdd(file.name, content_for(repository, file)) for file in files]
-        commit = HfApi().create_commit(repository, operations, commit_message="Upload a LoRA adapter")
+        operations = [
+            CommitOperationAdd(file.name, content_for(repository, file)) for file in files
+        ]
+        commit = HfApi().create_commit(
+            repository, operations, commit_message="Upload a LoRA adapter"
+        )
     print(f"pushed to {commit.repo_url}")

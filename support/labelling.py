@@ -34,7 +34,16 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from support import devices, distributed, faster
-from support.files import InputError, first_line, listing, misread, read_json, temporary_for, write_json, written_whole
+from support.files import (
+    InputError,
+    first_line,
+    listing,
+    misread,
+    read_json,
+    temporary_for,
+    write_json,
+    written_whole,
+)
 from support.glue import TEXT_COLUMNS
 from support.options import listed
 from support.tables import SUFFIXES, csv_options, features, refuse_unless_once, too_long
@@ -43,7 +52,13 @@ from support.texts import BATCH_TOKENS
 PIECE = 16384  # rows: enough for batches of one length, and minutes at most to compute again after a kill
 BLOCK = 2**22  # bytes of a .csv that Arrow reads at once: the longest row
 PLAN, WHOLE, LOCK = "plan.json", "whole", ".lock"
-PLAIN = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+PLAIN = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_boolean,
+)
 
 # Reading.
 
@@ -54,13 +69,19 @@ class Table:
     def __init__(self, path: str, text_column: str, pairs: bool | None):
         self.path, self.pairs, self.kind = Path(path), pairs, Path(path).suffix or ".txt"
         if not self.path.is_file():
-            here = "no file that can be read twice" if path == "-" or self.path.exists() else "no such file"
+            here = (
+                "no file that can be read twice"
+                if path == "-" or self.path.exists()
+                else "no such file"
+            )
             raise InputError(f"{path}: {here}; --out labels a whole file")
         if self.kind not in (*SUFFIXES, ".txt"):
             kinds = f"{', '.join(SUFFIXES)}, or .txt where each line is a text"
             raise InputError(f"{path}: the name must say what it is, by ending in {kinds}")
         if self.kind == ".txt" and text_column:
-            raise InputError(f"{path}: --text-column names a column of a {', '.join(SUFFIXES)} file")
+            raise InputError(
+                f"{path}: --text-column names a column of a {', '.join(SUFFIXES)} file"
+            )
         with self.reading():
             self.schema = self.read_schema()
         self.columns = self.choose_columns(listed(text_column))
@@ -71,7 +92,9 @@ class Table:
             yield
         except (pa.ArrowException, OSError, UnicodeError) as error:
             what = too_long(error, BLOCK) or first_line(error)
-            raise misread(error, f"{self.path}: cannot be read as {self.kind[1:]} ({what})") from None
+            raise misread(
+                error, f"{self.path}: cannot be read as {self.kind[1:]} ({what})"
+            ) from None
 
     def read_schema(self) -> pa.Schema:
         if self.kind == ".parquet":
@@ -82,7 +105,9 @@ class Table:
             ) as file:
                 return pa.schema([(name, pa.string()) for name in file.schema.names])
         if self.kind == ".txt":
-            names = ["text", "text_pair"] if self.pairs else ["text"]  # as Hugging Face's pipelines name them
+            names = (
+                ["text", "text_pair"] if self.pairs else ["text"]
+            )  # as Hugging Face's pipelines name them
             return pa.schema([(name, pa.string()) for name in names])
         first = next((batch for batch in self.lines() if batch.num_rows), None)
         if first is None:
@@ -94,16 +119,24 @@ class Table:
         there, kinds = self.schema.names, {None: (1, 2), True: (2,), False: (1,)}[self.pairs]
         if self.kind == ".txt":
             return there
-        usual = (columns for columns in TEXT_COLUMNS if len(columns) in kinds and set(columns) <= set(there))
+        usual = (
+            columns
+            for columns in TEXT_COLUMNS
+            if len(columns) in kinds and set(columns) <= set(there)
+        )
         columns = given or next(usual, None)
         if not there:
             raise InputError(f"{self.path}: holds no columns")
         if columns is None:
-            raise InputError(f"{self.path}: of the columns {listing(there)} name the text's with --text-column")
+            raise InputError(
+                f"{self.path}: of the columns {listing(there)} name the text's with --text-column"
+            )
         if len(columns) not in kinds:
-            what = {None: "one text or a pair: a or a,b", True: "pairs of texts: a,b", False: "single texts"}[
-                self.pairs
-            ]
+            what = {
+                None: "one text or a pair: a or a,b",
+                True: "pairs of texts: a,b",
+                False: "single texts",
+            }[self.pairs]
             raise InputError(f"--text-column {','.join(columns)}: the model classifies {what}")
         if len(set(columns)) < len(columns):
             raise InputError(f"--text-column {','.join(columns)}: a pair is of two columns")
@@ -124,29 +157,49 @@ class Table:
                     return
                 lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf") if start == 0 else lines[0]
                 try:
-                    lines = [line.removesuffix(b"\n").removesuffix(b"\r").decode() for line in lines]
+                    lines = [
+                        line.removesuffix(b"\n").removesuffix(b"\r").decode() for line in lines
+                    ]
                 except UnicodeDecodeError:
-                    bad = next(n for n, line in enumerate(lines) if line != line.decode(errors="ignore").encode())
+                    bad = next(
+                        n
+                        for n, line in enumerate(lines)
+                        if line != line.decode(errors="ignore").encode()
+                    )
                     where = f"{self.path}: line {start + bad + 1}"
                     raise InputError(f"{where} is not UTF-8; save the file as UTF-8") from None
                 if self.kind == ".jsonl":
                     columns, names = [[line for line in lines if line.strip()]], ["line"]
                 else:
-                    rows, names = [line.split("\t") if self.pairs else [line] for line in lines], self.schema.names
-                    odd = next((number for number, row in enumerate(rows) if len(row) != len(names)), None)
+                    rows, names = (
+                        [line.split("\t") if self.pairs else [line] for line in lines],
+                        self.schema.names,
+                    )
+                    odd = next(
+                        (number for number, row in enumerate(rows) if len(row) != len(names)), None
+                    )
                     if odd is not None:
-                        raise InputError(f"{self.place(start + odd)} is no pair: two texts with one tab between them")
+                        raise InputError(
+                            f"{self.place(start + odd)} is no pair: two texts with one tab between them"
+                        )
                     columns = zip(*rows, strict=True)
                 yield pa.record_batch([pa.array(column, pa.string()) for column in columns], names)
 
     def batches(self, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         """All rows in order, of all columns or of some."""
         if self.kind == ".parquet":  # with a buffer, as else it reads a whole column of a row group
-            yield from parquet.ParquetFile(self.path, buffer_size=2**20).iter_batches(4096, columns=columns)
+            yield from parquet.ParquetFile(self.path, buffer_size=2**20).iter_batches(
+                4096, columns=columns
+            )
         elif self.kind in (".csv", ".tsv"):
-            types = {"column_types": dict.fromkeys(self.schema.names, pa.string()), "include_columns": columns or []}
+            types = {
+                "column_types": dict.fromkeys(self.schema.names, pa.string()),
+                "include_columns": columns or [],
+            }
             how = {"convert_options": arrow_csv.ConvertOptions(**types), **csv_options(self.path)}
-            with arrow_csv.open_csv(self.path, arrow_csv.ReadOptions(block_size=BLOCK), **how) as file:
+            with arrow_csv.open_csv(
+                self.path, arrow_csv.ReadOptions(block_size=BLOCK), **how
+            ) as file:
                 yield from file
         else:
             yield from self.lines()
@@ -172,10 +225,14 @@ class Table:
         except (ValueError, RecursionError) as error:
             raise misread(error, f"{self.place(row)} is no JSON ({first_line(error)})") from None
         if not isinstance(value, dict):
-            raise InputError(f"{self.place(row)} is a JSON {type(value).__name__}, expected an object")
+            raise InputError(
+                f"{self.place(row)} is a JSON {type(value).__name__}, expected an object"
+            )
         return value
 
-    def texts(self, piece: pa.Table, start: int = 0, taken: list[str] = ()) -> list[pa.ChunkedArray]:
+    def texts(
+        self, piece: pa.Table, start: int = 0, taken: list[str] = ()
+    ) -> list[pa.ChunkedArray]:
         """A column of texts, or two for pairs, with nothing where there is no text. `start` is the piece's first row.
 
         Raises InputError for a line of .jsonl that is no JSON, or has a field of the names `taken`.
@@ -199,7 +256,9 @@ class Table:
                 bare = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(column, "")), "")
                 if (at := pc.index(bare, True).as_py()) >= 0:
                     where = self.place(rows + at)
-                    raise InputError(f"{where} has no text{'' if self.kind == '.txt' else f' in {name!r}'}; remove it")
+                    raise InputError(
+                        f"{where} has no text{'' if self.kind == '.txt' else f' in {name!r}'}; remove it"
+                    )
             rows += piece.num_rows
         if not rows:
             raise InputError(f"{self.path}: holds no rows")
@@ -208,7 +267,11 @@ class Table:
 
 def text_in(value) -> str | None:
     """A JSON value, if it is a text; half a surrogate pair, which JSON can hold, makes it none."""
-    return value if isinstance(value, str) and (value.isascii() or not re.search("[\ud800-\udfff]", value)) else None
+    return (
+        value
+        if isinstance(value, str) and (value.isascii() or not re.search("[\ud800-\udfff]", value))
+        else None
+    )
 
 
 def refuse_taken(where, names, taken: list[str]) -> None:
@@ -223,23 +286,37 @@ def refuse_taken(where, names, taken: list[str]) -> None:
 
 def refuse_kind(out: Path, table: Table, words: list[str]) -> None:
     """Raises InputError if a file of the name `out` cannot hold what the table holds, or the `words` of the answers."""
-    kinds = {".jsonl": [".jsonl"], ".tsv": list(SUFFIXES)}.get(table.kind, [".parquet", ".csv", ".jsonl"])
+    kinds = {".jsonl": [".jsonl"], ".tsv": list(SUFFIXES)}.get(
+        table.kind, [".parquet", ".csv", ".jsonl"]
+    )
     if out.suffix not in kinds:
-        raise InputError(f"--out {out}: of a {table.kind} file the name must end in {', '.join(kinds)}")
-    if out.suffix == ".tsv" and (odd := next((word for word in words if re.search("[\t\r\n]", word)), None)):
-        raise InputError(f"--out {out}: {odd!r} has a tab or an end of line in it, which .tsv cannot hold")
+        raise InputError(
+            f"--out {out}: of a {table.kind} file the name must end in {', '.join(kinds)}"
+        )
+    if out.suffix == ".tsv" and (
+        odd := next((word for word in words if re.search("[\t\r\n]", word)), None)
+    ):
+        raise InputError(
+            f"--out {out}: {odd!r} has a tab or an end of line in it, which .tsv cannot hold"
+        )
     if out.suffix != ".parquet":
         for field in table.schema:
             if not any(is_plain(field.type) for is_plain in PLAIN):
-                raise InputError(f"{table.path}: {field.name!r} is {field.type}, which only .parquet holds; see --out")
+                raise InputError(
+                    f"{table.path}: {field.name!r} is {field.type}, which only .parquet holds; see --out"
+                )
         if len(set(table.schema.names)) < len(table.schema.names):
-            raise InputError(f"{table.path}: has two columns of one name, which only .parquet holds; see --out")
+            raise InputError(
+                f"{table.path}: has two columns of one name, which only .parquet holds; see --out"
+            )
 
 
 END = "\r\n"
 
 
-def write_rows(path: Path, kind: str, table: Table, pieces: Iterator[tuple[pa.Table, pa.Table]]) -> None:
+def write_rows(
+    path: Path, kind: str, table: Table, pieces: Iterator[tuple[pa.Table, pa.Table]]
+) -> None:
     """Rows and their answers, piece by piece, as one file of the kind."""
     if kind == ".parquet":
         writer = None
@@ -251,9 +328,15 @@ def write_rows(path: Path, kind: str, table: Table, pieces: Iterator[tuple[pa.Ta
             writer.write_table(piece)
         return writer.close()
     with open(path, "w", encoding="utf-8", newline="") as file:
-        quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if kind == ".tsv" else {}
+        quoting = (
+            {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
+            if kind == ".tsv"
+            else {}
+        )
         ends = SimpleNamespace(write=lambda row: file.write(f"{row.removesuffix(END)}\n"))
-        write = csv.writer(ends, lineterminator=END, **quoting)  # so that it quotes a text with either sign in it
+        write = csv.writer(
+            ends, lineterminator=END, **quoting
+        )  # so that it quotes a text with either sign in it
         for number, (piece, answers) in enumerate(pieces):
             columns = [column.to_pylist() for column in (*piece.columns, *answers.columns)]
             names = [*piece.column_names, *answers.column_names]
@@ -264,14 +347,19 @@ def write_rows(path: Path, kind: str, table: Table, pieces: Iterator[tuple[pa.Ta
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             else:  # the line as it stands, so that no number changes its digits
                 for line, answer in zip(columns[0], answers.to_pylist(), strict=True):
-                    file.write(f"{line.rstrip()[:-1].rstrip()}, {json.dumps(answer, ensure_ascii=False)[1:]}\n")
+                    file.write(
+                        f"{line.rstrip()[:-1].rstrip()}, {json.dumps(answer, ensure_ascii=False)[1:]}\n"
+                    )
 
 
 def told(schema: pa.Schema, added: pa.Schema) -> dict:
     """The schema's metadata; where they tell Hugging Face's `datasets` of the columns, then of those added too."""
     if not (known := features(schema)):
         return schema.metadata
-    values = {field.name: {"dtype": str(field.type).replace("double", "float64"), "_type": "Value"} for field in added}
+    values = {
+        field.name: {"dtype": str(field.type).replace("double", "float64"), "_type": "Value"}
+        for field in added
+    }
     whole = json.loads(schema.metadata[b"huggingface"])
     whole["info"]["features"] = known | values
     return schema.metadata | {b"huggingface": json.dumps(whole)}
@@ -296,16 +384,26 @@ class Parts:
             return False
         if self.whole.exists() and self.out.samefile(self.whole):  # killed before it had tidied up
             return True
-        raise InputError(f"{self.out}: is there already, and is not replaced; remove it, or give another --out")
+        raise InputError(
+            f"{self.out}: is there already, and is not replaced; remove it, or give another --out"
+        )
 
     @contextlib.contextmanager
     def claimed(self):
         """Keeps a second run out of the folder inside the block."""
-        strange = set(os.listdir(self.folder)) - {LOCK, temporary_for(self.plan).name} if self.folder.exists() else ()
+        strange = (
+            set(os.listdir(self.folder)) - {LOCK, temporary_for(self.plan).name}
+            if self.folder.exists()
+            else ()
+        )
         if strange and not self.plan.exists():
-            raise InputError(f"{self.folder}: holds {listing(sorted(strange))}, which no run left; give another --out")
+            raise InputError(
+                f"{self.folder}: holds {listing(sorted(strange))}, which no run left; give another --out"
+            )
         self.folder.mkdir(exist_ok=True)
-        with os.fdopen(os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)) as lock:
+        with os.fdopen(
+            os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        ) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -325,7 +423,9 @@ class Parts:
         for name, now in plan.items():
             if then.get(name) != now:
                 hint = "give that again, give another --out, or remove the directory"
-                raise InputError(f"{self.folder}: was begun with another {name.replace('_', ' ')}; {hint}")
+                raise InputError(
+                    f"{self.folder}: was begun with another {name.replace('_', ' ')}; {hint}"
+                )
         return int(then["rows"])
 
     def count(self, rows: int) -> tuple[list[int], list[int]]:
@@ -346,7 +446,9 @@ class Parts:
         except (pa.ArrowException, OSError) as error:
             table = misread(error, "")
         if not isinstance(table, pa.Table) or table.num_rows != rows:
-            raise InputError(f"{self.part(number)}: is damaged; remove it, and the same command answers it again")
+            raise InputError(
+                f"{self.part(number)}: is damaged; remove it, and the same command answers it again"
+            )
         return table
 
     def publish(self) -> None:
@@ -379,7 +481,11 @@ def identity(model: torch.nn.Module, tokenizer: Tokenizer, device: str, dtype: s
     for name, tensor in model.state_dict().items():
         sha256.update(name.encode())
         sha256.update(tensor.contiguous().numpy())
-    return {"model": sha256.hexdigest(), "device": device, "bfloat16": devices.chosen(dtype, device)}
+    return {
+        "model": sha256.hexdigest(),
+        "device": device,
+        "bfloat16": devices.chosen(dtype, device),
+    }
 
 
 def place(model: torch.nn.Module, device: str, dtype: str) -> None:
@@ -444,24 +550,39 @@ def answers(config, probabilities: np.ndarray) -> dict[str, np.ndarray]:
     if config.problem_type == "regression":
         return {"score": probabilities[:, 0].astype(float).round(6)}
     names = np.array(list(config.id2label.values()))  # (C,)
-    return {"label": names[probabilities.argmax(-1)], "confidence": probabilities.max(-1).astype(float).round(6)}
+    return {
+        "label": names[probabilities.argmax(-1)],
+        "confidence": probabilities.max(-1).astype(float).round(6),
+    }
 
 
-def run(given, model: torch.nn.Module, tokenizer: Tokenizer, merge: Callable, encode: Callable, classify: Callable):
+def run(
+    given,
+    model: torch.nn.Module,
+    tokenizer: Tokenizer,
+    merge: Callable,
+    encode: Callable,
+    classify: Callable,
+):
     """Labels the table that the options `given` of sample.py name, in as many processes as there are.
 
     merge(model) folds an adapter in, encode(tokenizer, columns) makes tokens of texts, and classify(model, tokens,
     batch_tokens) makes probabilities (N, C) of them.
     """
     config = model.config
-    table = Table(given.file, given.text_column, config.text_pairs if config.type_vocab_size > 1 else False)
+    table = Table(
+        given.file, given.text_column, config.text_pairs if config.type_vocab_size > 1 else False
+    )
     plan = identity(model, tokenizer, given.device, given.dtype)
     place(merge(model), given.device, given.dtype)
     named = lambda columns: {given.prefix + name: column for name, column in columns.items()}
     taken = list(named(answers(config, np.zeros((1, config.num_labels)))))
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it has freed
     parts, stat = Parts(Path(given.out)), os.stat(table.path)
-    plan |= {"input": [table.path.name, stat.st_size, stat.st_mtime_ns], "text_column": table.columns}
+    plan |= {
+        "input": [table.path.name, stat.st_size, stat.st_mtime_ns],
+        "text_column": table.columns,
+    }
     plan |= {"prefix": given.prefix, "rows_of_a_piece": PIECE}
     batch_tokens = given.batch_tokens or BATCH_TOKENS * (1 if plan["device"] == "cpu" else 16)
     steps = (model, lambda texts: encode(tokenizer, texts))
@@ -491,15 +612,23 @@ def run(given, model: torch.nn.Module, tokenizer: Tokenizer, merge: Callable, en
                 if not done:
                     parts.publish()
                 parts.remove(rows)
-                say(f"{parts.out}: {rows:,} rows labelled" if rows else f"{parts.out}: a former run finished it")
+                say(
+                    f"{parts.out}: {rows:,} rows labelled"
+                    if rows
+                    else f"{parts.out}: a former run finished it"
+                )
 
 
-def work(table: Table, parts: Parts, share: list[int], rows: int, rank: int, model, encode, answer) -> None:
+def work(
+    table: Table, parts: Parts, share: list[int], rows: int, rank: int, model, encode, answer
+) -> None:
     """Answers the pieces of the numbers `share`; the bar is the first process's own."""
 
     def encoded() -> Iterator:
         wanted = set(share)
-        for number, piece in enumerate(table.pieces(None if table.kind == ".jsonl" else table.columns)):
+        for number, piece in enumerate(
+            table.pieces(None if table.kind == ".jsonl" else table.columns)
+        ):
             if number in wanted:
                 yield number, encode(table.texts(piece))
             if number == share[-1]:
@@ -507,9 +636,13 @@ def work(table: Table, parts: Parts, share: list[int], rows: int, rank: int, mod
 
     total = sum(min(PIECE, rows - number * PIECE) for number in share)
     often = 0.1 if sys.stderr.isatty() else 60  # seconds
-    with tqdm(total=total, unit=" rows", disable=rank > 0, mininterval=often, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=total, unit=" rows", disable=rank > 0, mininterval=often, dynamic_ncols=True
+    ) as bar:
 
-        def advance(module, inputs, logits) -> None:  # None, or it would take the place of the logits
+        def advance(
+            module, inputs, logits
+        ) -> None:  # None, or it would take the place of the logits
             bar.update(len(logits))
 
         hook = model.register_forward_hook(advance)

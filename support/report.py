@@ -33,7 +33,9 @@ def data_lines(
     """
     sizes = f"{len(train):,} sentences to train on, {len(validation):,} to validate on"
     by = f"f1 of {plain(classes[1])}" if metric == "f1" else metric.replace("_", " ")
-    shown = ", ".join(map(plain, classes[:10])) + (f" and {len(classes) - 10} more" if len(classes) > 10 else "")
+    shown = ", ".join(map(plain, classes[:10])) + (
+        f" and {len(classes) - 10} more" if len(classes) > 10 else ""
+    )
     shown = "one number, a regression" if metric in OF_NUMBERS else f"classes {shown}"
     return (
         f"model  {model} on {device}\n"
@@ -45,7 +47,11 @@ def data_lines(
 
 
 def parameter_table(
-    parameters: dict[str, tuple[int, bool]], whole: set[str], drawn: tuple[str, ...], rank: int, targets: str
+    parameters: dict[str, tuple[int, bool]],
+    whole: set[str],
+    drawn: tuple[str, ...],
+    rank: int,
+    targets: str,
 ) -> str:
     """How many parameters stand in BERT, in LoRA, and in the layers that are trained `whole`, some newly `drawn`.
 
@@ -55,9 +61,15 @@ def parameter_table(
     for name, (size, _) in parameters.items():
         layer = name.rpartition(".")[0]
         parts[layer if layer in whole else "LoRA" if ".lora." in name else "BERT"] += size
-    total, trained = sum(parts.values()), sum(size for size, is_trained in parameters.values() if is_trained)
+    total, trained = (
+        sum(parts.values()),
+        sum(size for size, is_trained in parameters.values() if is_trained),
+    )
     states = {name: "trained, newly drawn" if name in drawn else "trained" for name in whole}
-    states |= {"BERT": "frozen" if parts["LoRA"] else "trained", "LoRA": f"trained: rank {rank} on {targets}"}
+    states |= {
+        "BERT": "frozen" if parts["LoRA"] else "trained",
+        "LoRA": f"trained: rank {rank} on {targets}",
+    }
     states["total"] = f"{trained:,} trained, {trained / total:.2%}"
     rows = (parts | {"total": total}).items()
     return "\n".join(f"{name:<10} {size:>12,}  {states[name]}" for name, size in rows if size)
@@ -77,7 +89,9 @@ def plot_curves(history: list[dict], path: Path, say: Callable[[str], None]) -> 
 
 
 def draw_curves(history: list[dict]) -> bytes:
-    backend = os.environ.pop("MPLBACKEND", None)  # matplotlib refuses one that it does not know; a file needs none
+    backend = os.environ.pop(
+        "MPLBACKEND", None
+    )  # matplotlib refuses one that it does not know; a file needs none
     try:
         from matplotlib.figure import Figure  # late, as it takes a second to import
     finally:
@@ -85,10 +99,18 @@ def draw_curves(history: list[dict]) -> bytes:
     figure = Figure(figsize=(10, 4), layout="constrained")
     score = "accuracy" if any("validation_accuracy" in record for record in history) else "pearson"
     for axis, name in zip(figure.subplots(1, 2), ("loss", score), strict=True):
-        for split, style in ("train", {"color": "0.6", "linewidth": 1}), ("validation", {"color": "C0", "marker": "o"}):
+        for split, style in (
+            ("train", {"color": "0.6", "linewidth": 1}),
+            ("validation", {"color": "C0", "marker": "o"}),
+        ):
             records = [record for record in history if f"{split}_{name}" in record]
             if records:  # a regression has no pearson of single steps
-                axis.plot([r["step"] for r in records], [r[f"{split}_{name}"] for r in records], label=split, **style)
+                axis.plot(
+                    [r["step"] for r in records],
+                    [r[f"{split}_{name}"] for r in records],
+                    label=split,
+                    **style,
+                )
         axis.set(xlabel="step", title=name)
         axis.legend()
         axis.grid(alpha=0.3)
@@ -97,26 +119,39 @@ def draw_curves(history: list[dict]) -> bytes:
     return picture.getvalue()
 
 
-def model_card(config: Surroundings, folder: Path, history: list[dict], steps: int, columns: list[str] = ()) -> str:
+def model_card(
+    config: Surroundings, folder: Path, history: list[dict], steps: int, columns: list[str] = ()
+) -> str:
     """A README.md for the model in `folder`, as the Hub reads it, with the scores of the last evaluation.
 
     `config` has the run's options, `history` the lines of metrics.jsonl, `columns` are those of the texts. What lies on
     this machine goes by its own name, without the directories above it, which are nobody else's business.
     """
     sources = {name: getattr(config, name) for name in ("model", "data", "init_adapter")}
-    local = {name: os.path.basename(os.path.abspath(path)) for name, path in sources.items() if os.path.exists(path)}
+    local = {
+        name: os.path.basename(os.path.abspath(path))
+        for name, path in sources.items()
+        if os.path.exists(path)
+    }
     config = replace(config, **local)
     options, flags = asdict(config), changed_flags(config)
     last = [record for record in history if "validation_loss" in record][-1]
-    scores = {name.removeprefix("validation_"): value for name, value in last.items() if name != "step"}
-    base, rank = options["model"] if "model" in local else options["model"].partition("@")[0], options["rank"]
+    scores = {
+        name.removeprefix("validation_"): value for name, value in last.items() if name != "step"
+    }
+    base, rank = (
+        options["model"] if "model" in local else options["model"].partition("@")[0],
+        options["rank"],
+    )
     lora = f"LoRA (rank {rank}, alpha {options['alpha']:g}, on {options['targets']})"
     name = options["hub_model_id"] or place(folder)
     usage = (PEFT_USAGE if rank else PIPELINE_USAGE).format(
         name=json.dumps(name, ensure_ascii=False), base=json.dumps(base, ensure_ascii=False)
     )
     example = '--pair "He slept well." "He was awake."' if len(columns) == 2 else '"great film"'
-    table = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in scores.items())
+    table = "\n".join(
+        f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in scores.items()
+    )
     return f"""---
 {card_metadata(options, local, base, scores)}
 ---
@@ -146,7 +181,9 @@ def card_metadata(options: dict, local: dict, base: str, scores: dict[str, float
     """The card's head, which the Hub reads: what was trained on what, and how good it is; what is `local` it lacks."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    scores = {name: value for name, value in scores.items() if not name.startswith("mismatched_")}  # no metric's name
+    scores = {
+        name: value for name, value in scores.items() if not name.startswith("mismatched_")
+    }  # no metric's name
     source = options["data"] if "data" in local else options["data"].partition("@")[0]
     task = Path(source).name
     result = {"task_type": "text-classification", "dataset_type": task, "dataset_name": task}
@@ -158,7 +195,9 @@ def card_metadata(options: dict, local: dict, base: str, scores: dict[str, float
         pipeline_tag="text-classification",
         metrics=[name for name in scores if name != "loss"],
         model_name=options["hub_model_id"] or f"{Path(base).name}-{task}",
-        eval_results=[EvalResult(**result, metric_type=n, metric_value=round(v, 4)) for n, v in scores.items()],
+        eval_results=[
+            EvalResult(**result, metric_type=n, metric_value=round(v, 4)) for n, v in scores.items()
+        ],
     )
 
 

@@ -57,12 +57,20 @@ def refuse_to_overwrite(options: dict) -> None:
     refuse_foreign(out)
     resumable = (out / CHECKPOINT).exists()
     if ((out / LAST).exists() or ((out / CURVES).exists() and not resumable)) and not overwrite:
-        epochs = read_toml(out / OPTIONS).get("epochs") if resumable and (out / OPTIONS).exists() else None
+        epochs = (
+            read_toml(out / OPTIONS).get("epochs")
+            if resumable and (out / OPTIONS).exists()
+            else None
+        )
         if not (resume and type(epochs) is int and options["epochs"] > epochs):
             more = f", --resume with more --epochs than {epochs} goes on with it" if epochs else ""
-            raise InputError(f"{out} holds a finished run: --overwrite replaces it, another --out keeps it{more}")
+            raise InputError(
+                f"{out} holds a finished run: --overwrite replaces it, another --out keeps it{more}"
+            )
     if any(there(out, written(name)) for name in FOLDERS) and not (overwrite or resume):
-        raise InputError(f"{out} holds an unfinished run: --resume goes on with it, --overwrite starts anew")
+        raise InputError(
+            f"{out} holds an unfinished run: --resume goes on with it, --overwrite starts anew"
+        )
 
 
 def refuse_foreign(out: Path) -> None:
@@ -71,20 +79,28 @@ def refuse_foreign(out: Path) -> None:
     for name in FOLDERS:
         inside = there(out, written(name)) or there(out, [Path(name)])
         if (out / name).is_symlink():
-            raise InputError(f"{out / name}: a symbolic link, which is not written through; remove it")
+            raise InputError(
+                f"{out / name}: a symbolic link, which is not written through; remove it"
+            )
         odd = [path for path in inside if path.is_dir() and path.name != name]
         if inside and (not marked or odd or not (out / name).is_dir()):
             raise in_the_way((odd or inside)[0], out)
     for path in there(out, written()):
         if not marked or path.is_dir():
             raise in_the_way(path, out)
-    if not marked and there(out, [Path(LOCK)]) and (os.lstat(out / LOCK).st_size or not is_file(out / LOCK)):
+    if (
+        not marked
+        and there(out, [Path(LOCK)])
+        and (os.lstat(out / LOCK).st_size or not is_file(out / LOCK))
+    ):
         raise in_the_way(out / LOCK, out)
 
 
 def in_the_way(path: Path, out: Path) -> InputError:
     where = "of its own kind" if is_marked(out) else f"({out / LOCK} does not say so)"
-    return InputError(f"{path} is in the way, and was not left by a run {where}: move it, or give another --out")
+    return InputError(
+        f"{path} is in the way, and was not left by a run {where}: move it, or give another --out"
+    )
 
 
 def is_file(path: Path) -> bool:
@@ -100,7 +116,9 @@ def is_marked(out: Path) -> bool:
             text = file.read(len(MARK) + 1)
     except OSError:
         return False
-    return text != b"" and MARK.encode().startswith(text)  # a part of it, where a kill came in between
+    return text != b"" and MARK.encode().startswith(
+        text
+    )  # a part of it, where a kill came in between
 
 
 def refuse_input_inside(out: Path, flag: str, given: str) -> None:
@@ -112,9 +130,15 @@ def refuse_input_inside(out: Path, flag: str, given: str) -> None:
         whole.encode()  # an adapter names its base so
     except UnicodeEncodeError:
         raise InputError(f"{flag}: {whole!a} is not UTF-8; rename that directory") from None
-    links = [path for path in Path(given).iterdir() if path.is_symlink()] if os.path.isdir(given) else []
+    links = (
+        [path for path in Path(given).iterdir() if path.is_symlink()]
+        if os.path.isdir(given)
+        else []
+    )
     if any(lies_in(path, out / place) for path in (given, *links) for place in (*FOLDERS, *FILES)):
-        raise InputError(f"{flag} {given} lies in what --out {out} replaces; give another --out, or move it")
+        raise InputError(
+            f"{flag} {given} lies in what --out {out} replaces; give another --out, or move it"
+        )
 
 
 # The run begins.
@@ -139,7 +163,9 @@ def claimed(options: dict, say):
             lock.flush()
         resuming = options["resume"] and (out / CHECKPOINT).exists() and not options["overwrite"]
         if not resuming:
-            write_options(options)  # before the old checkpoint goes: what is resumed after a kill is refused, or this
+            write_options(
+                options
+            )  # before the old checkpoint goes: what is resumed after a kill is refused, or this
             left = clear(out)
             if left:
                 say(f"left as it is, as no run wrote it: {listing([str(path) for path in left])}")
@@ -157,7 +183,9 @@ def claim(out: Path):
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"{out}: another run is at work there; wait for it, or give another --out") from None
+        raise InputError(
+            f"{out}: another run is at work there; wait for it, or give another --out"
+        ) from None
     return lock
 
 
@@ -198,7 +226,11 @@ def write_options(options: dict) -> None:
 
 def toml(value) -> str:
     """A value as TOML writes it: JSON's strings, but that no character is two escapes, and DEL is one."""
-    return repr(value) if type(value) is float else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return (
+        repr(value)
+        if type(value) is float
+        else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    )
 
 
 def former_options(config: Surroundings) -> tuple[dict, str]:
@@ -208,11 +240,22 @@ def former_options(config: Surroundings) -> tuple[dict, str]:
 
 def read_former_options(config: Surroundings) -> tuple[dict, str]:
     path, resumable = Path(config.out) / OPTIONS, (Path(config.out) / CHECKPOINT).exists()
-    if not config.resume or config.overwrite or not is_marked(Path(config.out)) or not path.exists():
+    if (
+        not config.resume
+        or config.overwrite
+        or not is_marked(Path(config.out))
+        or not path.exists()
+    ):
         return {}, ""
     former = read_options(type(config), str(path))
     offline = former.get("offline_fallback", False) and str(former.get("model")) in DIRECTORIES
     if offline and not resumable:
         return {}, ""  # nothing is lost if the Hub is asked again
-    notice = "this run began with the Hub out of reach: it does NOT train bert-base-uncased on SST-2" if offline else ""
-    return {name: value for name, value in former.items() if name not in ("out", "resume", "overwrite")}, notice
+    notice = (
+        "this run began with the Hub out of reach: it does NOT train bert-base-uncased on SST-2"
+        if offline
+        else ""
+    )
+    return {
+        name: value for name, value in former.items() if name not in ("out", "resume", "overwrite")
+    }, notice

@@ -22,7 +22,18 @@ from support.hub import find_file
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
 INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-MISSING = {"na", "n/a", "nan", "nil", "none", "null", "?", "-", "--", "."}  # what programs write where there is nothing
+MISSING = {
+    "na",
+    "n/a",
+    "nan",
+    "nil",
+    "none",
+    "null",
+    "?",
+    "-",
+    "--",
+    ".",
+}  # what programs write where there is nothing
 
 Place = Callable[[int], str]  # where the row of a number stands, from 0: "train.csv: row 8"
 
@@ -37,8 +48,15 @@ class Classes:
     def number(self, label: str) -> int | None:
         """The class that a label means, or None. Of names that are whole numbers 1, 01 and 1.0 are the same."""
         if self.by_name:
-            return next((number for number, name in enumerate(self.names) if same(name) == same(label)), None)
-        return number if (number := whole(label)) is not None and 0 <= number < len(self.names) else None
+            return next(
+                (number for number, name in enumerate(self.names) if same(name) == same(label)),
+                None,
+            )
+        return (
+            number
+            if (number := whole(label)) is not None and 0 <= number < len(self.names)
+            else None
+        )
 
 
 @dataclass
@@ -69,18 +87,26 @@ def find_split(data: str, split: str, required: bool = True) -> list[Path]:
         odd = [file for file in path.iterdir() if called(file) == split and file not in files]
         refuse_other_files(files + odd)
         if odd and not files:
-            raise InputError(f"{odd[0]}: not read, as its name is none of {split}.csv, {split}.parquet and the like")
+            raise InputError(
+                f"{odd[0]}: not read, as its name is none of {split}.csv, {split}.parquet and the like"
+            )
     elif path.suffix in SUFFIXES or name.count("/") < 1:
-        raise InputError(f"{data}: no such file or directory, and no Hub data set (owner/name/folder)")
+        raise InputError(
+            f"{data}: no such file or directory, and no Hub data set (owner/name/folder)"
+        )
     else:
         owner, repository, *folder = name.split("/")
         source = data.replace(name, f"{owner}/{repository}", 1)  # the revision stays
         splits = (split, f"{split}_matched") if required else (split,)
         names = ("/".join([*folder, f"{s}-00000-of-00001.parquet"]) for s in splits)
         found = (find_file(source, name, "dataset", required=False) for name in names)
-        files = list(islice(filter(None, found), 1))  # the second is not looked for where there is the first
+        files = list(
+            islice(filter(None, found), 1)
+        )  # the second is not looked for where there is the first
     if required and not files:
-        raise InputError(f"{data}: no {split} file there, such as {split}-00000-of-00001.parquet or {split}.csv")
+        raise InputError(
+            f"{data}: no {split} file there, such as {split}-00000-of-00001.parquet or {split}.csv"
+        )
     return files
 
 
@@ -89,14 +115,21 @@ def refuse_other_files(files: list[Path]) -> None:
     for file in files[1:]:
         kinds = [re.sub(r"-\d+-of-", "-of-", name) for name in (files[0].name, file.name)]
         if kinds[0] != kinds[1]:
-            raise InputError(f"{file}: beside {files[0].name}, and only one of them can be meant; move the other away")
+            raise InputError(
+                f"{file}: beside {files[0].name}, and only one of them can be meant; move the other away"
+            )
     for file in files:
         if counted := re.search(r"-(\d+)-of-(\d+)\.", file.name):
             digits, parts = len(counted[1]), int(counted[2])
-            wanted = (file.name.replace(counted[0], f"-{n:0{digits}}-of-{counted[2]}.") for n in range(parts))
+            wanted = (
+                file.name.replace(counted[0], f"-{n:0{digits}}-of-{counted[2]}.")
+                for n in range(parts)
+            )
             lacking = next((name for name in wanted if not file.with_name(name).is_file()), None)
             if lacking or len(files) != parts:
-                raise InputError(f"{file}: one of {parts} parts, of which {lacking or 'another number'} is missing")
+                raise InputError(
+                    f"{file}: one of {parts} parts, of which {lacking or 'another number'} is missing"
+                )
 
 
 # Reading them.
@@ -107,7 +140,11 @@ def csv_options(path: Path) -> dict:
     from pyarrow import csv
 
     separator, quote = ("\t", False) if path.suffix == ".tsv" else (",", '"')
-    return {"parse_options": csv.ParseOptions(delimiter=separator, quote_char=quote, newlines_in_values=bool(quote))}
+    return {
+        "parse_options": csv.ParseOptions(
+            delimiter=separator, quote_char=quote, newlines_in_values=bool(quote)
+        )
+    }
 
 
 BLOCK = 2**20  # bytes of a .csv that Arrow reads at once, unless it is told otherwise
@@ -124,16 +161,22 @@ def read_table(paths: list[Path]) -> tuple:
     import pyarrow  # late: sample.py reads no tables, and Arrow takes a while to import
     from pyarrow import csv, json, parquet
 
-    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # Arrow's own keeps what it has freed; here tensors reuse it
+    pyarrow.set_memory_pool(
+        pyarrow.system_memory_pool()
+    )  # Arrow's own keeps what it has freed; here tensors reuse it
 
     def read(path: Path):
         if path.suffix == ".parquet":
             return parquet.ParquetFile(path).read()
         if path.suffix == ".jsonl":
             return json.read_json(path)
-        with csv.open_csv(path, **csv_options(path)) as file:  # every column stays text: "007" is no number
+        with csv.open_csv(
+            path, **csv_options(path)
+        ) as file:  # every column stays text: "007" is no number
             types = dict.fromkeys(file.schema.names, pyarrow.string())
-        return csv.read_csv(path, **csv_options(path), convert_options=csv.ConvertOptions(column_types=types))
+        return csv.read_csv(
+            path, **csv_options(path), convert_options=csv.ConvertOptions(column_types=types)
+        )
 
     tables, ends = [], []
     for path in paths:
@@ -143,7 +186,9 @@ def read_table(paths: list[Path]) -> tuple:
             tables.append(read(path))
             tables[-1].validate(full=True)  # text that is no UTF-8, above all
             if features(tables[-1].schema) != features(tables[0].schema):
-                raise InputError(f"{path}: tells of other columns or classes than {paths[0].name}; they do not fit")
+                raise InputError(
+                    f"{path}: tells of other columns or classes than {paths[0].name}; they do not fit"
+                )
             tables = [pyarrow.concat_tables(tables)]
             ends.append(tables[0].num_rows)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -162,7 +207,9 @@ def refuse_unless_once(where: Path, column: str, there: list[str], flags: str) -
     if (count := there.count(column)) > 1:
         raise InputError(f"{where}: {count} columns {column!r}; rename one of them")
     if count == 0:
-        raise InputError(f"{where}: no column {column!r} among {listing(there)}; say which to read with {flags}")
+        raise InputError(
+            f"{where}: no column {column!r} among {listing(there)}; say which to read with {flags}"
+        )
 
 
 def read_split(
@@ -183,20 +230,26 @@ def read_split(
     """
     candidates, trained = ([train.columns], train.classes) if train else (candidates, None)
     if len(candidates[0]) > 2:
-        raise InputError(f"--text-columns {','.join(candidates[0])}: give one column, or the two of a pair")
+        raise InputError(
+            f"--text-columns {','.join(candidates[0])}: give one column, or the two of a pair"
+        )
     (table, place), where = read_table(paths), paths[0]
     there = table.column_names
     columns = next((wanted for wanted in candidates if set(wanted) <= set(there)), None)
     columns = columns or (candidates[0] if len({*map(len, candidates)}) == 1 else ["sentence"])
     if len({*columns, label_column}) <= len(columns):
-        raise InputError(f"{where}: {', '.join(columns)} and {label_column} must be different columns")
+        raise InputError(
+            f"{where}: {', '.join(columns)} and {label_column} must be different columns"
+        )
     for column in [*columns, label_column]:
         refuse_unless_once(where, column, there, "--text-columns and --label-column")
     if not table.num_rows:
         raise InputError(f"{where}: holds no rows")
     for column in columns:
         if str(table[column].type) not in ("string", "large_string"):
-            raise InputError(f"{where}: the column {column!r} is {table[column].type}, expected text")
+            raise InputError(
+                f"{where}: the column {column!r} is {table[column].type}, expected text"
+            )
         for row, text in enumerate(table[column].to_pylist()):
             if not text or text.isspace():
                 raise InputError(f"{place(row)} has no text in {column!r}; remove the row")
@@ -206,15 +259,26 @@ def read_split(
             problem = f"the classes are {listing(names or told)}, but a regression is on numbers"
             raise InputError(f"{where}: {problem}; leave out --label-names, or --metric")
         numbers = as_numbers(labels, place, *bounds)
-        return Split([table[column] for column in columns], numbers, Classes(["LABEL_0"], by_name=False), columns)
+        return Split(
+            [table[column] for column in columns],
+            numbers,
+            Classes(["LABEL_0"], by_name=False),
+            columns,
+        )
     labels = as_text(labels, place)
     if trained and told and not names and told != trained.names:
-        raise InputError(f"{where}: names the classes {listing(told)}, but the training split {listing(trained.names)}")
+        raise InputError(
+            f"{where}: names the classes {listing(told)}, but the training split {listing(trained.names)}"
+        )
     if not (trained or names or told):
         refuse_fractions(labels, place)
     if not (trained or names) and len(set(labels)) > max(20, len(labels) / 2):
-        raise InputError(f"{where}: {len(set(labels))} different labels in {len(labels)} rows; is that their column?")
-    indices = bool(told) and not names and str(table[label_column].type) in INTEGERS  # of the names that it tells
+        raise InputError(
+            f"{where}: {len(set(labels))} different labels in {len(labels)} rows; is that their column?"
+        )
+    indices = (
+        bool(told) and not names and str(table[label_column].type) in INTEGERS
+    )  # of the names that it tells
     classes = trained or find_classes(labels, names or told or usual, indices, place)
     numbers = numbered(labels, classes, place, trained is not None)
     if not trained and len(set(labels)) < 2:
@@ -252,8 +316,14 @@ def as_text(labels: list, place: Place) -> list[str]:
         elif isinstance(label, float) and label.is_integer():
             label = int(label)
         if not isinstance(label, (int, str)) or (isinstance(label, int) and abs(label) > 10**15):
-            hint = "; --metric pearson trains a regression on such numbers" if isinstance(label, float) else ""
-            raise InputError(f"{place(row)} has the label {label!r:.40}, expected a whole number or a name{hint}")
+            hint = (
+                "; --metric pearson trains a regression on such numbers"
+                if isinstance(label, float)
+                else ""
+            )
+            raise InputError(
+                f"{place(row)} has the label {label!r:.40}, expected a whole number or a name{hint}"
+            )
         result.append(str(label))
     return result
 
@@ -271,10 +341,14 @@ def as_numbers(labels: list, place: Place, low: float, high: float) -> np.ndarra
         if isinstance(number, str) and re.fullmatch(NUMBER, number, re.ASCII | re.IGNORECASE):
             number = float(number)
         if type(number) not in (int, float) or not abs(number) <= 1e15:  # NaN is not
-            raise InputError(f"{place(row)} has the label {label!r:.40}, expected a number, as of any regression")
+            raise InputError(
+                f"{place(row)} has the label {label!r:.40}, expected a number, as of any regression"
+            )
         if not low <= number <= high:
             told = f"{place(row)} has the label {number:g}, expected one from {low:g} to {high:g}, as of STS-B"
-            raise InputError(f"{told}{hint if number == -1 else ''}; --metric pearson takes any number")
+            raise InputError(
+                f"{told}{hint if number == -1 else ''}; --metric pearson takes any number"
+            )
         result[row] = number
     if np.ptp(result) == 0:
         told = f"{place(0)} and every other has the label {result[0]:g}; nothing can be compared"
@@ -290,7 +364,9 @@ def refuse_fractions(labels: list[str], place: Place) -> None:
             if not float(label).is_integer():
                 names = f"={','.join(sorted(set(labels)))}" if len(set(labels)) <= 10 else ""
                 ways = f"--metric pearson trains a regression on such numbers, --label-names{names} takes them as names"
-                raise InputError(f"{place(row)} has the label {label}, a number that is not whole: {ways}")
+                raise InputError(
+                    f"{place(row)} has the label {label}, a number that is not whole: {ways}"
+                )
 
 
 def whole(label: str) -> int | None:
@@ -306,7 +382,11 @@ def same(label: str) -> str:
 def seen(label: str) -> str:
     """What a reader sees of a label: without marks of no width, in one case, one width and one kind of space."""
     text = unicodedata.normalize("NFKC", label).casefold()
-    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Cc") and not "\ufe00" <= c <= "\ufe0f")
+    text = "".join(
+        c
+        for c in text
+        if unicodedata.category(c) not in ("Cf", "Cc") and not "\ufe00" <= c <= "\ufe0f"
+    )
     return same(" ".join(text.strip("'\"").split()))
 
 
@@ -317,20 +397,32 @@ def find_classes(labels: list[str], names: list[str], indices: bool, place: Plac
     """
     first = {label: row for row, label in reversed([*enumerate(labels)])}  # the first row of each
     if names:
-        if len({same(name) for name in names}) < len(names) or not all(name.strip() for name in names):
-            raise InputError(f"the classes {', '.join(names):.80}: each needs a name of its own (--label-names)")
-        return Classes(list(names), by_name=not indices and {*map(same, first)} <= {*map(same, names)})
+        if len({same(name) for name in names}) < len(names) or not all(
+            name.strip() for name in names
+        ):
+            raise InputError(
+                f"the classes {', '.join(names):.80}: each needs a name of its own (--label-names)"
+            )
+        return Classes(
+            list(names), by_name=not indices and {*map(same, first)} <= {*map(same, names)}
+        )
     numbers = {whole(label) for label in first}
     if None not in numbers:
-        return Classes([f"LABEL_{number}" for number in range(len(numbers))], by_name=False)  # so that a gap shows
+        return Classes(
+            [f"LABEL_{number}" for number in range(len(numbers))], by_name=False
+        )  # so that a gap shows
     outright = "or name the classes outright with --label-names"
     alike = {}
     for label, row in sorted(first.items(), key=lambda item: item[1]):
         text = seen(label)
         if label != text and whole(text) is not None and whole(label) is None:
-            raise InputError(f"{place(row)} has the label {label!a:.40}, a number with spaces or marks; remove them")
+            raise InputError(
+                f"{place(row)} has the label {label!a:.40}, a number with spaces or marks; remove them"
+            )
         if (text in MISSING and numbers != {None}) or text == "-1":
-            raise InputError(f"{place(row)} has the label {label!r:.40} among others; remove the row, {outright}")
+            raise InputError(
+                f"{place(row)} has the label {label!r:.40} among others; remove the row, {outright}"
+            )
         if (other := alike.setdefault(text, label)) != label:
             raise InputError(
                 f"{place(row)} has the label {label!r:.40}, others {other!r:.40}; make them the same, {outright}"
@@ -343,8 +435,18 @@ def numbered(labels: list[str], classes: Classes, place: Place, is_trained: bool
     numbers = {label: classes.number(label) for label in set(labels)}
     for row, label in enumerate(labels):
         if numbers[label] is None:
-            expected = f"one of {listing(classes.names)}" if classes.by_name else f"0 to {len(classes.names) - 1}"
-            hint = ", as in the training split" if is_trained else " without a gap" if not classes.by_name else ""
+            expected = (
+                f"one of {listing(classes.names)}"
+                if classes.by_name
+                else f"0 to {len(classes.names) - 1}"
+            )
+            hint = (
+                ", as in the training split"
+                if is_trained
+                else " without a gap"
+                if not classes.by_name
+                else ""
+            )
             if label == "-1":
                 hint += " (GLUE marks rows without a label by -1)"
             elif not is_trained and len(numbers) <= 10:
@@ -366,8 +468,12 @@ def hold_out(split: Split, tokenizer: Tokenizer | None, where: str) -> tuple[Spl
     keys = list(zip(*(column.to_pylist() for column in split.texts), strict=True))
     for start in range(0, len(keys) if tokenizer else 0, 4096):  # in pieces, as encodings are large
         texts = keys[start : start + 4096]
-        encodings = tokenizer.encode_batch_fast(texts if len(split.texts) == 2 else [text for (text,) in texts])
-        keys[start : start + 4096] = [np.array(encoding.ids, dtype=np.int32).tobytes() for encoding in encodings]
+        encodings = tokenizer.encode_batch_fast(
+            texts if len(split.texts) == 2 else [text for (text,) in texts]
+        )
+        keys[start : start + 4096] = [
+            np.array(encoding.ids, dtype=np.int32).tobytes() for encoding in encodings
+        ]
     distinct = list(dict.fromkeys(keys))
     chosen = np.random.default_rng(0).permutation(len(distinct))[: len(distinct) // 10 or 1]
     held = {distinct[i] for i in chosen}
@@ -377,11 +483,15 @@ def hold_out(split: Split, tokenizer: Tokenizer | None, where: str) -> tuple[Spl
     if split.labels.dtype == np.float32:
         for rows, what in (~side, "left to train on"), (side, "held out"):
             if np.ptp(split.labels[rows]) == 0:
-                raise InputError(f"{where}: all the rows {what} have the same label; add rows with others")
+                raise InputError(
+                    f"{where}: all the rows {what} have the same label; add rows with others"
+                )
     elif missing := {*split.labels.tolist()} - {*split.labels[~side].tolist()}:
         name = split.classes.names[missing.pop()]
         raise InputError(
             f"{where}: the few rows of the class {name!r:.40} are all held out; add rows of it, or drop it"
         )
-    part = lambda mask: replace(split, texts=[c.filter(mask) for c in split.texts], labels=split.labels[mask])
+    part = lambda mask: replace(
+        split, texts=[c.filter(mask) for c in split.texts], labels=split.labels[mask]
+    )
     return part(~side), part(side)

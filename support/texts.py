@@ -19,29 +19,53 @@ DEMO = [
 ]
 
 
-BATCH_TOKENS = 1024  # in a batch on a CPU, padding included: docs/scaling.md has the speeds of others
+BATCH_TOKENS = (
+    1024  # in a batch on a CPU, padding included: docs/scaling.md has the speeds of others
+)
 
 
 def parse(parser):
     """The options of a command line, checked: the parser's, and those of labelling a whole table."""
-    group = parser.add_argument_group("labelling a whole table, of any size (the same command goes on after a kill)")
-    group.add_argument("--out", help="label --file, a .parquet, .csv, .tsv, .jsonl or .txt file, into this new file")
-    group.add_argument("--text-column", default="", help="the column of the text, or the two of a pair: a,b")
-    group.add_argument("--prefix", default="", help="put before the names of the added columns label and confidence")
+    group = parser.add_argument_group(
+        "labelling a whole table, of any size (the same command goes on after a kill)"
+    )
+    group.add_argument(
+        "--out",
+        help="label --file, a .parquet, .csv, .tsv, .jsonl or .txt file, into this new file",
+    )
+    group.add_argument(
+        "--text-column", default="", help="the column of the text, or the two of a pair: a,b"
+    )
+    group.add_argument(
+        "--prefix",
+        default="",
+        help="put before the names of the added columns label and confidence",
+    )
     tokens = f"in a batch, padding included (default: {BATCH_TOKENS} on a CPU, {16 * BATCH_TOKENS} on a GPU)"
     group.add_argument("--batch-tokens", type=int, help=tokens)
-    group.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="(default: auto)")
+    group.add_argument(
+        "--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="(default: auto)"
+    )
     dtypes = "of the matrix products (default: auto, bfloat16 on CUDA)"
-    group.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help=dtypes)
+    group.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help=dtypes
+    )
     given = parser.parse_args()
     around = ("text_column", "prefix", "batch_tokens", "device", "dtype")
     if given.out is None:
         if alone := [name for name in around if getattr(given, name) != parser.get_default(name)]:
             raise InputError(f"--{alone[0].replace('_', '-')} is of use with --file and --out only")
         if given.file and given.file.lower().endswith((".parquet", ".csv", ".jsonl")):
-            raise InputError(f"{given.file}: a table, whose answers need a file of their own: give --out too")
+            raise InputError(
+                f"{given.file}: a table, whose answers need a file of their own: give --out too"
+            )
         return given
-    others = {"texts": given.texts, "--pair": given.pair, "--demo": given.demo, "--json": given.json}
+    others = {
+        "texts": given.texts,
+        "--pair": given.pair,
+        "--demo": given.demo,
+        "--json": given.json,
+    }
     if beside := [name for name, value in others.items() if value]:
         raise InputError(f"--out labels a whole --file, and goes without {beside[0]}")
     if given.file is None or len(given.adapter or []) > 1:
@@ -63,13 +87,17 @@ def batches_by_length(lengths: np.ndarray, batch_tokens: int = 0) -> list[np.nda
     return batches
 
 
-def given_texts(texts: list[str], pairs: list[list[str]] | None, file: str | None, demo: bool) -> list:
+def given_texts(
+    texts: list[str], pairs: list[list[str]] | None, file: str | None, demo: bool
+) -> list:
     """The texts of a command line, of a file, or of standard input: for "-", and for none where no person types.
 
     Raises InputError if they are given in two ways at once, as one of them would be left out.
     """
     if len(texts) > 1 and "-" in texts:
-        raise InputError('"-" reads standard input, and stands alone; leave it out, or the other texts')
+        raise InputError(
+            '"-" reads standard input, and stands alone; leave it out, or the other texts'
+        )
     ways = {"texts": texts or None, "--pair": pairs, "--file": file, "--demo": demo or None}
     if len(given := [way for way, value in ways.items() if value is not None]) > 1:
         raise InputError(f"{' and '.join(given)} are two ways to give texts; take one of them")
@@ -102,19 +130,29 @@ def fitting(texts: list, config, name: str) -> list:
             if len(text) != 2 or not all(part.strip() for part in text):
                 hint = "give --pair TEXT TEXT, or lines with one tab between the two"
                 raise InputError(f"text {number}: {name} classifies pairs of texts; {hint}")
-    elif any(isinstance(text, tuple) for text in texts) and (config.text_pairs is False or config.type_vocab_size < 2):
+    elif any(isinstance(text, tuple) for text in texts) and (
+        config.text_pairs is False or config.type_vocab_size < 2
+    ):
         raise InputError(f"{name} classifies single texts, not pairs; leave out --pair")
     return texts
 
 
 def columns(texts: list) -> list[list[str]]:
     """One column of texts, or two for pairs."""
-    return [list(column) for column in zip(*texts, strict=True)] if isinstance(texts[0], tuple) else [texts]
+    return (
+        [list(column) for column in zip(*texts, strict=True)]
+        if isinstance(texts[0], tuple)
+        else [texts]
+    )
 
 
 def fields(text: str | tuple[str, str]) -> dict[str, str]:
     """A text under the names that Hugging Face's pipelines give it."""
-    return {"text": text} if isinstance(text, str) else dict(zip(("text", "text_pair"), text, strict=True))
+    return (
+        {"text": text}
+        if isinstance(text, str)
+        else dict(zip(("text", "text_pair"), text, strict=True))
+    )
 
 
 def read_lines(name: str) -> list[str]:

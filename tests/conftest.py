@@ -1,8 +1,11 @@
-"""What the tests share: a real BERT and real reviews out of the package index, real GLUE tables where there are any."""
+"""What the tests share: a real BERT and real reviews out of the package index, real GLUE tables
+where there are any."""
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait leave their core to the other processes
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # threads that wait leave their core to the other processes
 
 import shutil
 import signal
@@ -51,7 +54,8 @@ def tiny(minilm, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def glue() -> Path:
-    """The directory of GLUE's tasks in the Hub's layout: sst2/train-00000-of-00001.parquet and so on."""
+    """The directory of GLUE's tasks in the Hub's layout: sst2/train-00000-of-00001.parquet and so
+    on."""
     folder = os.environ.get("GLUE_DIR")
     if not folder:
         pytest.skip("needs GLUE's parquet files: set GLUE_DIR to their directory")
@@ -86,7 +90,11 @@ def quick(tiny, some_reviews):
             "--out",
             out,
         ]
-        train.train(train.Config(**parse_options(train.Config, [str(argument) for argument in [*common, *arguments]])))
+        train.train(
+            train.Config(
+                **parse_options(train.Config, [str(argument) for argument in [*common, *arguments]])
+            )
+        )
         for number, handler in before.items():
             signal.signal(number, handler)
         return load_file(next((out / "best").glob("*model.safetensors")))
@@ -103,7 +111,9 @@ def refused(monkeypatch, capsys):
         with pytest.raises(SystemExit) as exit:
             run_main(train.main)
         error = capsys.readouterr().err
-        assert exit.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+        assert exit.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, (
+            error
+        )
         return error
 
     return refused
@@ -138,7 +148,8 @@ def forks():
 def run(forks):
     """Runs one of the project's programs in a process of its own: run("train.py", "--rank", "4").
 
-    A program of this checkout is forked (tests/forking.py); anything else, as "-c", starts from nothing.
+    A program of this checkout is forked (tests/forking.py); anything else, as "-c", starts from
+    nothing.
     """
 
     def run(*arguments, env=None, **options) -> subprocess.CompletedProcess:
@@ -146,9 +157,13 @@ def run(forks):
         environment = os.environ | {"HF_HUB_OFFLINE": "1"} | (env or {})
         options = {"cwd": ROOT, "timeout": 120} | options
         program = (Path(options["cwd"]) / words[0]).resolve()
-        python = any(name.startswith("PYTHON") for name in env or {})  # what Python reads when it starts
+        python = any(
+            name.startswith("PYTHON") for name in env or {}
+        )  # what Python reads when it starts
         if program in PROGRAMS and options.keys() == {"cwd", "timeout"} and not python:
             return forks.run([str(program), *words[1:]], env=environment, **options)
-        return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, **options)
+        return subprocess.run(
+            [sys.executable, *words], env=environment, capture_output=True, text=True, **options
+        )
 
     return run

@@ -1,7 +1,8 @@
-"""Runs the project's programs in processes of their own, each forked from one that has imported PyTorch already.
+"""Runs the project's programs in processes of their own, each forked from one that has imported
+PyTorch already.
 
-Importing it takes longer than most of what the tests let a program do. The child is a process as any other: with an
-environment, a working directory, streams, signals and an exit status of its own.
+Importing it takes longer than most of what the tests let a program do. The child is a process as
+any other: with an environment, a working directory, streams, signals and an exit status of its own.
 """
 
 import json
@@ -20,22 +21,35 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Forks:
-    """The process that forks; run() is subprocess.run for one of the programs, and may be called in several threads."""
+    """The process that forks; run() is subprocess.run for one of the programs, and may be called in
+    several threads."""
 
     def __init__(self):
-        self.server = subprocess.Popen([sys.executable, __file__], cwd=ROOT, stdin=subprocess.PIPE, text=True)
+        self.server = subprocess.Popen(
+            [sys.executable, __file__], cwd=ROOT, stdin=subprocess.PIPE, text=True
+        )
         self.asking = threading.Lock()  # two threads' lines must not be mixed
 
-    def run(self, words: list[str], cwd: Path, env: dict[str, str], timeout: int) -> subprocess.CompletedProcess:
+    def run(
+        self, words: list[str], cwd: Path, env: dict[str, str], timeout: int
+    ) -> subprocess.CompletedProcess:
         with tempfile.TemporaryDirectory() as scratch:
-            asked = {"words": words, "cwd": str(cwd), "env": env, "timeout": timeout, "scratch": scratch}
+            asked = {
+                "words": words,
+                "cwd": str(cwd),
+                "env": env,
+                "timeout": timeout,
+                "scratch": scratch,
+            }
             with self.asking:
                 print(json.dumps(asked), file=self.server.stdin, flush=True)
             while not (ended := Path(scratch, "status")).exists():
                 assert self.server.poll() is None, "the process that forks has ended"
                 time.sleep(0.01)
             status = int(ended.read_text())
-            told = [Path(scratch, name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
+            told = [
+                Path(scratch, name).read_text(encoding="utf-8") for name in ("stdout", "stderr")
+            ]
         if status == -signal.SIGALRM:
             raise subprocess.TimeoutExpired(words, timeout, *told)
         return subprocess.CompletedProcess(words, status, *told)
@@ -54,7 +68,9 @@ def become(asked: dict) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in enumerate(("stdout", "stderr"), 1):
         os.dup2(os.open(f"{asked['scratch']}/{name}", os.O_WRONLY | os.O_CREAT), number)
-    for number, name in enumerate(("stdin", "stdout", "stderr")):  # fresh ones, as the server has read from its own
+    for number, name in enumerate(
+        ("stdin", "stdout", "stderr")
+    ):  # fresh ones, as the server has read from its own
         stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
@@ -76,7 +92,9 @@ def serve() -> None:
         asked = json.loads(line)
         if os.fork():
             continue
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # this one waits for the program, and notes how it ended
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # this one waits for the program, and notes how it ended
         if pid := os.fork():
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             Path(asked["scratch"], "ended").write_text(str(status))

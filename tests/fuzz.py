@@ -1,11 +1,13 @@
-"""Feeds every reader damaged and hostile files: it takes them, or says one line that begins with "error:".
+"""Feeds every reader damaged and hostile files: it takes them, or says one line that begins with
+"error:".
 
     python tests/fuzz.py                          # crafted files, and 100 truncations and 1,000 flips for each reader
     python tests/fuzz.py --cases 10000 --seed 0   # that many flips over all readers, drawn with that seed
     python tests/fuzz.py --only vocab.txt         # one reader
 
-A reader works in a forked child, so that a crash or a hang is seen and counted. What fails is any other exception
-or exit, more than 10 seconds of work, memory beyond twice the file's size, or a file that is left half-written.
+A reader works in a forked child, so that a crash or a hang is seen and counted. What fails is any
+other exception or exit, more than 10 seconds of work, memory beyond twice the file's size, or a
+file that is left half-written.
 """
 
 import argparse
@@ -59,9 +61,24 @@ from support.offline import offline_pair
 from support.options import parse_options
 
 ROOT = Path(bert.__file__).parent
-SECONDS, ROOM, BATCH = 10, 128 * 2**20, 50  # ROOM: for the pools of PyTorch and Arrow, and what is imported late
+SECONDS, ROOM, BATCH = (
+    10,
+    128 * 2**20,
+    50,
+)  # ROOM: for the pools of PyTorch and Arrow, and what is imported late
 TEXTS = ["great film", "dull , and not good at all", "\x07\u200b"]
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz,.", "great", "film", "good", "##s"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *"abcdefghijklmnopqrstuvwxyz,.",
+    "great",
+    "film",
+    "good",
+    "##s",
+]
 
 
 # The readers: a file, and what is done with it, in a folder that holds copies of all good files.
@@ -97,7 +114,8 @@ def same(label: str) -> str:
 
 
 def read_labels(path: str) -> None:
-    """Two splits with these labels: each that is taken must be a class of the training split, the one it says."""
+    """Two splits with these labels: each that is taken must be a class of the training split, the
+    one it says."""
     tables = read_json(path)
     shutil.rmtree("labels")
     os.mkdir("labels")
@@ -109,7 +127,9 @@ def read_labels(path: str) -> None:
         try:
             if tables.get("kind") == "jsonl":
                 rows = zip(*table.values(), strict=True)
-                lines = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
+                lines = "".join(
+                    json.dumps({"text": text, "label": label}) + "\n" for text, label in rows
+                )
                 Path(f"labels/{split}.jsonl").write_text(lines)
             elif tables.get("kind") == "csv":
                 csv.write_csv(pyarrow.table(table), f"labels/{split}.csv")
@@ -129,7 +149,9 @@ def read_labels(path: str) -> None:
 
 
 def resume() -> None:
-    shutil.copytree(HOME / "out", "out", ignore=shutil.ignore_patterns("checkpoint*"), dirs_exist_ok=True)
+    shutil.copytree(
+        HOME / "out", "out", ignore=shutil.ignore_patterns("checkpoint*"), dirs_exist_ok=True
+    )
     shutil.rmtree("out/final", ignore_errors=True)
     Figure.savefig = lambda self, file, **_: None  # drawing takes longer than all the rest
     sys.argv = ["train.py", *OPTIONS, "--out", "out", "--resume"]
@@ -147,7 +169,8 @@ def read_texts() -> None:
 
 
 def print_answers() -> None:
-    """Hostile class names and texts on a terminal of some encoding: only text reaches it, and JSON stays JSON."""
+    """Hostile class names and texts on a terminal of some encoding: only text reaches it, and JSON
+    stays JSON."""
     case = read_json("terminal")
     try:
         encoding, label, text = (str(case[key]) for key in ("encoding", "label", "text"))
@@ -177,7 +200,9 @@ class Begun(Exception):
 def begin_training() -> None:
     """train.py with these flags, up to the first batch."""
     flags = read_json("flags").get("flags")
-    if not isinstance(flags, list) or not all(isinstance(flag, str) and flag.startswith("--") for flag in flags):
+    if not isinstance(flags, list) or not all(
+        isinstance(flag, str) and flag.startswith("--") for flag in flags
+    ):
         raise InputError("no flags")
     bert.BertForSequenceClassification.forward = lambda *_: fail(Begun())
     sys.argv = ["train.py", *OPTIONS, "--overwrite", *flags, "--out=run"]
@@ -205,28 +230,46 @@ READERS = {
 
 def write_good_files() -> None:
     """One good file for every reader, but for what a run leaves."""
-    model = bert.BertForSequenceClassification(bert.BertConfig(len(WORDS), **SMALL, max_position_embeddings=64))
+    model = bert.BertForSequenceClassification(
+        bert.BertConfig(len(WORDS), **SMALL, max_position_embeddings=64)
+    )
     for folder in ("base", "vocab"):
         model.save_pretrained(HOME / folder)
     (HOME / "vocab" / "vocab.txt").write_text("\n".join(WORDS))
-    (HOME / "vocab" / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 64}')
-    BertWordPieceTokenizer(str(HOME / "vocab" / "vocab.txt")).save(str(HOME / "base" / "tokenizer.json"))
-    texts = parquet.read_table(next(Path(offline_pair()[1]).glob("train-*.parquet")))["sentence"][:100]
+    (HOME / "vocab" / "tokenizer_config.json").write_text(
+        '{"do_lower_case": true, "model_max_length": 64}'
+    )
+    BertWordPieceTokenizer(str(HOME / "vocab" / "vocab.txt")).save(
+        str(HOME / "base" / "tokenizer.json")
+    )
+    texts = parquet.read_table(next(Path(offline_pair()[1]).glob("train-*.parquet")))["sentence"][
+        :100
+    ]
     table = pyarrow.table({"sentence": texts, "label": [i % 2 for i in range(100)]})
     parquet.write_table(table, HOME / "reviews.parquet")
     csv.write_csv(table, HOME / "reviews.csv")
     rows = "".join(f"{text}\t{i % 2}\n" for i, text in enumerate(texts))
     (HOME / "reviews.tsv").write_text("sentence\tlabel\n" + rows)
-    (HOME / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    (HOME / "reviews.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in table.to_pylist())
+    )
     for kind in "parquet", "csv", "tsv", "jsonl":
         shutil.copy(HOME / f"reviews.{kind}", HOME / f"whole.{kind}")
     (HOME / "whole.txt").write_text("".join(f"{text}\n" for text in texts))
     (HOME / "labels").mkdir()
-    (HOME / "labels.json").write_text(json.dumps({"kind": "csv", "train": ["no", "yes"], "validation": ["yes"]}))
-    (HOME / "config.toml").write_text('model = "base"\nlr = 5e-4\nepochs = 3\nresume = true\ntargets = "query"\n')
+    (HOME / "labels.json").write_text(
+        json.dumps({"kind": "csv", "train": ["no", "yes"], "validation": ["yes"]})
+    )
+    (HOME / "config.toml").write_text(
+        'model = "base"\nlr = 5e-4\nepochs = 3\nresume = true\ntargets = "query"\n'
+    )
     (HOME / "text").write_text("great film, good film")
-    (HOME / "terminal").write_text(json.dumps({"encoding": "ascii", "label": "na\u00efve", "text": "gr\u00e9at film"}))
-    (HOME / "flags").write_text(json.dumps({"flags": ["--lr=1e-3", "--epochs=2", "--targets=query"]}))
+    (HOME / "terminal").write_text(
+        json.dumps({"encoding": "ascii", "label": "na\u00efve", "text": "gr\u00e9at film"})
+    )
+    (HOME / "flags").write_text(
+        json.dumps({"flags": ["--lr=1e-3", "--epochs=2", "--targets=query"]})
+    )
     sys.exit(0)
 
 
@@ -238,7 +281,8 @@ def prepare() -> None:
     shutil.copytree(HOME / "out" / "best", HOME / "adapter")
 
 
-# Crafted files: what, and the content. "=" before what must be taken, "?" before what may be; the rest is refused.
+# Crafted files: what, and the content. "=" before what must be taken, "?" before what may be; the
+# rest is refused.
 
 
 def odd_json(good: bytes) -> dict[str, bytes]:
@@ -254,7 +298,8 @@ def odd_json(good: bytes) -> dict[str, bytes]:
 
 
 def edits(good: bytes, changes: dict) -> dict[str, bytes]:
-    """A JSON file with one field changed, for each field and value; what a value in a 1-tuple makes may be taken."""
+    """A JSON file with one field changed, for each field and value; what a value in a 1-tuple makes
+    may be taken."""
     crafted = {}
     for field, values in changes.items():
         for value in values:
@@ -307,8 +352,13 @@ def odd_tokenizers(good: bytes) -> dict[str, bytes]:
     model, crafted = json.loads(good)["model"], odd_json(good) | edits(good, TOKENIZER)
     vocabularies = {}, model["vocab"] | {"great": 10**6}, {"great": -1}, {"a": 0}
     fine = {"unk_token": "x"}, {"max_input_chars_per_word": 0}, {"continuing_subword_prefix": ""}
-    models = [*(model | {"vocab": vocabulary} for vocabulary in vocabularies), *((model | change,) for change in fine)]
-    return crafted | {f"{what} of ours": content for what, content in edits(good, {"model": models}).items()}
+    models = [
+        *(model | {"vocab": vocabulary} for vocabulary in vocabularies),
+        *((model | change,) for change in fine),
+    ]
+    return crafted | {
+        f"{what} of ours": content for what, content in edits(good, {"model": models}).items()
+    }
 
 
 def odd_vocabularies(good: bytes) -> dict[str, bytes]:
@@ -343,8 +393,27 @@ def odd_safetensors(good: bytes) -> dict[str, bytes]:
     changed = lambda **changes: packed(head | {name: head[name] | changes}, body)
     replaced = lambda new: saved(tensors | {name: new}, meta)
     shapes = [0, 2**64 - 1], [2**63, 2], [1] * 100, [], [-1], ["x"], 2**64
-    names = "../../x", "/etc/x", "a\nb", "a\0b", "\ud800", "", "x" * 10**6, f"{name}.default.x", f"{name}\n"
-    dtypes = "int8", "bool", "complex64", "?float8_e4m3fn", "?float64", "?float16", "?bfloat16", "int64"
+    names = (
+        "../../x",
+        "/etc/x",
+        "a\nb",
+        "a\0b",
+        "\ud800",
+        "",
+        "x" * 10**6,
+        f"{name}.default.x",
+        f"{name}\n",
+    )
+    dtypes = (
+        "int8",
+        "bool",
+        "complex64",
+        "?float8_e4m3fn",
+        "?float64",
+        "?float16",
+        "?bfloat16",
+        "int64",
+    )
     sizes = (), (0,), (1, 2, 3), (10**6,), (tensor.shape[0] + 1, *tensor.shape[1:])
     return {
         "empty": b"", "a terabyte of header": (2**40).to_bytes(8, "little") + b"{}", "no tensors": packed({}),
@@ -371,10 +440,30 @@ def odd_checkpoints(good: bytes) -> dict[str, bytes]:
     written = lambda **new: packed(head | {"__metadata__": meta | new}, body)
     progress = next(key for key, value in meta.items() if '"step"' in value)
     surplus = "random.x", "parameter.x", "exp_avg.x", "x.bert", "x"
-    odd = [None, "x", -1, 10**9, 10**30, 2.5, [], [5], [[5]], ["x"], [{"step": "x"}], {}, {"a": 1}, NAN]
+    odd = [
+        None,
+        "x",
+        -1,
+        10**9,
+        10**30,
+        2.5,
+        [],
+        [5],
+        [[5]],
+        ["x"],
+        [{"step": "x"}],
+        {},
+        {"a": 1},
+        NAN,
+    ]
     wholes = "", "[]", "5", "null", "[" * 10**4, "\ud800", '{"x": 1}'
     state = next(name for name in tensors if name.startswith("random"))
-    states = torch.zeros(5), torch.zeros(5, dtype=torch.uint8), tensors[state].float(), tensors[state][:-8]
+    states = (
+        torch.zeros(5),
+        torch.zeros(5, dtype=torch.uint8),
+        tensors[state].float(),
+        tensors[state][:-8],
+    )
     fields = {f"?{field} = {value}": json.dumps(json.loads(meta[progress]) | {field: value})
               for field in json.loads(meta[progress]) for value in odd}  # fmt: skip
     names = [*tensors, *surplus]
@@ -429,8 +518,13 @@ def odd_parquet(good: bytes) -> dict[str, bytes]:
         "a CSV": b"sentence,label\nx,0\n",
         "footer": good[:-8] + b"\xff" * 4 + b"PAR1",
     }
-    twice = pyarrow.Table.from_arrays([array(texts)] * 2 + [array(labels)], ["sentence", "sentence", "label"])
-    tables = {what: pyarrow.table({"sentence": text, "label": label}) for what, (text, label) in tables.items()}
+    twice = pyarrow.Table.from_arrays(
+        [array(texts)] * 2 + [array(labels)], ["sentence", "sentence", "label"]
+    )
+    tables = {
+        what: pyarrow.table({"sentence": text, "label": label})
+        for what, (text, label) in tables.items()
+    }
     for what, table in {**tables, "a column twice": twice}.items():
         parquet.write_table(table, file := io.BytesIO())
         files[what] = file.getvalue()
@@ -443,10 +537,43 @@ def odd_texts(good: bytes, kind: str) -> dict[str, bytes]:
     as_json = lambda text, label: json.dumps({"sentence": text, "label": label}) + "\n"
     line = (lambda text, label: f"{text}{separator}{label}\n") if separator else as_json
     head = line("sentence", "label") if separator else ""
-    table = lambda *rows: (head + "".join(line(*row) for row in rows)).encode("utf-8", "surrogatepass")
+    table = lambda *rows: (head + "".join(line(*row) for row in rows)).encode(
+        "utf-8", "surrogatepass"
+    )
     rows = [(f"text {i}", i % 2) for i in range(20)]
-    labels = 0.5, "1e5", -1, 10**12, 10**30, 2**63, "", "nan", " 0", "0x1", "٣", None, [0], {"a": 0}, True
-    texts = "", " ", "\ud800", '"', "'", "\r", "a\rb", "\u2028", "a\0b", "a,b,c", "a\tb", 5, None, ["x"]
+    labels = (
+        0.5,
+        "1e5",
+        -1,
+        10**12,
+        10**30,
+        2**63,
+        "",
+        "nan",
+        " 0",
+        "0x1",
+        "٣",
+        None,
+        [0],
+        {"a": 0},
+        True,
+    )
+    texts = (
+        "",
+        " ",
+        "\ud800",
+        '"',
+        "'",
+        "\r",
+        "a\rb",
+        "\u2028",
+        "a\0b",
+        "a,b,c",
+        "a\tb",
+        5,
+        None,
+        ["x"],
+    )
     return {
         "empty": b"", "header": head.encode(), "newline": b"\n", "UTF-16": good.decode().encode("utf-16"),
         "latin-1": good + b"\xe9\xe9\n", "NULs": b"\0" * 1000, "10 MB": b"a" * 10**7, "?BOM": b"\xef\xbb\xbf" + good,
@@ -461,8 +588,22 @@ def odd_texts(good: bytes, kind: str) -> dict[str, bytes]:
     }  # fmt: skip
 
 
-LABELS = [[0, 1], [0, 1, 2], ["0", "1"], ["a", "b"], ["1", "2", "other"], [True, False], [0.0, 1.0], ["+", "-"],
-          ["1.0", "1.1"], [1, 2, 3, 4, 5], [-1, 1], ["yes", "no", "maybe"], ["NA", "b", "c"]]  # fmt: skip
+LABELS = [
+    [0, 1],
+    [0, 1, 2],
+    ["0", "1"],
+    ["a", "b"],
+    ["1", "2", "other"],
+    [True, False],
+    [0.0, 1.0],
+    ["+", "-"],
+    # fmt: skip
+    ["1.0", "1.1"],
+    [1, 2, 3, 4, 5],
+    [-1, 1],
+    ["yes", "no", "maybe"],
+    ["NA", "b", "c"],
+]
 ODD_LABELS = [None, "", " ", "NA", "nan", "?", "1", " 1", "1 ", "01", "+1", "-1", "1.0", "1e0", "٣", "²", "true",
               "A", "a ", "a\u200b", "LABEL_1", 0, 1, 2, -1, 7, 10**18, 0.5, 1e300, NAN, INF, True, [1], {}]  # fmt: skip
 
@@ -471,7 +612,10 @@ def odd_labels(good: bytes) -> dict[str, bytes]:
     """Tables of every kind of label, in most of which a row or two of another kind have got."""
     draw, crafted = random.Random(0), {}
     for i in range(400):
-        pool, tables = draw.choice(LABELS), {"kind": draw.choice(("csv", "csv", "parquet", "jsonl"))}
+        pool, tables = (
+            draw.choice(LABELS),
+            {"kind": draw.choice(("csv", "csv", "parquet", "jsonl"))},
+        )
         for split, rows in ("train", 12), ("validation", 5):
             tables[split] = [draw.choice(pool) for _ in range(rows)]
             for _ in range(draw.choice((0, 1, 1, 2))):
@@ -486,7 +630,12 @@ epochs; device = "tpu"; dropout = 1.0; model = "\ud800"; lr = 1e999; a.b = 1; ep
 
 
 def odd_toml(good: bytes) -> dict[str, bytes]:
-    lines = [*re.split("; |\n", TOML), "epochs = 3\nepochs = 4", f"seed = {'9' * 5000}", f"seed = -{10**30}"]
+    lines = [
+        *re.split("; |\n", TOML),
+        "epochs = 3\nepochs = 4",
+        f"seed = {'9' * 5000}",
+        f"seed = -{10**30}",
+    ]
     return odd_values() | {
         "latin-1": good + b"#\xe9", "UTF-16": good.decode().encode("utf-16"), "NUL": good + b"\0",
         "?BOM": b"\xef\xbb\xbf" + good, "=empty": b"", "deep": b"a = " + b"[" * 10**4 + b"]" * 10**4,
@@ -502,14 +651,49 @@ def odd_rows(good: bytes) -> dict[str, bytes]:
 
 
 def odd_lines(good: bytes) -> dict[str, bytes]:
-    fine = "\U0001f600" * 50, "word " * 10**5, "a" * 10**6, "[MASK]", "[SEP]", "[PAD] [CLS]", "\x07\x1b", "\u200b", "-x"
-    others = "?שלום مرحبا", "?\r", "?\ufeffx", "?a\0b", "?a\u2028b", "", "   ", "\u3000", "a\n\nb", "great \ud800 film"
+    fine = (
+        "\U0001f600" * 50,
+        "word " * 10**5,
+        "a" * 10**6,
+        "[MASK]",
+        "[SEP]",
+        "[PAD] [CLS]",
+        "\x07\x1b",
+        "\u200b",
+        "-x",
+    )
+    others = (
+        "?שלום مرحبا",
+        "?\r",
+        "?\ufeffx",
+        "?a\0b",
+        "?a\u2028b",
+        "",
+        "   ",
+        "\u3000",
+        "a\n\nb",
+        "great \ud800 film",
+    )
     texts = [*(f"={text}" for text in fine), *others]
-    crafted = {repr(text[:20])[1:-1] or "empty": text.lstrip("=?").encode("utf-8", "surrogatepass") for text in texts}
+    crafted = {
+        repr(text[:20])[1:-1] or "empty": text.lstrip("=?").encode("utf-8", "surrogatepass")
+        for text in texts
+    }
     return crafted | {"not UTF-8": b"great \xff film"}
 
 
-ENCODINGS = "ascii", "latin-1", "cp1252", "cp437", "koi8-r", "shift_jis", "gb18030", "utf-8", "utf-16", "utf-7"
+ENCODINGS = (
+    "ascii",
+    "latin-1",
+    "cp1252",
+    "cp437",
+    "koi8-r",
+    "shift_jis",
+    "gb18030",
+    "utf-8",
+    "utf-16",
+    "utf-7",
+)
 HOSTILE = [
     "naïve", "\U0001f600", "\x1b[31mred", "\x1b]0;title\x07", "\x9b2J", "a\nforged  99.9%  b", "a\r\rb", "\x7f\x08",
     "a\tb", "\u2028b\x85c", "\u202eright to left", "中文", "\\u001b", '"}\n{"', "%s {0} {{", "\x00", "\ufeff",
@@ -527,8 +711,26 @@ def odd_terminals(good: bytes) -> dict[str, bytes]:
     return cases
 
 
-NUMBERS = ["1e999", "-1e999", "nan", "1" + "0" * 400, *map(str, (2**31, 2**62, 2**63, 2**70, -(2**63))), "0",
-           "9" * 5000, "1_0", "٣", "0x10", "1e3", "1.5", "", " 1", "true", "1e-400", "1e308"]  # fmt: skip
+NUMBERS = [
+    "1e999",
+    "-1e999",
+    "nan",
+    "1" + "0" * 400,
+    *map(str, (2**31, 2**62, 2**63, 2**70, -(2**63))),
+    "0",
+    # fmt: skip
+    "9" * 5000,
+    "1_0",
+    "٣",
+    "0x10",
+    "1e3",
+    "1.5",
+    "",
+    " 1",
+    "true",
+    "1e-400",
+    "1e308",
+]
 STRINGS = [
     "",
     "\0",
@@ -548,18 +750,30 @@ STRINGS = [
     "[",
     "-",
 ]
-AROUND = {"out", "resume", "overwrite", "offline_fallback", "push_to_hub", "hub_model_id", "hub_private"}
+AROUND = {
+    "out",
+    "resume",
+    "overwrite",
+    "offline_fallback",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private",
+}
 
 
 def odd_options() -> list[tuple[str, str]]:
     """(name, value) of every option but those around a run."""
     named = [(f.name, f.type) for f in dataclasses.fields(train.Config) if f.name not in AROUND]
-    return [(name, value) for name, kind in named for value in (STRINGS if kind is str else NUMBERS)]
+    return [
+        (name, value) for name, kind in named for value in (STRINGS if kind is str else NUMBERS)
+    ]
 
 
 def odd_flags(good: bytes) -> dict[str, bytes]:
     flags = (f"--{name.replace('_', '-')}={value}" for name, value in odd_options())
-    return {f"?{flag[:30]} {i}": json.dumps({"flags": [flag]}).encode() for i, flag in enumerate(flags)}
+    return {
+        f"?{flag[:30]} {i}": json.dumps({"flags": [flag]}).encode() for i, flag in enumerate(flags)
+    }
 
 
 def odd_values() -> dict[str, bytes]:
@@ -576,13 +790,19 @@ def odd_values() -> dict[str, bytes]:
         "1e400",
         "inf",
     ]
-    quoted = [json.dumps(value) for value in STRINGS if value.isprintable() or "\0" in value or "\n" in value]
+    quoted = [
+        json.dumps(value)
+        for value in STRINGS
+        if value.isprintable() or "\0" in value or "\n" in value
+    ]
     names = [f.name for f in dataclasses.fields(train.Config)]
     lines = (f"{name} = {value}" for name in names for value in plain + quoted)
     return {f"?{line[:30]} {i}": line.encode() for i, line in enumerate(lines)}
 
 
-TOKENIZER_CONFIG = {key: ["x", 5, [], {}] for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
+TOKENIZER_CONFIG = {
+    key: ["x", 5, [], {}] for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+}
 CRAFTED = {
     "base/config.json": lambda good: odd_json(good) | edits(good, CONFIG), "base/model.safetensors": odd_safetensors,
     "base/tokenizer.json": odd_tokenizers, "vocab/vocab.txt": odd_vocabularies,
@@ -607,7 +827,9 @@ def damaged(name: str, flips: int, cuts: int, draw: random.Random):
         yield f"?cut at {i}/{cuts}", good[: len(good) * i // cuts]
     for _ in range(flips):
         flipped, ends = bytearray(good), min(len(good), 2048)
-        place = draw.choice((draw.randrange(len(good)), draw.randrange(ends), -1 - draw.randrange(ends)))
+        place = draw.choice(
+            (draw.randrange(len(good)), draw.randrange(ends), -1 - draw.randrange(ends))
+        )
         flipped[place] = draw.choice((flipped[place] ^ 1 << draw.randrange(8), draw.randrange(256)))
         yield f"?byte {place} is {flipped[place]}", bytes(flipped)
 
@@ -617,7 +839,9 @@ def damaged(name: str, flips: int, cuts: int, draw: random.Random):
 
 def attempt(reader) -> str:
     """What became of it: "taken", "refused", or what went wrong."""
-    out, said = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
+    out, said = (
+        io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace")
+    )
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
             run_main(reader)
@@ -625,19 +849,30 @@ def attempt(reader) -> str:
     except SystemExit as stop:
         said.seek(0)
         lines = said.read()
-        good = stop.code == 2 and re.fullmatch(r"error: [^\n\r]+\n", lines) and "should not happen" not in lines
+        good = (
+            stop.code == 2
+            and re.fullmatch(r"error: [^\n\r]+\n", lines)
+            and "should not happen" not in lines
+        )
         return "refused" if good else f"exit {stop.code} with {lines[:150]!r}"
     except BaseException as error:
-        ours = [frame for frame in traceback.extract_tb(error.__traceback__) if ROOT in Path(frame.filename).parents]
+        ours = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if ROOT in Path(frame.filename).parents
+        ]
         where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {ours[-1].name}" if ours else "?"
         return f"{type(error).__name__} in {where}: {first_line(error)[:150]}"
 
 
 def work(name: str, batch: list, report) -> None:
-    """What a child does: tries each case, and reports (outcome, seconds, bytes that its peak of memory rose by)."""
+    """What a child does: tries each case, and reports (outcome, seconds, bytes that its peak of
+    memory rose by)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where Rust's panics speak
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 4 * 2**30, resource.RLIM_INFINITY))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (pages * resource.getpagesize() + 4 * 2**30, resource.RLIM_INFINITY)
+    )
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for _, content in batch:
         Path(name).write_bytes(content)
@@ -648,7 +883,9 @@ def work(name: str, batch: list, report) -> None:
         signal.alarm(0)
         signal.setitimer(signal.ITIMER_PROF, 0)
         if (grown := peak() - before) > 2 * len(content) + ROOM:
-            outcome = f"grew by more than twice the file's size and {ROOM >> 20} MB, and was {outcome}"
+            outcome = (
+                f"grew by more than twice the file's size and {ROOM >> 20} MB, and was {outcome}"
+            )
         if left := [path.name for path in Path().rglob("*tmp*")]:
             outcome = f"left {left} behind, and was {outcome}"
         print(json.dumps([outcome, time.monotonic() - begun, grown]), file=report, flush=True)
@@ -669,9 +906,13 @@ def tried(name: str, batch: list):
             results = [json.loads(line) for line in report]
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if len(results) < len(batch):
-            results.append([f"died: {signal.Signals(-status).name if status < 0 else status}", SECONDS, 0])
+            results.append(
+                [f"died: {signal.Signals(-status).name if status < 0 else status}", SECONDS, 0]
+            )
         for (what, _), (outcome, seconds, grown) in zip(batch, results, strict=False):
-            if (outcome == "refused" and what[0] == "=") or (outcome == "taken" and what[0] not in "=?"):
+            if (outcome == "refused" and what[0] == "=") or (
+                outcome == "taken" and what[0] not in "=?"
+            ):
                 outcome += ", wrongly"
             yield what, outcome, seconds, grown
         batch = batch[len(results) :]
@@ -690,27 +931,43 @@ def fuzz(name: str, flips: int, cuts: int, seed: int) -> list:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cases", type=int, default=1000 * len(READERS), help="byte flips over all readers")
+    parser.add_argument(
+        "--cases", type=int, default=1000 * len(READERS), help="byte flips over all readers"
+    )
     parser.add_argument("--cuts", type=int, default=100, help="truncations for each reader")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", metavar="WORD", help="the readers whose file has this in its name")
+    parser.add_argument(
+        "--only", default="", metavar="WORD", help="the readers whose file has this in its name"
+    )
     arguments = parser.parse_args()
     prepare()
     names, failed = [name for name in READERS if arguments.only in name], 0
-    print(f"{'reader':<38} | cases | taken | refused | failed | longest                       | grew by at most")
-    job = functools.partial(fuzz, flips=arguments.cases // len(READERS), cuts=arguments.cuts, seed=arguments.seed)
+    print(
+        f"{'reader':<38} | cases | taken | refused | failed | longest                       | grew by at most"
+    )
+    job = functools.partial(
+        fuzz, flips=arguments.cases // len(READERS), cuts=arguments.cuts, seed=arguments.seed
+    )
     with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
         for name, results in zip(names, pool.imap(job, names, chunksize=1), strict=True):
             counts = collections.Counter(outcome for _, outcome, _, _ in results)
             bad = len(results) - counts["taken"] - counts["refused"]
             failed += bad
-            (longest, slow), grown = max((r[2], r[0]) for r in results), max(r[3] for r in results) / 2**20
+            (longest, slow), grown = (
+                max((r[2], r[0]) for r in results),
+                max(r[3] for r in results) / 2**20,
+            )
             print(f"{name:<38} | {len(results):>5} | {counts['taken']:>5} | {counts['refused']:>7} | {bad:>6} | "
                   f"{longest:>5.1f} s, {slow[:20]:<20} | {grown:.0f} MB", flush=True)  # fmt: skip
             for outcome, count in counts.most_common():
                 if outcome not in ("taken", "refused"):
                     examples = [what for what, found, *_ in results if found == outcome]
-                    print(f"    {count} x {outcome}: {'; '.join(examples[:3])}".replace(str(HOME), "HOME"), flush=True)
+                    print(
+                        f"    {count} x {outcome}: {'; '.join(examples[:3])}".replace(
+                            str(HOME), "HOME"
+                        ),
+                        flush=True,
+                    )
     sys.exit(failed > 0)
 
 

@@ -42,7 +42,8 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def draw(module: nn.Module, seed: int = 0, std: float = 0.1) -> None:
-    """Draws every parameter anew, so that none, not even a bias, is 0 or 1 and drops out of a comparison."""
+    """Draws every parameter anew, so that none, not even a bias, is 0 or 1 and drops out of a
+    comparison."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         center = 1.0 if name.endswith("LayerNorm.weight") else 0.0
@@ -50,7 +51,8 @@ def draw(module: nn.Module, seed: int = 0, std: float = 0.1) -> None:
 
 
 def saved_base(folder: Path, seed: int = 0, **settings) -> Path:
-    """A random BertForSequenceClassification of the shapes TINY | settings, written by transformers."""
+    """A random BertForSequenceClassification of the shapes TINY | settings, written by
+    transformers."""
     model = transformers.BertForSequenceClassification(transformers.BertConfig(**TINY | settings))
     draw(model, seed)
     model.save_pretrained(folder)
@@ -58,9 +60,16 @@ def saved_base(folder: Path, seed: int = 0, **settings) -> Path:
 
 
 def official_names(state: dict) -> dict:
-    """The tensors of a BertModel under the names of bert-base-uncased's own file, with the heads of pre-training."""
-    state = {re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name): tensor for name, tensor in state.items()}
-    state = {re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name): tensor for name, tensor in state.items()}
+    """The tensors of a BertModel under the names of bert-base-uncased's own file, with the heads of
+    pre-training."""
+    state = {
+        re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name): tensor
+        for name, tensor in state.items()
+    }
+    state = {
+        re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", name): tensor
+        for name, tensor in state.items()
+    }
     D, vocab_size = len(state["pooler.dense.bias"]), len(state["embeddings.word_embeddings.weight"])
     heads = {
         "cls.predictions.bias": torch.randn(vocab_size),
@@ -82,7 +91,11 @@ def official_base(folder: Path) -> Path:
         model = BertModel(config)
     model.to_empty(device="cpu")
     draw(model, std=0.03)
-    config.to_json(folder / "config.json", architectures=["BertForMaskedLM"], position_embedding_type="absolute")
+    config.to_json(
+        folder / "config.json",
+        architectures=["BertForMaskedLM"],
+        position_embedding_type="absolute",
+    )
     save_file(official_names(model.state_dict()), folder / "model.safetensors", {"format": "pt"})
     return folder
 
@@ -91,12 +104,16 @@ def open_theirs(base: str | Path, **settings) -> transformers.PreTrainedModel:
     return transformers.AutoModelForSequenceClassification.from_pretrained(base, **settings).eval()
 
 
-def adapted(base: str | Path, targets: list[str] | str, **settings) -> BertForSequenceClassification:
+def adapted(
+    base: str | Path, targets: list[str] | str, **settings
+) -> BertForSequenceClassification:
     """A base with random A and B, in eval mode."""
     model = BertForSequenceClassification.from_pretrained(base)
     apply_lora_to_model(model, targets, **{"dropout": 0.0} | settings)
     mark_only_lora_as_trainable(model)
-    for seed, layer in enumerate(module for module in model.modules() if isinstance(module, LoRALayer)):
+    for seed, layer in enumerate(
+        module for module in model.modules() if isinstance(module, LoRALayer)
+    ):
         draw(layer, seed, std=0.05)
     return model.eval()
 
@@ -112,13 +129,16 @@ def in_peft(model: BertForSequenceClassification, base: str | Path) -> peft.Peft
 
 
 def losses_beside_peft(run: train.Run, base: str | Path) -> tuple:
-    """The loss of each step of a run without dropout, by train_step and in transformers + peft; and their config."""
+    """The loss of each step of a run without dropout, by train_step and in transformers + peft; and
+    their config."""
     theirs, config = in_peft(run.model, base).train(), run.config
     trained = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
     matrices, vectors = [p for p in trained if p.ndim == 2], [p for p in trained if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.lr)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(0.06 * run.steps), run.steps)
+    schedule = transformers.get_linear_schedule_with_warmup(
+        optimizer, math.ceil(0.06 * run.steps), run.steps
+    )
     run.model.train()
     losses = []
     for epoch in range(config.epochs):
@@ -138,8 +158,15 @@ def losses_beside_peft(run: train.Run, base: str | Path) -> tuple:
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     """The gradient of every trained parameter, under the name that PEFT saves it by."""
-    named = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {re.sub(r"base_model\.model\.|\.modules_to_save|\.default|\.lora(?=\.)", "", n): g for n, g in named.items()}
+    named = {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    return {
+        re.sub(r"base_model\.model\.|\.modules_to_save|\.default|\.lora(?=\.)", "", n): g
+        for n, g in named.items()
+    }
 
 
 def inputs(vocab_size: int, lengths: list[int], seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -156,7 +183,8 @@ def edit_json(path: Path, **changes) -> None:
 
 @contextlib.contextmanager
 def silence():
-    """Fails if the block warns, through `warnings` or in the log of transformers, peft or the Hub's client.
+    """Fails if the block warns, through `warnings` or in the log of transformers, peft or the Hub's
+    client.
 
     Deprecations do not count: they are between peft and transformers.
     """
@@ -171,7 +199,11 @@ def silence():
         yield
     for logger in loggers:
         logger.removeHandler(handler)
-    said += [str(w.message) for w in caught if not issubclass(w.category, (FutureWarning, DeprecationWarning))]
+    said += [
+        str(w.message)
+        for w in caught
+        if not issubclass(w.category, (FutureWarning, DeprecationWarning))
+    ]
     assert not said, said
 
 
@@ -189,17 +221,23 @@ def write_table(path, table):
         rows = [table.column_names, *(row.values() for row in table.to_pylist())]
         path.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows), encoding="utf-8")
     else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in table.to_pylist()), encoding="utf-8"
+        )
     return str(path)
 
 
 def assert_same_model(name, folder):
-    ours, local = (BertForSequenceClassification.from_pretrained(str(n)).state_dict() for n in (name, folder))
+    ours, local = (
+        BertForSequenceClassification.from_pretrained(str(n)).state_dict() for n in (name, folder)
+    )
     assert ours.keys() == local.keys() and all(torch.equal(ours[key], local[key]) for key in local)
 
 
 def tokens(name) -> list[int]:
-    return encode(load_tokenizer(str(name), 16), [["a gripping, beautifully acted film"]]).input_ids.tolist()
+    return encode(
+        load_tokenizer(str(name), 16), [["a gripping, beautifully acted film"]]
+    ).input_ids.tolist()
 
 
 def go(hub, how, monkeypatch):

@@ -1,12 +1,13 @@
-"""A small Hugging Face Hub on 127.0.0.1: folders under repository names, the Hub's headers and errors, faults to order.
+"""A small Hugging Face Hub on 127.0.0.1: folders under repository names, the Hub's headers and
+errors, faults to order.
 
     with Hub() as hub:
         hub.add("me/model", folder)                # or "datasets/me/data"; once more adds a newer commit
         hub.faults["model.safetensors"] = "cut"    # for the files of that name, "*" for all, until it is deleted
 
-Faults: an HTTP status; "silent" (connects and never answers); "drip" (a byte at a time, for ever); "cut" (breaks off
-in the middle, again and again); "cut once"; "short" (half the file, though the headers promised all of it); "portal"
-(another page).
+Faults: an HTTP status; "silent" (connects and never answers); "drip" (a byte at a time, for ever);
+"cut" (breaks off in the middle, again and again); "cut once"; "short" (half the file, though the
+headers promised all of it); "portal" (another page).
 """
 
 import base64
@@ -29,7 +30,9 @@ class Hub:
         self.role = "write"  # what the token of UploadHandler's user may do
         self.full = False  # whether uploads are refused
         self.closing = threading.Event()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (handler or Handler,), {"hub": self}))
+        self.server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Bound", (handler or Handler,), {"hub": self})
+        )
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
@@ -54,7 +57,9 @@ class Hub:
 class Handler(BaseHTTPRequestHandler):
     hub: Hub
 
-    def answer(self, status: int, body: bytes = b"", length: int | None = None, **headers: str) -> None:
+    def answer(
+        self, status: int, body: bytes = b"", length: int | None = None, **headers: str
+    ) -> None:
         self.hub.served.append((self.path, status))
         self.send_response(status)
         for name, value in headers.items():
@@ -77,7 +82,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "portal":
             return self.answer(200, b"<html>Please accept our terms of use</html>")
         if isinstance(fault, int):
-            return self.answer(fault, X_Error_Code=CODES.get(fault, ""), X_Error_Message=f"fault {fault}")
+            return self.answer(
+                fault, X_Error_Code=CODES.get(fault, ""), X_Error_Message=f"fault {fault}"
+            )
         commits = self.hub.repositories.get(repository)
         if commits is None:
             return self.answer(401, X_Error_Code="RepoNotFound")
@@ -131,12 +138,18 @@ class UploadHandler(Handler):
             self.hub.created = json.loads(body)
             return self.reply({"url": f"{self.hub.url}/you/sst2"})
         if self.path.endswith("/preupload/main"):
-            files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
+            files = [
+                {"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]
+            ]
             return self.reply({"files": [file | {"shouldIgnore": False} for file in files]})
         if self.path.endswith("/commit/main"):
             lines = [json.loads(line)["value"] for line in body.decode().splitlines()]
-            self.hub.files = {v["path"]: base64.b64decode(v["content"]) for v in lines if "path" in v}
-            return self.reply({"commitUrl": f"{self.hub.url}/you/sst2/commit/{'1' * 40}", "commitOid": "1" * 40})
+            self.hub.files = {
+                v["path"]: base64.b64decode(v["content"]) for v in lines if "path" in v
+            }
+            return self.reply(
+                {"commitUrl": f"{self.hub.url}/you/sst2/commit/{'1' * 40}", "commitOid": "1" * 40}
+            )
         return self.reply({"errors": [], "warnings": []})  # validate-yaml
 
     do_HEAD = do_GET

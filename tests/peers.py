@@ -1,9 +1,10 @@
-"""transformers and peft, asked in a process of their own, so that more than one release of them can be.
+"""transformers and peft, asked in a process of their own, so that more than one release of them can
+be.
 
     echo FOLDER | python tests/peers.py     # does the jobs of FOLDER/jobs.json, and writes FOLDER/answers.json
 
-It goes on so for every line of its input, and says which folder is done. A job is [the name of a function below, its
-keyword arguments]; an answer is what the function returned.
+It goes on so for every line of its input, and says which folder is done. A job is [the name of a
+function below, its keyword arguments]; an answer is what the function returned.
 """
 
 import json
@@ -24,19 +25,31 @@ def draw(model: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameter.data.normal_(float(name.endswith("LayerNorm.weight")), 0.05, generator=generator)
+            parameter.data.normal_(
+                float(name.endswith("LayerNorm.weight")), 0.05, generator=generator
+            )
 
 
 @torch.no_grad()
 def logits(model: torch.nn.Module) -> list:
     input_ids = torch.tensor(IDS)
-    return model.eval()(input_ids=input_ids, attention_mask=(input_ids > 0).long()).logits.float().tolist()
+    return (
+        model.eval()(input_ids=input_ids, attention_mask=(input_ids > 0).long())
+        .logits.float()
+        .tolist()
+    )
 
 
 def save_model(
-    folder: str, kind: str, config: dict, dtype: str = "float32", vocab: list = (), rules: dict | None = None
+    folder: str,
+    kind: str,
+    config: dict,
+    dtype: str = "float32",
+    vocab: list = (),
+    rules: dict | None = None,
 ):
-    """A model that transformers saved, with its tokenizer; what it says of IDS, and of a few texts' tokens."""
+    """A model that transformers saved, with its tokenizer; what it says of IDS, and of a few texts'
+    tokens."""
     model = getattr(transformers, kind)(transformers.BertConfig(**config))
     draw(model)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
@@ -51,7 +64,8 @@ def tokens(folder: str, texts: list[str]) -> list:
 
 
 def train_adapter(base: str, folder: str, settings: dict, **head) -> list:
-    """An adapter that peft saved, as after training; `head` has num_labels, and of a regression problem_type."""
+    """An adapter that peft saved, as after training; `head` has num_labels, and of a regression
+    problem_type."""
     model = transformers.AutoModelForSequenceClassification.from_pretrained(base, **head)
     config = peft.LoraConfig(task_type=peft.TaskType.SEQ_CLS, **settings)
     model = peft.get_peft_model(model, config)
@@ -64,7 +78,8 @@ def open_adapter(base: str, folder: str) -> list:
     """What an adapter says, the names of its classes, and any warning that opening it gave."""
     said = listen()
     config = transformers.AutoConfig.from_pretrained(folder)
-    transformers.logging.set_verbosity_error()  # the base alone has no classifier, which transformers remarks
+    # the base alone has no classifier, which transformers remarks
+    transformers.logging.set_verbosity_error()
     model = transformers.AutoModelForSequenceClassification.from_pretrained(base, config=config)
     transformers.logging.set_verbosity_warning()
     said.clear()
@@ -75,12 +90,15 @@ def open_adapter(base: str, folder: str) -> list:
 def classify(folder: str, texts: list[str]) -> list:
     said = listen()
     pipe = transformers.pipeline("text-classification", model=folder, device="cpu")
-    answers = [{entry["label"]: entry["score"] for entry in entries} for entries in pipe(texts, top_k=None)]
+    answers = [
+        {entry["label"]: entry["score"] for entry in entries} for entries in pipe(texts, top_k=None)
+    ]
     return [answers, [line for line in said if line != "Device set to use cpu"]]
 
 
 def listen() -> list[str]:
-    """A list that gets what transformers, peft and `warnings` say from here on, but for deprecations."""
+    """A list that gets what transformers, peft and `warnings` say from here on, but for
+    deprecations."""
     said = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())

@@ -21,12 +21,20 @@ import time_to_accuracy
 from compare_hf import needed_operations
 
 
-@pytest.mark.parametrize("targets", [["query", "value"], ["key"], ["output.dense"], "all-linear"], ids=str)
+@pytest.mark.parametrize(
+    "targets", [["query", "value"], ["key"], ["output.dense"], "all-linear"], ids=str
+)
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
 def test_a_step_does_what_is_needed_and_no_more(targets, dropout):
     """Without padding the matrix products of a step are the needed ones, to the last operation."""
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=40)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=40,
+    )
     model = BertForSequenceClassification(config)
     adapted = find_targets(model, targets)
     apply_lora_to_model(model, targets, rank=3, dropout=dropout)
@@ -35,7 +43,9 @@ def test_a_step_does_what_is_needed_and_no_more(targets, dropout):
     # PyTorch counts addmm, but neither addmm_ nor oneDNN's products.
     more = {torch.ops.aten.addmm_: lambda y, a, b, out_shape, **_: addmm_flop(y, a, b)}
     if faster.ONEDNN:
-        more[torch.ops.mkldnn._linear_pointwise] = lambda x, W, *_, out_shape: 2 * math.prod(x) * W[0]
+        more[torch.ops.mkldnn._linear_pointwise] = lambda x, W, *_, out_shape: (
+            2 * math.prod(x) * W[0]
+        )
     with FlopCounterMode(display=False, custom_mapping=more) as counter:
         logits = model.train()(torch.randint(0, 50, (5, 7)))
         F.cross_entropy(logits, torch.zeros(5, dtype=torch.int64)).backward()
@@ -44,12 +54,22 @@ def test_a_step_does_what_is_needed_and_no_more(targets, dropout):
 
 @pytest.mark.slow
 def test_trainings_to_a_mark_are_kept_and_their_steps_timed(tiny, some_reviews, tmp_path):
-    """Of this project and of transformers + peft, each to its end; the seconds are steps times those of one."""
-    settings = {"model": str(tiny), "data": str(some_reviews), "out": str(tmp_path), "device": "cpu", "threads": 1}
+    """Of this project and of transformers + peft, each to its end; the seconds are steps times
+    those of one."""
+    settings = {
+        "model": str(tiny),
+        "data": str(some_reviews),
+        "out": str(tmp_path),
+        "device": "cpu",
+        "threads": 1,
+    }
     settings["max_length"] = 12
     s, names = SimpleNamespace(**settings, seed=1, every=1, rounds=1), ("ours-2", "hf-grouped")
     found = {name: [time_to_accuracy.train_once(name, s)] for name in names}
-    assert [[score["step"] for score in found[name][0]] for name in names] == [[1, 2], [1, 2, 3, 4, 5, 6]]
+    assert [[score["step"] for score in found[name][0]] for name in names] == [
+        [1, 2],
+        [1, 2, 3, 4, 5, 6],
+    ]
     kept = tmp_path / "ours-2-1.json"
     kept.write_text(kept.read_text().replace('"step": 2', '"step": 9'))
     assert time_to_accuracy.train_once("ours-2", s)[1]["step"] == 9  # not trained again
@@ -62,7 +82,17 @@ def test_trainings_to_a_mark_are_kept_and_their_steps_timed(tiny, some_reviews, 
 
 
 def test_a_mark_is_reached_in_a_run_that_ends_above_it():
-    scores = [{"step": 10 * n, "accuracy": accuracy} for n, accuracy in enumerate((0.5, 0.9, 0.7, 0.8), 1)]
-    assert [time_to_accuracy.steps_to(mark, scores) for mark in (0.5, 0.8, 0.85)] == [10, 20, float("inf")]
-    text = time_to_accuracy.table({"ours-2": [scores] * 3}, {"ours-2": [0.1, 0.3, 0.2]}, [0.8, 0.85])
-    assert text.splitlines()[-1] == "| ours-2 | 80.00%, 80.00%, 80.00% | 200 | 20, 4 | not reached |"
+    scores = [
+        {"step": 10 * n, "accuracy": accuracy} for n, accuracy in enumerate((0.5, 0.9, 0.7, 0.8), 1)
+    ]
+    assert [time_to_accuracy.steps_to(mark, scores) for mark in (0.5, 0.8, 0.85)] == [
+        10,
+        20,
+        float("inf"),
+    ]
+    text = time_to_accuracy.table(
+        {"ours-2": [scores] * 3}, {"ours-2": [0.1, 0.3, 0.2]}, [0.8, 0.85]
+    )
+    assert (
+        text.splitlines()[-1] == "| ours-2 | 80.00%, 80.00%, 80.00% | 200 | 20, 4 | not reached |"
+    )

@@ -1,4 +1,5 @@
-"""Text to batches: tokens as transformers makes them, tables of every format, batches that hold each row once."""
+"""Text to batches: tokens as transformers makes them, tables of every format, batches that hold
+each row once."""
 
 import json
 import shutil
@@ -39,12 +40,16 @@ def ids(encoded, row):
 def assert_same_tokens(folder, *texts, max_length=512):
     """One column of texts, or two for pairs, through encode and through transformers."""
     columns = [list(column) for column in texts]
-    expected = AutoTokenizer.from_pretrained(folder)(*columns, truncation=True, max_length=max_length)
+    expected = AutoTokenizer.from_pretrained(folder)(
+        *columns, truncation=True, max_length=max_length
+    )
     encoded = encode(load_tokenizer(str(folder), max_length), columns)
     for row, tokens in enumerate(expected["input_ids"]):
         assert ids(encoded, row) == tokens, [column[row] for column in columns]
     if len(columns) == 2:
-        assert encoded.token_type_ids.tolist() == [kind for row in expected["token_type_ids"] for kind in row]
+        assert encoded.token_type_ids.tolist() == [
+            kind for row in expected["token_type_ids"] for kind in row
+        ]
 
 
 @pytest.fixture(params=["tokenizer.json", "vocab.txt", "uncased vocab.txt", "cased vocab.txt"])
@@ -76,14 +81,21 @@ def test_reviews_give_transformers_tokens(minilm, reviews, max_length):
 
 
 def test_very_long_texts_give_transformers_tokens(minilm):
-    texts = ["very good, " * 50_000, "a" * 1_000_000, f"good {'x' * 1_000_000}", "so" + " " * 9000 + "good"]
+    texts = [
+        "very good, " * 50_000,
+        "a" * 1_000_000,
+        f"good {'x' * 1_000_000}",
+        "so" + " " * 9000 + "good",
+    ]
     assert_same_tokens(minilm, texts, max_length=16)
     assert_same_tokens(minilm, texts, texts[::-1], max_length=16)
 
 
 def test_sst2_gives_transformers_tokens(minilm, glue):
     task = load_task(str(glue / "sst2"))
-    assert_same_tokens(minilm, [text for (text,) in texts_of(task.validation) + texts_of(task.train)[:5000]])
+    assert_same_tokens(
+        minilm, [text for (text,) in texts_of(task.validation) + texts_of(task.train)[:5000]]
+    )
 
 
 @pytest.mark.parametrize("names", [("train.csv", "validation.csv"), ("train.jsonl", "validation.parquet"),
@@ -91,7 +103,10 @@ def test_sst2_gives_transformers_tokens(minilm, glue):
                                    ("train.tsv", "validation_matched.tsv")])  # fmt: skip
 def test_directory(tmp_path, names):
     for name in names:
-        write_table(tmp_path / name, {"premise": [f"{name} a", "b"], "hypothesis": ["c", "d"], "label": ["no", "yes"]})
+        write_table(
+            tmp_path / name,
+            {"premise": [f"{name} a", "b"], "hypothesis": ["c", "d"], "label": ["no", "yes"]},
+        )
     task = load_task(str(tmp_path))
     assert texts_of(task.train) == [(f"{names[0]} a", "c"), ("b", "d")]
     assert texts_of(task.validation)[0] == (f"{names[1]} a", "c")
@@ -101,7 +116,8 @@ def test_directory(tmp_path, names):
 def test_shards_and_chosen_columns(tmp_path):
     for n in range(3):
         write_table(
-            tmp_path / f"train-0000{n}-of-00003.parquet", {"sentence": ["x"], "mine": [f"part {n}"], "stars": [n]}
+            tmp_path / f"train-0000{n}-of-00003.parquet",
+            {"sentence": ["x"], "mine": [f"part {n}"], "stars": [n]},
         )
     write_table(tmp_path / "validation.csv", {"mine": ["part 9"], "stars": [2]})
     task = load_task(str(tmp_path), text_columns=["mine"], label_column="stars")
@@ -133,7 +149,9 @@ def test_each_epoch_holds_every_row_once_in_another_order():
 
 
 def test_a_plan_depends_on_the_seed_alone():
-    first, again, other = (np.concatenate(plan_batches(LENGTHS, 32, seed, epoch=1)) for seed in (7, 7, 8))
+    first, again, other = (
+        np.concatenate(plan_batches(LENGTHS, 32, seed, epoch=1)) for seed in (7, 7, 8)
+    )
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
@@ -148,7 +166,11 @@ def test_batches_are_of_one_length_but_come_in_no_order_of_length():
 
 @pytest.mark.parametrize("source", ["reviews", "sst2"])
 def test_less_than_a_percent_is_padding(request, minilm, source):
-    data = request.getfixturevalue("reviews") if source == "reviews" else request.getfixturevalue("glue") / "sst2"
+    data = (
+        request.getfixturevalue("reviews")
+        if source == "reviews"
+        else request.getfixturevalue("glue") / "sst2"
+    )
     lengths = encode(load_tokenizer(minilm, 128), load_task(str(data)).train.texts).lengths
     batches = plan_batches(lengths, 32, seed=42, epoch=0)
     computed = sum(len(rows) * max(lengths[row] for row in rows) for rows in batches)
@@ -159,7 +181,9 @@ def test_less_than_a_percent_is_padding(request, minilm, source):
 @pytest.mark.parametrize("columns", [1, 2], ids=["texts", "pairs"])
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_batches_agree_with_a_naive_reference(minilm, columns, multiple):
-    texts = [["good film", "a b c d e", "bad", "so so", "x y"]] + [["no", "it is", "q", "r s t", "u"]] * (columns - 1)
+    texts = [["good film", "a b c d e", "bad", "so so", "x y"]] + [
+        ["no", "it is", "q", "r s t", "u"]
+    ] * (columns - 1)
     tokenizer, truth = load_tokenizer(minilm), np.array([1, 0, 0, 1, 1])
     data, rows = encode(tokenizer, texts, truth), np.array([3, 0, 1])
     expected = [tokenizer.encode(*(column[row] for column in texts)) for row in rows]
@@ -168,7 +192,11 @@ def test_batches_agree_with_a_naive_reference(minilm, columns, multiple):
     input_ids, mask, types, labels = make_batch(data, rows, pad_id=99, multiple=multiple)
     assert input_ids.tolist() == [pad(e.ids, 99) for e in expected]
     assert mask.long().tolist() == [pad([1] * len(e), 0) for e in expected]
-    assert (types is None) if columns == 1 else (types.tolist() == [pad(e.type_ids, 0) for e in expected])
+    assert (
+        (types is None)
+        if columns == 1
+        else (types.tolist() == [pad(e.type_ids, 0) for e in expected])
+    )
     assert torch.equal(labels, torch.tensor(truth[rows]))
 
 

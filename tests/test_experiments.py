@@ -32,7 +32,8 @@ settings = [{{ ideas = "classifier_alone", rank = 1 }}, {{}}]
 
 
 def unmeasured(table):
-    """A table without its last two columns, seconds and memory, which are medians of what is known."""
+    """A table without its last two columns, seconds and memory, which are medians of what is
+    known."""
     return [line.split(" | ")[:-2] for line in table.splitlines()]
 
 
@@ -62,7 +63,10 @@ GROUP = "\n[[groups]]\ntitle = 'Rank'\nsettings = "
         ("seeds = [1]" + GROUP + "[{ seed = 3 }]", "'seed' is no option"),
         ("seeds = [1]" + GROUP + "[{ rank = 'x' }]", "rank must be of type int"),
         ("seeds = [1]" + GROUP + "[{ ideas = 'cosin' }]", "cosin: none of the ideas"),
-        ("seeds = [1]\ncommon = { rank = 0 }" + GROUP + "[{ ideas = 'pissa' }]", "nothing to do without adapters"),
+        (
+            "seeds = [1]\ncommon = { rank = 0 }" + GROUP + "[{ ideas = 'pissa' }]",
+            "nothing to do without adapters",
+        ),
         ("seeds = [9223372036854775808]" + GROUP + "[{}]", "seeds is not a list"),
         ("seeds = [1]\nseconds = inf" + GROUP + "[{}]", "seconds are numbers"),
         ("seeds = [1]\nseconds = 'x'" + GROUP + "[{}]", "seconds are numbers"),
@@ -148,9 +152,12 @@ def test_a_difference_is_named_where_students_t_says_so(runner):
     for seeds in 2, 3, 5:
         for gap in 0.0, 0.003, 0.01, 0.02, 0.05:
             ours, theirs = (
-                [{"accuracy": float(a)} for a in generator.normal(m, 0.005, seeds)] for m in (0.8 + gap, 0.8)
+                [{"accuracy": float(a)} for a in generator.normal(m, 0.005, seeds)]
+                for m in (0.8 + gap, 0.8)
             )
-            p = stats.ttest_ind(*([run["accuracy"] for run in runs] for runs in (ours, theirs))).pvalue
+            p = stats.ttest_ind(
+                *([run["accuracy"] for run in runs] for runs in (ours, theirs))
+            ).pvalue
             told = runner.against(ours, theirs)
             assert (told == "within the noise") == (p > 0.05), (told, p)
             seen.add(told == "within the noise")
@@ -163,15 +170,30 @@ def test_every_setting_is_run_once_and_stands_in_the_table(run, tiny, some_revie
     plan.write_text(PLAN.format(ideas=IDEAS, tiny=tiny, data=some_reviews))
     command = [ROOT / "experiments" / "run.py", plan, "--out", out]
     asked = run(*command, "--dry-run")
-    assert asked.returncode == 0 and "3 settings, 2 seeds: 6 runs are left" in asked.stdout and not out.exists()
+    assert (
+        asked.returncode == 0
+        and "3 settings, 2 seeds: 6 runs are left" in asked.stdout
+        and not out.exists()
+    )
     done = run(*command, "--jobs", "2", timeout=300)
     assert done.returncode == 0, done.stderr
     table = (out / "table.md").read_text()
     assert table in done.stdout and (out / "picture.png").read_bytes().startswith(b"\x89PNG")
-    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in table.splitlines() if "±" in line}
-    assert rows.keys() == {f"ideas {IDEAS}, rank 1", "the default", "ideas classifier_alone, rank 1"}
+    rows = {
+        line.split(" | ")[0].strip("| "): line.split(" | ")
+        for line in table.splitlines()
+        if "±" in line
+    }
+    assert rows.keys() == {
+        f"ideas {IDEAS}, rank 1",
+        "the default",
+        "ideas classifier_alone, rank 1",
+    }
     for name, row in rows.items():
-        lasts = [json.loads((out / name / seed / "metrics.jsonl").read_text().splitlines()[-1]) for seed in "12"]
+        lasts = [
+            json.loads((out / name / seed / "metrics.jsonl").read_text().splitlines()[-1])
+            for seed in "12"
+        ]
         accuracies = [100 * last["validation_accuracy"] for last in lasts]
         assert row[1] == f"{statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}"
     trained = {name: int(row[3].replace(",", "")) for name, row in rows.items()}
@@ -181,10 +203,20 @@ def test_every_setting_is_run_once_and_stands_in_the_table(run, tiny, some_revie
     before = (out / "table.md").stat().st_mtime_ns
     again = run(*command)
     assert again.returncode == 0 and "0 runs are left" in again.stdout, again.stderr
-    assert (out / "table.md").read_text() == table and (out / "table.md").stat().st_mtime_ns > before
-    elsewhere = run(*command[:2], "--out", tmp_path / "elsewhere", "--known", out / "runs.jsonl", "--table")
-    assert elsewhere.returncode == 0 and table in elsewhere.stdout and "0 runs are left" in elsewhere.stdout
-    (out / "the default" / "1" / "result.json").unlink()  # as if the runner was killed before it wrote them
+    assert (out / "table.md").read_text() == table and (
+        out / "table.md"
+    ).stat().st_mtime_ns > before
+    elsewhere = run(
+        *command[:2], "--out", tmp_path / "elsewhere", "--known", out / "runs.jsonl", "--table"
+    )
+    assert (
+        elsewhere.returncode == 0
+        and table in elsewhere.stdout
+        and "0 runs are left" in elsewhere.stdout
+    )
+    (
+        out / "the default" / "1" / "result.json"
+    ).unlink()  # as if the runner was killed before it wrote them
     later = run(*command)
     assert later.returncode == 0 and "0 runs are left" in later.stdout, later.stderr
     assert unmeasured((out / "table.md").read_text()) == unmeasured(table)
@@ -208,4 +240,8 @@ def test_a_run_that_fails_is_named(run, some_reviews, tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "a run ended early: error: " in done.stderr and "no table yet" in done.stdout
     none = run(ROOT / "experiments" / "run.py", plan, "--out", tmp_path / "elsewhere", "--table")
-    assert none.returncode == 2 and "no finished run there" in none.stderr and not (tmp_path / "elsewhere").exists()
+    assert (
+        none.returncode == 2
+        and "no finished run there" in none.stderr
+        and not (tmp_path / "elsewhere").exists()
+    )

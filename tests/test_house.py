@@ -1,4 +1,5 @@
-"""The order of the house: each file imports only what is read before it, and the book is read in one sitting."""
+"""The order of the house: each file imports only what is read before it, and the book is read in
+one sitting."""
 
 import ast
 import re
@@ -10,7 +11,11 @@ import pytest
 from helpers import ROOT
 
 ORDER = ["bert", "lora", "data", "train", "sample"]
-EXAMPLES = [path for path in (ROOT / "examples").glob("*.py") if not path.stem.startswith(("test_", "conftest"))]
+EXAMPLES = [
+    path
+    for path in (ROOT / "examples").glob("*.py")
+    if not path.stem.startswith(("test_", "conftest"))
+]
 ROOMS = sorted(path.stem for path in (ROOT / "support").glob("*.py") if path.stem != "__init__")
 
 
@@ -66,14 +71,22 @@ def test_a_room_stands_alone(loaded_by, room):
 
 
 def test_every_room_says_at_its_door_what_it_is_for():
-    doors = {room: ast.get_docstring(ast.parse((ROOT / "support" / f"{room}.py").read_text())) for room in ROOMS}
+    doors = {
+        room: ast.get_docstring(ast.parse((ROOT / "support" / f"{room}.py").read_text()))
+        for room in ROOMS
+    }
     assert all(doors.values()), doors
-    listed = re.findall(r"^    (\w+) ", (ROOT / "support" / "__init__.py").read_text(), re.MULTILINE)
+    listed = re.findall(
+        r"^    (\w+) ", (ROOT / "support" / "__init__.py").read_text(), re.MULTILINE
+    )
     assert sorted(listed) == ROOMS
 
 
 def test_the_book_is_read_in_one_sitting():
-    lines = {module: len((ROOT / f"{module}.py").read_text(encoding="utf-8").splitlines()) for module in ORDER}
+    lines = {
+        module: len((ROOT / f"{module}.py").read_text(encoding="utf-8").splitlines())
+        for module in ORDER
+    }
     assert max(lines.values()) <= 400 and sum(lines.values()) <= 1_316, lines
 
 
@@ -83,13 +96,18 @@ def test_an_example_is_a_screen_that_the_table_knows(path):
     assert lines <= (120 if path.stem == "adalora" else 80)
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     row = re.search(
-        rf"^\| \[{path.name}\].*$", (ROOT / "examples" / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+        rf"^\| \[{path.name}\].*$",
+        (ROOT / "examples" / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     assert row and row[0].split(" | ")[2] == str(lines)
     assert (path.parent / f"test_{path.name}").exists()
 
 
 def test_every_test_that_the_code_names_is_there():
-    code = "".join(path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.py"), *ROOT.glob("support/*.py")])
+    code = "".join(
+        path.read_text(encoding="utf-8")
+        for path in [*ROOT.glob("*.py"), *ROOT.glob("support/*.py")]
+    )
     named = set(re.findall(r"\b(?:test_\w+)\.py", code))
     assert named and named <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}

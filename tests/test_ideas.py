@@ -18,7 +18,15 @@ import train
 from lora import LinearWithLoRA
 from support.files import InputError
 
-PATCHED = ("set_up", "evaluate", "save_model", "learning_rate", "F", "build_model", "mark_only_lora_as_trainable")
+PATCHED = (
+    "set_up",
+    "evaluate",
+    "save_model",
+    "learning_rate",
+    "F",
+    "build_model",
+    "mark_only_lora_as_trainable",
+)
 PATCHED += ("plan_batches", "train_step")
 
 
@@ -36,7 +44,14 @@ def ideas(monkeypatch):
 
 @pytest.fixture
 def config(tiny, some_reviews, tmp_path) -> train.Config:
-    words = {"max_length": 12, "batch_size": 16, "lr": 1e-2, "dropout": 0.0, "device": "cpu", "out": str(tmp_path)}
+    words = {
+        "max_length": 12,
+        "batch_size": 16,
+        "lr": 1e-2,
+        "dropout": 0.0,
+        "device": "cpu",
+        "out": str(tmp_path),
+    }
     return train.Config(str(tiny), str(some_reviews), **words)
 
 
@@ -57,12 +72,16 @@ def test_the_schedules_are_those_of_transformers(ideas, decay):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.lr)
     if decay:
         ideas.stable(decay)
-        schedule = transformers.get_wsd_schedule(optimizer, 10, round(90 * decay), 100, decay_type="1-sqrt")
+        schedule = transformers.get_wsd_schedule(
+            optimizer, 10, round(90 * decay), 100, decay_type="1-sqrt"
+        )
     else:
         ideas.cosine()
         schedule = transformers.get_cosine_schedule_with_warmup(optimizer, 10, 100)
     for number in range(100):
-        assert math.isclose(train.learning_rate(config, number, 100), optimizer.param_groups[0]["lr"], abs_tol=1e-9)
+        assert math.isclose(
+            train.learning_rate(config, number, 100), optimizer.param_groups[0]["lr"], abs_tol=1e-9
+        )
         optimizer.step()
         schedule.step()
 
@@ -73,9 +92,14 @@ def test_loraplus_gives_the_rates_of_peft(ideas, config, tiny):
     for _ in range(4):
         step(run)
     lr, optimizer = train.learning_rate(config, 3, run.steps), None
-    optimizer = create_loraplus_optimizer(theirs(tiny), torch.optim.AdamW, lr=lr, loraplus_lr_ratio=16)
-    # Of matrices: peft counts the classifier's bias among the fast ones, which the paper does not speak of.
-    rates = lambda groups: {p.shape: group["lr"] for group in groups for p in group["params"] if p.ndim > 1}
+    optimizer = create_loraplus_optimizer(
+        theirs(tiny), torch.optim.AdamW, lr=lr, loraplus_lr_ratio=16
+    )
+    # Of matrices: peft counts the classifier's bias among the fast ones, which the paper does not
+    # speak of.
+    rates = lambda groups: {
+        p.shape: group["lr"] for group in groups for p in group["params"] if p.ndim > 1
+    }
     ours, expected = (rates(o.param_groups) for o in (run.optimizer, optimizer))
     assert ours.keys() == expected.keys() and len(ours) == 3  # A, B, the classifier
     assert all(math.isclose(ours[shape], expected[shape]) for shape in ours)
@@ -84,7 +108,11 @@ def test_loraplus_gives_the_rates_of_peft(ideas, config, tiny):
 def test_pissa_begins_where_peft_does(ideas, config, tiny):
     ideas.pissa()
     ours = [m for m in train.set_up(config).model.modules() if isinstance(m, LinearWithLoRA)]
-    layers = [m for m in theirs(tiny, init_lora_weights="pissa").modules() if isinstance(m, peft.tuners.lora.Linear)]
+    layers = [
+        m
+        for m in theirs(tiny, init_lora_weights="pissa").modules()
+        if isinstance(m, peft.tuners.lora.Linear)
+    ]
     assert len(ours) == len(layers) > 1
     for our, layer in zip(ours, layers, strict=True):
         assert torch.allclose(our.linear.weight, layer.base_layer.weight, atol=1e-5)
@@ -92,13 +120,18 @@ def test_pissa_begins_where_peft_does(ideas, config, tiny):
 
 
 def test_lora_ga_begins_in_the_directions_of_peft(ideas, config, tiny):
-    """peft's B is longer by the gradient's singular values, which are neither in the paper nor in its authors' code."""
+    """peft's B is longer by the gradient's singular values, which are neither in the paper nor in
+    its authors' code."""
     plain = train.set_up(config)
     ideas.lora_ga(2)
     run = train.set_up(config)
-    state = {name.replace(".linear.", "."): tensor for name, tensor in plain.model.state_dict().items()}
+    state = {
+        name.replace(".linear.", "."): tensor for name, tensor in plain.model.state_dict().items()
+    }
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
-    model.load_state_dict({name: tensor for name, tensor in state.items() if ".lora." not in name}, strict=False)
+    model.load_state_dict(
+        {name: tensor for name, tensor in state.items() if ".lora." not in name}, strict=False
+    )
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # LoRA-GA of peft looks at the gradients in training mode
@@ -112,16 +145,25 @@ def test_lora_ga_begins_in_the_directions_of_peft(ideas, config, tiny):
     how = peft.LoraConfig(init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig(), **how)
     peft.tuners.lora.preprocess_loraga(model, how, train_step)
     torch.manual_seed(0)  # peft's svd_lowrank draws
-    layers = [m for m in peft.get_peft_model(model, how).modules() if isinstance(m, peft.tuners.lora.Linear)]
+    layers = [
+        m
+        for m in peft.get_peft_model(model, how).modules()
+        if isinstance(m, peft.tuners.lora.Linear)
+    ]
     ours = [m for m in run.model.modules() if isinstance(m, LinearWithLoRA)]
     assert len(ours) == len(layers) > 1
     befores = [m for m in plain.model.modules() if isinstance(m, LinearWithLoRA)]
     for our, layer, before in zip(ours, layers, befores, strict=True):
         A, B = our.lora.lora_A.weight, our.lora.lora_B.weight
         scale = len(B) ** 0.25 / 4
-        for mine, other in (A, layer.lora_A["default"].weight), (B.t(), layer.lora_B["default"].weight.t()):
+        for mine, other in (
+            (A, layer.lora_A["default"].weight),
+            (B.t(), layer.lora_B["default"].weight.t()),
+        ):
             cosines = F.cosine_similarity(mine, other, dim=1).abs()
-            assert (cosines[:4] > 0.99).all()  # those of the larger singular values: peft's are approximate
+            assert (
+                cosines[:4] > 0.99
+            ).all()  # those of the larger singular values: peft's are approximate
             assert torch.allclose(mine.norm(dim=1), torch.tensor(scale), atol=1e-4)
         assert torch.allclose(our.linear.weight + our.lora.delta(), before.linear.weight, atol=1e-5)
         assert not our.linear.weight.requires_grad
@@ -135,7 +177,9 @@ def test_batches_grow_and_leave_no_row_out(ideas, config):
     assert sorted(np.concatenate(plan)) == list(range(N)) and len(plan) == run.steps_per_epoch
     sizes, half = [len(rows) for rows in plan], math.ceil(N / 4) // 2
     assert set(sizes[:half]) <= {4, N % 4} and sizes[half:].count(8) >= len(sizes[half:]) - 2 > 0
-    assert {len(rows) for rows in train.plan_batches(run.train.lengths.copy(), 4, config.seed, 0)} <= {4, N % 4}
+    assert {
+        len(rows) for rows in train.plan_batches(run.train.lengths.copy(), 4, config.seed, 0)
+    } <= {4, N % 4}
 
 
 def test_what_is_frozen_moves_no_more(ideas, config):
@@ -145,14 +189,22 @@ def test_what_is_frozen_moves_no_more(ideas, config):
     seen = []
     for _ in range(run.steps):
         step(run)
-        seen.append({name: p.detach().clone() for name, p in run.model.named_parameters() if ".lora." in name})
+        seen.append(
+            {
+                name: p.detach().clone()
+                for name, p in run.model.named_parameters()
+                if ".lora." in name
+            }
+        )
     middle = -(-run.steps // 2)
     for name in seen[0]:
         still = torch.equal(seen[middle - 1][name], seen[-1][name])
         assert still == (".layer.0." in name), name
         assert not torch.equal(seen[0][name], seen[middle - 1][name])
     held = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
-    assert held == {id(parameter) for parameter in run.model.parameters() if parameter.requires_grad}
+    assert held == {
+        id(parameter) for parameter in run.model.parameters() if parameter.requires_grad
+    }
 
 
 def test_label_smoothing_is_pytorchs_and_in_training_alone(ideas, config):
@@ -165,20 +217,28 @@ def test_label_smoothing_is_pytorchs_and_in_training_alone(ideas, config):
         plain = train.forward(run, run.train, rows)[0]
     assert torch.isclose(plain, F.cross_entropy(logits, labels, reduction="sum"))
     smooth = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
-    assert torch.isclose(train.forward(run, run.train, rows)[0], smooth) and not torch.isclose(plain, smooth)
+    assert torch.isclose(train.forward(run, run.train, rows)[0], smooth) and not torch.isclose(
+        plain, smooth
+    )
 
 
 def test_base_dropout_leaves_the_adapters_own(ideas, config):
     ideas.base_dropout(0.3)
     config.dropout = 0.2
-    found = {name: m.p for name, m in train.set_up(config).model.named_modules() if isinstance(m, torch.nn.Dropout)}
+    found = {
+        name: m.p
+        for name, m in train.set_up(config).model.named_modules()
+        if isinstance(m, torch.nn.Dropout)
+    }
     assert {p for name, p in found.items() if ".lora." in name} == {0.2}
     assert {p for name, p in found.items() if ".lora." not in name} == {0.3}
 
 
 def test_what_is_scored_and_kept_is_the_mean(ideas, config, monkeypatch):
     """Of the first steps plainly, later weighed; and the weights go on from where they were."""
-    names = lambda run: {n: p.detach().clone() for n, p in run.model.named_parameters() if p.requires_grad}
+    names = lambda run: {
+        n: p.detach().clone() for n, p in run.model.named_parameters() if p.requires_grad
+    }
     found = []
     monkeypatch.setattr(train, "evaluate", lambda run: found.append(names(run)))
     monkeypatch.setattr(train, "save_model", lambda run, folder: found.append(names(run)))
@@ -194,13 +254,20 @@ def test_what_is_scored_and_kept_is_the_mean(ideas, config, monkeypatch):
         mean = seen[1][name]  # the first step counts 1, each later one half of what is to be
         for later in seen[2:]:
             mean = (mean + later[name]) / 2
-        assert all(torch.allclose(weights[name], mean, atol=1e-6) for weights in found) and len(found) == 2
+        assert (
+            all(torch.allclose(weights[name], mean, atol=1e-6) for weights in found)
+            and len(found) == 2
+        )
         assert torch.equal(parameter, seen[-1][name])
 
 
 @pytest.mark.parametrize(
     ("words", "dtype", "apart"),
-    [(["pissa"], "float32", 1e-5), (["lora_ga=2", "average=0.5"], "float32", 1e-5), (["lora_ga=2"], "bfloat16", 5e-3)],
+    [
+        (["pissa"], "float32", 1e-5),
+        (["lora_ga=2", "average=0.5"], "float32", 1e-5),
+        (["lora_ga=2"], "bfloat16", 5e-3),
+    ],
 )
 def test_what_is_saved_opens_in_peft_on_the_plain_base(ideas, config, tiny, words, dtype, apart):
     """Although W was another in training: BA - B₀A₀ is an adapter of rank 2R."""
@@ -219,7 +286,9 @@ def test_what_is_saved_opens_in_peft_on_the_plain_base(ideas, config, tiny, word
     base = transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
     model = peft.PeftModel.from_pretrained(base, folder).eval()
     assert model.peft_config["default"].r == 16
-    ids, mask, types, labels = train.make_batch(run.validation, np.arange(len(run.validation.lengths)), 0)
+    ids, mask, types, labels = train.make_batch(
+        run.validation, np.arange(len(run.validation.lengths)), 0
+    )
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
     assert math.isclose(F.cross_entropy(logits, labels).item(), loss, abs_tol=apart)
@@ -233,11 +302,15 @@ def test_the_classifier_alone_is_that_of_the_frozen_base(ideas, config, tiny):
         step(run)
     trained = [name for name, p in run.model.named_parameters() if p.requires_grad]
     assert trained == ["classifier.weight", "classifier.bias"]
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2).eval()
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tiny, num_labels=2
+    ).eval()
     model.classifier.load_state_dict(run.model.classifier.state_dict())
     ids, mask, types, _ = train.make_batch(run.train, np.arange(8), 0)
     with torch.no_grad():
-        assert torch.allclose(run.model.eval()(ids, mask, types), model(ids, mask, types).logits, atol=1e-5)
+        assert torch.allclose(
+            run.model.eval()(ids, mask, types), model(ids, mask, types).logits, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -264,8 +337,16 @@ def test_words_that_cannot_be_meant_are_refused(ideas, words, says):
     [
         ("pissa", {"rank": 0}, "pissa: nothing to do without adapters"),
         ("growing_batch=2", {"epochs": 2}, "growing_batch is for one epoch"),
-        ("classifier_alone", {"init_adapter": "out/best"}, "classifier_alone begins with fresh adapters"),
-        ("lora_ga=1", {"rank": 20}, "--rank 20: lora_ga takes 2R directions, and a layer here has 32"),
+        (
+            "classifier_alone",
+            {"init_adapter": "out/best"},
+            "classifier_alone begins with fresh adapters",
+        ),
+        (
+            "lora_ga=1",
+            {"rank": 20},
+            "--rank 20: lora_ga takes 2R directions, and a layer here has 32",
+        ),
     ],
 )
 def test_an_idea_that_a_run_cannot_have_is_refused(ideas, config, word, changed, says):
@@ -275,7 +356,9 @@ def test_an_idea_that_a_run_cannot_have_is_refused(ideas, config, word, changed,
 
 
 def test_labels_that_are_numbers_are_not_smoothed(ideas, config, tmp_path):
-    (data := tmp_path / "numbers.csv").write_text("text,label\n" + "".join(f"word {i},{i}.5\n" for i in range(20)))
+    (data := tmp_path / "numbers.csv").write_text(
+        "text,label\n" + "".join(f"word {i},{i}.5\n" for i in range(20))
+    )
     ideas.take(["label_smoothing=0.1"])
     with pytest.raises(InputError, match="label_smoothing is for classes"):
         train.set_up(replace(config, data=str(data), metric="pearson"))
@@ -304,18 +387,38 @@ train.console.run_main(ideas.main)
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_with_its_ideas_alone(run, tiny, some_reviews, tmp_path):
     """To the same bytes; without them it is another run."""
-    words = ["--model", tiny, "--data", some_reviews, "--epochs", 2, "--max-length", 12, "--batch-size", 16]
+    words = [
+        "--model",
+        tiny,
+        "--data",
+        some_reviews,
+        "--epochs",
+        2,
+        "--max-length",
+        12,
+        "--batch-size",
+        16,
+    ]
     ideas = ["average=0.9", "loraplus_lr_ratio=4"]
     assert run("experiments/ideas.py", *ideas, *words, "--out", tmp_path / "whole").returncode == 0
     done = run("-c", STOPPED, *ideas, *words, "--out", tmp_path / "out")
-    assert done.returncode == 143 and "loraplus_lr_ratio=4 average=0.9 --resume" in done.stdout, done.stderr
+    assert done.returncode == 143 and "loraplus_lr_ratio=4 average=0.9 --resume" in done.stdout, (
+        done.stderr
+    )
     refused = run("train.py", "--resume", "--out", tmp_path / "out")
-    assert refused.returncode == 2 and "started with ideas ['loraplus_lr_ratio=4'" in refused.stderr, refused.stderr
-    assert run("experiments/ideas.py", *ideas, "--resume", "--out", tmp_path / "out").returncode == 0
+    assert (
+        refused.returncode == 2 and "started with ideas ['loraplus_lr_ratio=4'" in refused.stderr
+    ), refused.stderr
+    assert (
+        run("experiments/ideas.py", *ideas, "--resume", "--out", tmp_path / "out").returncode == 0
+    )
     assert (
         "python experiments/ideas.py loraplus_lr_ratio=4 average=0.9 --model"
         in (tmp_path / "out/best/README.md").read_text()
     )
-    assert "python experiments/ideas.py loraplus_lr_ratio=4 average=0.9\n" in (tmp_path / "out/config.toml").read_text()
+    assert (
+        "python experiments/ideas.py loraplus_lr_ratio=4 average=0.9\n"
+        in (tmp_path / "out/config.toml").read_text()
+    )
     for name in "metrics.jsonl", "final/adapter_model.safetensors":
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -34,7 +34,9 @@ from lora import AdapterBank, LinearWithLoRA, LoRALayer, apply_lora_to_model, op
 from support import devices, faster
 from support.files import InputError
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft's own affair
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.is_gradient_checkpointing. is deprecated"
+)  # peft's own affair
 QUERY_VALUE = ["query", "value"]
 REGEX = r"bert\.encoder\.layer\.[01]\.(attention\.self\.(query|key)|intermediate\.dense)"
 
@@ -81,7 +83,8 @@ def test_adapter_dropout_is_on_the_path_alone(monkeypatch):
 
 
 def test_beside_a_layer_that_holds_no_plain_weight():
-    """As one in four bits does not: the sum and its gradients are the same as beside the nn.Linear itself."""
+    """As one in four bits does not: the sum and its gradients are the same as beside the nn.Linear
+    itself."""
     linear = nn.Linear(6, 5)
     draw(path := LoRALayer(6, 5, rank=2, alpha=4, dropout=0.0))
     x = torch.randn(3, 6, requires_grad=True)
@@ -105,16 +108,24 @@ def test_merging(minilm, targets):
     for layer in layers:
         layer.merge_weights()
         layer.merge_weights()  # twice is once
-    assert not any(torch.equal(layer.linear.weight, W) for layer, W in zip(layers, originals, strict=True))
+    assert not any(
+        torch.equal(layer.linear.weight, W) for layer, W in zip(layers, originals, strict=True)
+    )
     assert difference(model(input_ids, mask), before) < 1e-5
     for layer in layers:
         layer.unmerge_weights()
-    assert all(torch.equal(layer.linear.weight, W) for layer, W in zip(layers, originals, strict=True))
+    assert all(
+        torch.equal(layer.linear.weight, W) for layer, W in zip(layers, originals, strict=True)
+    )
     assert torch.equal(model(input_ids, mask), before)
     lora.merge_lora_weights(model)
     assert difference(model(input_ids, mask), before) < 1e-5
-    assert difference(model(input_ids, mask), theirs.merge_and_unload()(input_ids, mask).logits) < 1e-5
-    assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+    assert (
+        difference(model(input_ids, mask), theirs.merge_and_unload()(input_ids, mask).logits) < 1e-5
+    )
+    assert [type(module) for module in model.modules()] == [
+        type(module) for module in plain.modules()
+    ]
     assert list(model.state_dict()) == list(plain.state_dict())
 
 
@@ -141,7 +152,9 @@ def test_eval_and_train_never_merge(base):
 def test_fifty_steps_equal_peft(minilm, reviews, tmp_path):
     base = shutil.copytree(minilm, tmp_path / "base")
     edit_json(base / "config.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    config = train.Config(str(base), reviews, epochs=1, batch_size=16, lr=2e-3, dropout=0.0, device="cpu")
+    config = train.Config(
+        str(base), reviews, epochs=1, batch_size=16, lr=2e-3, dropout=0.0, device="cpu"
+    )
     run = train.set_up(config)
     short = np.flatnonzero(run.train.lengths <= 16)[: 50 * 16]
     some = {field: getattr(run.train, field)[short] for field in ("starts", "lengths", "labels")}
@@ -171,7 +184,10 @@ def test_parameter_counts(targets, count):
     lora.mark_only_lora_as_trainable(model)
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     assert sum(trained.values()) == count + 1538
-    assert {name for name in trained if ".lora." not in name} == {"classifier.weight", "classifier.bias"}
+    assert {name for name in trained if ".lora." not in name} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
 
 
 TARGETS = [
@@ -208,7 +224,9 @@ NO_MATCH = {  # a target, and a name that the message proposes
 def test_targets_without_a_match_are_refused(base, target):
     model = BertForSequenceClassification.from_pretrained(base)
     for targets in ["query", target], target:  # as an entry of a list, and as a regular expression
-        with pytest.raises(InputError, match=f"'{target}' matches no linear layer .*{NO_MATCH[target]}"):
+        with pytest.raises(
+            InputError, match=f"'{target}' matches no linear layer .*{NO_MATCH[target]}"
+        ):
             apply_lora_to_model(model, targets)
     assert not any(isinstance(module, LinearWithLoRA) for module in model.modules())
 
@@ -247,7 +265,9 @@ def test_peft_opens_our_adapter(base, tmp_path, targets, rank, alpha, use_rslora
     ours = adapted(base, targets, rank=rank, alpha=alpha, use_rslora=use_rslora, dropout=0.1)
     draw(ours.classifier)
     lora.save_adapter(ours, tmp_path, str(base))
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ] == str(base)
     plain = open_theirs(base)
     input_ids, mask = inputs(60, [9, 4])
     with silence():
@@ -283,7 +303,8 @@ def test_adapter_of_another_base_is_refused(adapter, tmp_path, other):
 
 @pytest.mark.parametrize("settings", OF_PEFT, ids=str)
 def test_an_adapter_that_lacks_a_layer_is_refused(base, tmp_path, settings):
-    """Each layer in turn, then all layers of a kind: without them the model would answer, but as another one."""
+    """Each layer in turn, then all layers of a kind: without them the model would answer, but as
+    another one."""
     config = peft.LoraConfig(task_type="SEQ_CLS", **settings)
     peft.get_peft_model(open_theirs(base), config).save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
@@ -294,7 +315,9 @@ def test_an_adapter_that_lacks_a_layer_is_refused(base, tmp_path, settings):
         if left.keys() == whole.keys():
             continue
         save_file(left, path)
-        with pytest.raises(InputError, match=f"lacks the tensors of .*{part.rpartition('model.')[2]}"):
+        with pytest.raises(
+            InputError, match=f"lacks the tensors of .*{part.rpartition('model.')[2]}"
+        ):
             open_adapter(str(tmp_path))
 
 
@@ -302,7 +325,11 @@ def test_an_adapter_with_more_than_its_config_means_is_refused(base, tmp_path):
     """PEFT would leave the surplus out, or read another model: so neither is taken."""
     config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=QUERY_VALUE)
     peft.get_peft_model(open_theirs(base), config).save_pretrained(tmp_path)
-    for changes in {"target_modules": r".*\.query"}, {"target_modules": ["query"]}, {"layers_to_transform": 0}:
+    for changes in (
+        {"target_modules": r".*\.query"},
+        {"target_modules": ["query"]},
+        {"layers_to_transform": 0},
+    ):
         before = (tmp_path / "adapter_config.json").read_text()
         edit_json(tmp_path / "adapter_config.json", **changes)
         with pytest.raises(InputError, match=r"surplus|layers_to_transform = 0 is not supported"):
@@ -313,18 +340,27 @@ def test_an_adapter_with_more_than_its_config_means_is_refused(base, tmp_path):
 @pytest.mark.parametrize("pattern", ["(a+)+b", "(x|x)*", ".*.*.*.*query", "(query"])
 def test_an_expression_that_may_take_forever_is_refused(adapter, pattern):
     edit_json(adapter / "adapter_config.json", target_modules=pattern)
-    with pytest.raises(InputError, match=r"target_modules: .*(may take too long|no regular expression)"):
+    with pytest.raises(
+        InputError, match=r"target_modules: .*(may take too long|no regular expression)"
+    ):
         open_adapter(str(adapter))
 
 
 def test_a_base_with_a_classifier_of_other_classes_gets_a_new_one(base):
-    """As in transformers with ignore_mismatched_sizes: the encoder is the file's, and the classifier is drawn."""
+    """As in transformers with ignore_mismatched_sizes: the encoder is the file's, and the
+    classifier is drawn."""
     model = BertForSequenceClassification.from_pretrained(base, num_labels=5)
     assert (model.new_modules, model.classifier.weight.shape[0]) == (("classifier",), 5)
     theirs = open_theirs(base, num_labels=5, ignore_mismatched_sizes=True)
-    assert all(torch.equal(t, model.state_dict()[n]) for n, t in theirs.state_dict().items() if "classifier" not in n)
+    assert all(
+        torch.equal(t, model.state_dict()[n])
+        for n, t in theirs.state_dict().items()
+        if "classifier" not in n
+    )
     assert BertForSequenceClassification.from_pretrained(base, num_labels=3).new_modules == ()
-    named = shutil.copytree(base, base.parent / "named")  # as many classes, but others: their rows mean something else
+    named = shutil.copytree(
+        base, base.parent / "named"
+    )  # as many classes, but others: their rows mean something else
     edit_json(named / "config.json", id2label={"0": "bad", "1": "fair", "2": "good"})
     for names, new in (["bad", "fair", "good"], ()), (["good", "fair", "bad"], ("classifier",)):
         assert BertForSequenceClassification.from_pretrained(named, names).new_modules == new
@@ -335,9 +371,12 @@ def test_a_base_with_a_classifier_of_other_classes_gets_a_new_one(base):
 
 @pytest.fixture
 def counters(monkeypatch):
-    """Lets Module.compile trace as ever, but generate no code, which is quick; and counts what it traces."""
+    """Lets Module.compile trace as ever, but generate no code, which is quick; and counts what it
+    traces."""
     compile = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile(self, backend="eager", **how))
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **how: compile(self, backend="eager", **how)
+    )
     monkeypatch.setattr(devices, "why_not_compiled", lambda device: "")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -347,8 +386,13 @@ def counters(monkeypatch):
 
 def test_layers_compile_once_for_every_length(counters, tmp_path):
     base = saved_base(tmp_path / "base", num_hidden_layers=4)
-    configs = [train.Config(str(base), device="cpu", compile=choice, max_length=40) for choice in ("no", "yes")]
-    plain, compiled = (train.build_model(config, ["negative", "positive"]).eval() for config in configs)
+    configs = [
+        train.Config(str(base), device="cpu", compile=choice, max_length=40)
+        for choice in ("no", "yes")
+    ]
+    plain, compiled = (
+        train.build_model(config, ["negative", "positive"]).eval() for config in configs
+    )
     compiled.load_state_dict(plain.state_dict())
     batches = [inputs(60, lengths) for lengths in ([6, 6], [9, 8, 4], [17, 17], [30, 2, 2, 30])]
     for batch in batches:
@@ -358,7 +402,9 @@ def test_layers_compile_once_for_every_length(counters, tmp_path):
         expected.logsumexp(1).mean().backward()
     found, expected = gradients(compiled), gradients(plain)
     assert max(difference(found[name], expected[name]) for name in expected) < 1e-5
-    assert counters["stats"]["unique_graphs"] == 2  # the first layer, whose input has no gradient, and the others
+    assert (
+        counters["stats"]["unique_graphs"] == 2
+    )  # the first layer, whose input has no gradient, and the others
     for batch in batches:
         compiled.train()(*batch).sum().backward()  # with dropout
     assert counters["stats"]["unique_graphs"] == 4
@@ -381,9 +427,14 @@ def bank(minilm, tmp_path_factory):
     bank, peft_models = AdapterBank(minilm), {}
     for seed, (name, settings) in enumerate(ADAPTERS.items()):
         torch.manual_seed(seed)
-        base = transformers.AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=settings["labels"])
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(
+            minilm, num_labels=settings["labels"]
+        )
         config = peft.LoraConfig(
-            task_type=peft.TaskType.SEQ_CLS, r=settings["r"], target_modules=settings["target_modules"], lora_alpha=16
+            task_type=peft.TaskType.SEQ_CLS,
+            r=settings["r"],
+            target_modules=settings["target_modules"],
+            lora_alpha=16,
         )
         model = peft.get_peft_model(base, config).eval()
         for key, parameter in model.named_parameters():
@@ -434,7 +485,11 @@ def test_another_adapter_takes_the_place_of_one_of_its_name(bank, tmp_path):
     input_ids = torch.randint(1000, 20000, (2, 9))
     peft_models["keys"].save_pretrained(tmp_path / "keys")
     peft_models["five"].save_pretrained(tmp_path / "five")
-    bank.load("five", str(tmp_path / "keys"))  # of other layers: those of the former must not be left
+    bank.load(
+        "five", str(tmp_path / "keys")
+    )  # of other layers: those of the former must not be left
     mixed = bank.forward_rows(["five", "two"], input_ids)
     bank.load("five", str(tmp_path / "five"))
-    torch.testing.assert_close(mixed[0], peft_models["keys"](input_ids).logits[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        mixed[0], peft_models["keys"](input_ids).logits[0], atol=1e-5, rtol=0
+    )

@@ -1,4 +1,5 @@
-"""transformers and peft of two years, both ways: what they saved opens here, and what was saved here opens there."""
+"""transformers and peft of two years, both ways: what they saved opens here, and what was saved
+here opens there."""
 
 import functools
 import json
@@ -21,7 +22,13 @@ from bert import BertForSequenceClassification
 from data import load_tokenizer
 from support.options import parse_options
 
-TEXTS = ["A great film", "ein schöner Film, SO schön", "一部好电影 great", "фильм 🎬", "[MASK] \x07 naïve É"]
+TEXTS = [
+    "A great film",
+    "ein schöner Film, SO schön",
+    "一部好电影 great",
+    "фильм 🎬",
+    "[MASK] \x07 naïve É",
+]
 WORDS = [
     "[PAD]",
     "[UNK]",
@@ -67,7 +74,12 @@ OURS = {  # trained here: the base, and the settings
 MODELS = {  # of transformers: how it is saved
     "bert-tiny": {"config": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}},
     "bert-large": {
-        "config": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "vocab_size": 99}
+        "config": {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "vocab_size": 99,
+        }
     },
     "100 labels": {"config": CONFIG | {"num_labels": 100}},
     "float16": {"config": CONFIG, "dtype": "float16"},
@@ -80,9 +92,14 @@ MODELS = {  # of transformers: how it is saved
 @functools.cache
 def peer(release: str) -> subprocess.Popen:
     """A process of one release, whose transformers and peft take seconds to import."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(older() if release == "older" else "")}
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(older() if release == "older" else ""),
+    }
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-    return subprocess.Popen([sys.executable, ROOT / "tests" / "peers.py"], stderr=subprocess.STDOUT, **pipes)
+    return subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "peers.py"], stderr=subprocess.STDOUT, **pipes
+    )
 
 
 def ask(release: str, folder: Path, jobs: list) -> list:
@@ -104,8 +121,19 @@ def older() -> Path:
     home = ROOT / ".older"
     if not home.is_dir():
         with tempfile.TemporaryDirectory(dir=ROOT, prefix=".older-") as scratch:
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{scratch}/new"]
-            subprocess.run([*pip, "--requirement", ROOT / "requirements-older.txt"], check=True, timeout=250)
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                f"{scratch}/new",
+            ]
+            subprocess.run(
+                [*pip, "--requirement", ROOT / "requirements-older.txt"], check=True, timeout=250
+            )
             if not home.is_dir():  # another process may have been quicker
                 Path(f"{scratch}/new").rename(home)
     return home
@@ -127,7 +155,11 @@ def theirs(request, tmp_path_factory) -> tuple[str, Path, dict]:
         if "vocab" in how:
             job("tokens", name, texts=TEXTS)
     for name, (base, settings) in ADAPTERS.items():
-        head = {"num_labels": 1, "problem_type": "regression"} if name == "a regression" else {"num_labels": 3}
+        head = (
+            {"num_labels": 1, "problem_type": "regression"}
+            if name == "a regression"
+            else {"num_labels": 3}
+        )
         job("train_adapter", f"adapter, {name}", base=f"{folder}/{base}", settings=settings, **head)
     answers = ask(request.param, folder / "making", list(jobs.values()))
     yield request.param, folder, dict(zip(jobs, answers, strict=True))
@@ -155,7 +187,10 @@ def test_a_model_of_transformers(theirs, name):
     model = BertForSequenceClassification.from_pretrained(f"{folder}/{name}")
     assert same(says(model), answers["save_model", name])
     if "vocab" in MODELS[name]:
-        for absent in None, "tokenizer.json":  # then vocab.txt is read, with the rules of tokenizer_config.json
+        for absent in (
+            None,
+            "tokenizer.json",
+        ):  # then vocab.txt is read, with the rules of tokenizer_config.json
             if absent:
                 (folder / name / absent).rename(folder / name / "set aside.json")
             tokenizer = load_tokenizer(f"{folder}/{name}")
@@ -175,7 +210,8 @@ def test_an_adapter_of_peft(theirs, name):
 
 @pytest.fixture(scope="module")
 def ours(theirs) -> tuple[Path, dict, dict]:
-    """The folder of what was saved here, what we say of it, and what a release of transformers and peft says."""
+    """The folder of what was saved here, what we say of it, and what a release of transformers and
+    peft says."""
     release, folder, _ = theirs
     expected, jobs = {}, {}
     for name, (base, settings) in OURS.items():
@@ -187,12 +223,31 @@ def ours(theirs) -> tuple[Path, dict, dict]:
             parameter.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(number))
         lora.save_adapter(model, folder / f"ours, {name}", f"{folder}/{base}")
         expected[name] = says(model)
-        jobs[name] = ["open_adapter", {"base": f"{folder}/{base}", "folder": f"{folder}/ours, {name}"}]
+        jobs[name] = [
+            "open_adapter",
+            {"base": f"{folder}/{base}", "folder": f"{folder}/ours, {name}"},
+        ]
     rows = ({"text": text, "label": i % 3} for i, text in enumerate(TEXTS * 3))
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, (base, _) in ADAPTERS.items():
-        options = ["--model", f"{folder}/{base}", "--data", f"{folder}/rows.jsonl", "--out", f"{folder}/out {name}"]
-        options += ["--init-adapter", f"{folder}/adapter, {name}", "--epochs", "1", "--batch-size", "4", "--lr", "0.01"]
+        options = [
+            "--model",
+            f"{folder}/{base}",
+            "--data",
+            f"{folder}/rows.jsonl",
+            "--out",
+            f"{folder}/out {name}",
+        ]
+        options += [
+            "--init-adapter",
+            f"{folder}/adapter, {name}",
+            "--epochs",
+            "1",
+            "--batch-size",
+            "4",
+            "--lr",
+            "0.01",
+        ]
         options += ["--metric", "pearson"] if name == "a regression" else []
         train.train(train.Config(**parse_options(train.Config, [*options, "--max-length", "16"])))
         expected[f"trained on, {name}"] = says(lora.open_adapter(f"{folder}/out {name}/final"))
@@ -203,13 +258,24 @@ def ours(theirs) -> tuple[Path, dict, dict]:
     for name in "merged", "merged, float16", "merged, a regression":
         adapter = "a regression" if "regression" in name else "all-linear"
         dtype = "float16" if "float16" in name else "float32"
-        command = ["lora.py", "merge", f"{folder}/ours, {adapter}", f"{folder}/{name}", "--dtype", dtype]
+        command = [
+            "lora.py",
+            "merge",
+            f"{folder}/ours, {adapter}",
+            f"{folder}/{name}",
+            "--dtype",
+            dtype,
+        ]
         done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         model = BertForSequenceClassification.from_pretrained(f"{folder}/{name}")
         expected[name] = sample.classify(model, load_tokenizer(f"{folder}/{name}"), TEXTS)
         jobs[name] = ["classify", {"folder": f"{folder}/{name}", "texts": TEXTS}]
-    return folder, expected, dict(zip(jobs, ask(release, folder / "opening", list(jobs.values())), strict=True))
+    return (
+        folder,
+        expected,
+        dict(zip(jobs, ask(release, folder / "opening", list(jobs.values())), strict=True)),
+    )
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -227,7 +293,10 @@ def test_peft_opens_its_adapter_after_training_here(theirs, ours, name):
     logits, labels, said = answers[f"trained on, {name}"]
     assert same(logits, expected[f"trained on, {name}"])
     assert not same(logits, theirs[2]["train_adapter", f"adapter, {name}"], 1e-4)  # it did learn
-    assert (labels, said) == (["LABEL_0"] if name == "a regression" else ["LABEL_0", "LABEL_1", "LABEL_2"], [])
+    assert (labels, said) == (
+        ["LABEL_0"] if name == "a regression" else ["LABEL_0", "LABEL_1", "LABEL_2"],
+        [],
+    )
 
 
 @pytest.mark.parametrize(("name", "bound"), [("merged", 1e-5), ("merged, float16", 2e-3)])
@@ -235,14 +304,19 @@ def test_the_pipeline_opens_a_merged_adapter(ours, name, bound):
     folder, expected, answers = ours
     scores, said = answers[name]
     assert all(list(entry) != [] and set(entry) == {"bad", "so-so", "good"} for entry in scores)
-    assert same([[entry[label] for label in ("bad", "so-so", "good")] for entry in scores], expected[name], bound)
+    assert same(
+        [[entry[label] for label in ("bad", "so-so", "good")] for entry in scores],
+        expected[name],
+        bound,
+    )
     assert said == []
     halved = (folder / "merged, float16" / "model.safetensors").stat().st_size
     assert halved < 0.6 * (folder / "merged" / "model.safetensors").stat().st_size
 
 
 def test_the_pipeline_tells_the_number_of_a_merged_regression(ours):
-    """By itself, as config.json says "regression": of one label whose problem nobody tells it shows a sigmoid."""
+    """By itself, as config.json says "regression": of one label whose problem nobody tells it shows
+    a sigmoid."""
     _, expected, answers = ours
     scores, said = answers["merged, a regression"]
     assert all(list(entry) == ["LABEL_0"] for entry in scores) and said == []

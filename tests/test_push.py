@@ -1,4 +1,5 @@
-"""Pushing an adapter: the Hub's own client against a server on 127.0.0.1 that keeps what a commit brings."""
+"""Pushing an adapter: the Hub's own client against a server on 127.0.0.1 that keeps what a commit
+brings."""
 
 import shlex
 import shutil
@@ -30,7 +31,10 @@ def test_a_run_is_pushed_whole_and_comes_back(run, hub, minilm, table, tmp_path)
     for name, content in hub.files.items():
         (tmp_path / "pushed" / name).write_bytes(content)
     hub.add("you/sst2", tmp_path / "pushed")
-    answers = [run("sample.py", "--adapter", a, "great film", env=hub.environment) for a in ("you/sst2", out / "best")]
+    answers = [
+        run("sample.py", "--adapter", a, "great film", env=hub.environment)
+        for a in ("you/sst2", out / "best")
+    ]
     assert answers[0].returncode == 0, answers[0].stderr
     assert answers[0].stdout == answers[1].stdout
 
@@ -41,7 +45,9 @@ def test_a_run_is_pushed_whole_and_comes_back(run, hub, minilm, table, tmp_path)
     ("hf_right", "read", "us/sst2", "your token can only read"),
     ("hf_right", "write", "them/sst2", "you are you on the Hub, who cannot push to what is them's"),
 ])  # fmt: skip
-def test_the_login_is_checked_before_training(run, hub, minilm, table, tmp_path, token, role, repository, problem):
+def test_the_login_is_checked_before_training(
+    run, hub, minilm, table, tmp_path, token, role, repository, problem
+):
     hub.environment["HF_TOKEN"], hub.role = token, role
     done = train(run, minilm, table, tmp_path / "out", hub, "--hub-model-id", repository)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
@@ -59,9 +65,13 @@ def test_a_card_names_the_repository_and_is_else_as_it_was(quick, tmp_path, name
     sent = content_for("you/sst2", out / "best" / "README.md")
     place = "best" if out == Path(".") else f"{out}/best"
     assert (
-        sent.count(b"you/sst2") == card.count(place.encode() + b'"') + card.count(f"{shlex.quote(place)} ".encode()) > 2
+        sent.count(b"you/sst2")
+        == card.count(place.encode() + b'"') + card.count(f"{shlex.quote(place)} ".encode())
+        > 2
     )
-    assert sent.replace(b"you/sst2", place.encode()) == card.replace(shlex.quote(place).encode(), place.encode())
+    assert sent.replace(b"you/sst2", place.encode()) == card.replace(
+        shlex.quote(place).encode(), place.encode()
+    )
 
 
 def test_push_later(run, hub, tmp_path):
@@ -85,7 +95,11 @@ def test_a_push_that_fails_after_the_training_loses_nothing(run, hub, minilm, ta
     out = tmp_path / "out"
     hub.full = True
     done = train(run, minilm, table, out, hub, "--hub-model-id", "you/sst2")
-    assert done.returncode == 2 and done.stderr.startswith("error: you/sst2: ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: you/sst2: ")
+        and done.stderr.count("\n") == 1
+    )
     assert (out / "final" / "README.md").exists()
     hub.full = False
     again = done.stderr.strip().rpartition(" goes there with: python ")[2]

@@ -1,4 +1,5 @@
-"""Classifying text: every way to give it, the probabilities of transformers with peft, and one line for a mistake."""
+"""Classifying text: every way to give it, the probabilities of transformers with peft, and one line
+for a mistake."""
 
 import contextlib
 import io
@@ -41,9 +42,20 @@ def adapter(minilm, reviews, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("run")
     task = load_task(reviews)
     rows = zip(task.train.texts[0][:96].to_pylist(), task.train.labels[:96], strict=True)
-    lines = [json.dumps({"text": text, "label": task.label_names[label]}) + "\n" for text, label in rows]
+    lines = [
+        json.dumps({"text": text, "label": task.label_names[label]}) + "\n" for text, label in rows
+    ]
     (folder / "reviews.jsonl").write_text("".join(lines), encoding="utf-8")
-    options = ["--model", minilm, "--data", f"{folder}/reviews.jsonl", "--out", f"{folder}/out", "--lr", "5e-3"]
+    options = [
+        "--model",
+        minilm,
+        "--data",
+        f"{folder}/reviews.jsonl",
+        "--out",
+        f"{folder}/out",
+        "--lr",
+        "5e-3",
+    ]
     options += ["--max-length", "16", "--epochs", "1", "--batch-size", "8"]
     train.train(train.Config(**parse_options(train.Config, options)))
     return f"{folder}/out/best"
@@ -52,7 +64,9 @@ def adapter(minilm, reviews, tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def whole(minilm, tmp_path_factory) -> str:
     """A whole fine-tuned model of other shapes than MiniLM's."""
-    folder = saved_base(tmp_path_factory.mktemp("whole"), vocab_size=30522, max_position_embeddings=512)
+    folder = saved_base(
+        tmp_path_factory.mktemp("whole"), vocab_size=30522, max_position_embeddings=512
+    )
     shutil.copy(f"{minilm}/tokenizer.json", folder)
     return str(folder)
 
@@ -111,7 +125,10 @@ def test_probabilities_are_those_of_transformers_with_peft(adapter, minilm, revi
 
 @pytest.mark.parametrize("option", ["--model", "--adapter"])
 def test_a_whole_model_is_used_as_it_is(says, whole, option):
-    model, texts = transformers.AutoModelForSequenceClassification.from_pretrained(whole), [*TEXTS, "no " * 2000]
+    model, texts = (
+        transformers.AutoModelForSequenceClassification.from_pretrained(whole),
+        [*TEXTS, "no " * 2000],
+    )
     scores = [list(r["scores"].values()) for r in records(says(option, whole, "--json", *texts))]
     assert np.abs(np.array(scores) - expected(model, whole, texts)).max() < 1e-5
 
@@ -119,7 +136,9 @@ def test_a_whole_model_is_used_as_it_is(says, whole, option):
 def test_every_way_to_give_texts_says_the_same(says, whole, tmp_path):
     one = [says("--model", whole, text) for text in TEXTS]
     for line, text in zip(one, TEXTS, strict=True):
-        assert re.fullmatch(rf"LABEL_[01] +\d+\.\d%  {re.escape(text)}\n", line.replace("\\u0007", "\x07"))
+        assert re.fullmatch(
+            rf"LABEL_[01] +\d+\.\d%  {re.escape(text)}\n", line.replace("\\u0007", "\x07")
+        )
     lines = "".join(f"{text}\n" for text in TEXTS).encode()
     (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n"))
     assert says("--model", whole, *TEXTS) == "".join(one)
@@ -133,7 +152,11 @@ def test_json_holds_the_probability_of_every_class(says, adapter):
     assert [record["text"] for record in shown] == TEXTS
     for record in shown:
         assert list(record["scores"]) == ["negative", "positive"]
-        assert record["scores"][record["label"]] == max(record["scores"].values()) == record["confidence"]
+        assert (
+            record["scores"][record["label"]]
+            == max(record["scores"].values())
+            == record["confidence"]
+        )
         assert sum(record["scores"].values()) == pytest.approx(1, abs=2e-6)
 
 
@@ -146,14 +169,20 @@ def test_demo(says, adapter, monkeypatch, tmp_path):
 
 def test_another_base_of_the_same_shapes(says, adapter, minilm, tmp_path):
     moved = shutil.copytree(minilm, tmp_path / "moved")
-    assert says("--adapter", adapter, "--model", str(moved), *TEXTS) == says("--adapter", adapter, *TEXTS)
+    assert says("--adapter", adapter, "--model", str(moved), *TEXTS) == says(
+        "--adapter", adapter, *TEXTS
+    )
 
 
 def test_an_adapter_that_peft_saved(says, adapter, minilm, tmp_path):
     base = transformers.AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2)
     peft.PeftModel.from_pretrained(base, adapter).save_pretrained(tmp_path)
-    ours, theirs = (records(says("--adapter", path, "--json", *TEXTS)) for path in (adapter, str(tmp_path)))
-    assert [list(r["scores"].values()) for r in ours] == [list(r["scores"].values()) for r in theirs]
+    ours, theirs = (
+        records(says("--adapter", path, "--json", *TEXTS)) for path in (adapter, str(tmp_path))
+    )
+    assert [list(r["scores"].values()) for r in ours] == [
+        list(r["scores"].values()) for r in theirs
+    ]
 
 
 def test_the_prompt_survives_odd_texts(whole):
@@ -163,7 +192,11 @@ def test_the_prompt_survives_odd_texts(whole):
     timer = threading.Timer(60, process.kill)
     timer.start()
     os.close(terminal)
-    os.write(screen, "great film\n\n \t\n[MASK] 中文 👩‍👩‍👧 \u202e\n\u200b\n".encode() + b"caf\xe9\ndull film\n\x04")
+    os.write(
+        screen,
+        "great film\n\n \t\n[MASK] 中文 👩‍👩‍👧 \u202e\n\u200b\n".encode()
+        + b"caf\xe9\ndull film\n\x04",
+    )
     shown = b""
     with contextlib.suppress(OSError):  # how Linux says that the other side is closed
         while chunk := os.read(screen, 4096):
@@ -178,7 +211,10 @@ def test_the_prompt_survives_odd_texts(whole):
 def test_no_adapter_yet_is_one_line_of_a_real_process(run, tmp_path):
     done = run(ROOT / "sample.py", "great film", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: out/best: no adapter yet; train one with `make train`, or name one with --adapter\n"
+    assert (
+        done.stderr
+        == "error: out/best: no adapter yet; train one with `make train`, or name one with --adapter\n"
+    )
 
 
 @pytest.mark.parametrize("content, problem", [
@@ -223,24 +259,39 @@ def of_pairs(quick, reviews, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("pairs")
     texts = load_task(reviews).validation.texts[0][:40].to_pylist()
     table = {"sentence1": texts, "sentence2": texts[::-1], "label": ["same", "other"] * 20}
-    quick(folder / "out", "--data", write_table(folder / "pairs.jsonl", table), "--max-length", 40, "--lr", "0.01")
+    quick(
+        folder / "out",
+        "--data",
+        write_table(folder / "pairs.jsonl", table),
+        "--max-length",
+        40,
+        "--lr",
+        "0.01",
+    )
     return str(folder / "out" / "best")
 
 
 def test_pairs(says, fails, of_pairs, adapter, tiny, tmp_path):
     pairs = [("it rains", "the street is wet"), ("dull", "a gripping film, and a long one")]
     model = peft.PeftModel.from_pretrained(
-        transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2), of_pairs
+        transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2),
+        of_pairs,
     )
     tokenizer = load_tokenizer(tiny)
     with torch.inference_mode():
         coded = [tokenizer.encode(*pair) for pair in pairs]
-        logits = [model.eval()(torch.tensor([e.ids]), token_type_ids=torch.tensor([e.type_ids])).logits for e in coded]
+        logits = [
+            model.eval()(torch.tensor([e.ids]), token_type_ids=torch.tensor([e.type_ids])).logits
+            for e in coded
+        ]
     theirs = torch.cat(logits).softmax(-1).numpy()
     asked = [word for pair in pairs for word in ("--pair", *pair)]
     shown = records(says("--adapter", of_pairs, "--json", *asked))
     assert [(record["text"], record["text_pair"]) for record in shown] == pairs
-    assert np.abs(np.array([list(record["scores"].values()) for record in shown]) - theirs).max() < 1e-5
+    assert (
+        np.abs(np.array([list(record["scores"].values()) for record in shown]) - theirs).max()
+        < 1e-5
+    )
     lines = "".join("\t".join(pair) + "\n" for pair in pairs)
     (tmp_path / "pairs.tsv").write_text(lines)
     plain = says("--adapter", of_pairs, *asked)
@@ -272,9 +323,18 @@ def test_absurd_weights_give_no_answer(fails, adapter, tmp_path, kind):
 
 def test_classes_keep_their_names_and_their_number(says, minilm, tmp_path):
     labels = {0: "bad", 1: "fair", 2: "good"}
-    saved_base(tmp_path, vocab_size=30522, id2label=labels, label2id={name: i for i, name in labels.items()})
+    saved_base(
+        tmp_path,
+        vocab_size=30522,
+        id2label=labels,
+        label2id={name: i for i, name in labels.items()},
+    )
     shutil.copy(f"{minilm}/tokenizer.json", tmp_path)
-    assert list(records(says("--model", str(tmp_path), "--json", "so"))[0]["scores"]) == ["bad", "fair", "good"]
+    assert list(records(says("--model", str(tmp_path), "--json", "so"))[0]["scores"]) == [
+        "bad",
+        "fair",
+        "good",
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -284,16 +344,35 @@ def of_numbers(quick, reviews, tmp_path_factory) -> str:
     texts = load_task(reviews).validation.texts[0][:40].to_pylist()
     table = {"sentence1": texts, "sentence2": texts[::-1], "label": [n % 11 / 2 for n in range(40)]}
     data = write_table(folder / "numbers.jsonl", table)
-    quick(folder / "out", "--data", data, "--metric", "spearman", "--max-length", 40, "--lr", "0.05", "--rank", 2)
+    quick(
+        folder / "out",
+        "--data",
+        data,
+        "--metric",
+        "spearman",
+        "--max-length",
+        40,
+        "--lr",
+        "0.05",
+        "--rank",
+        2,
+    )
     return str(folder / "out" / "best")
 
 
 def test_a_regression_answers_with_its_number(run, says, of_numbers, of_pairs, tiny, tmp_path):
-    """That of peft, and of transformers' own pipeline once it is merged; beside an adapter of classes as well."""
-    pairs = [("it rains", "the street is wet"), ("dull", "a gripping film, and a long one"), ("no", "no")]
+    """That of peft, and of transformers' own pipeline once it is merged; beside an adapter of
+    classes as well."""
+    pairs = [
+        ("it rains", "the street is wet"),
+        ("dull", "a gripping film, and a long one"),
+        ("no", "no"),
+    ]
     config = transformers.AutoConfig.from_pretrained(of_numbers)
     load = transformers.AutoModelForSequenceClassification.from_pretrained
-    model = peft.PeftModel.from_pretrained(load(tiny, config=config, ignore_mismatched_sizes=True), of_numbers).eval()
+    model = peft.PeftModel.from_pretrained(
+        load(tiny, config=config, ignore_mismatched_sizes=True), of_numbers
+    ).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
     with torch.inference_mode():
         theirs = [model(**tokenizer(*pair, return_tensors="pt")).logits.item() for pair in pairs]
@@ -310,7 +389,9 @@ def test_a_regression_answers_with_its_number(run, says, of_numbers, of_pairs, t
 
     done = run("lora.py", "merge", of_numbers, tmp_path / "merged")
     assert done.returncode == 0, done.stderr
-    pipe = transformers.pipeline("text-classification", model=str(tmp_path / "merged"), device="cpu")
+    pipe = transformers.pipeline(
+        "text-classification", model=str(tmp_path / "merged"), device="cpu"
+    )
     answers = pipe([{"text": one, "text_pair": two} for one, two in pairs])
     assert [answer["score"] for answer in answers] == pytest.approx(theirs, abs=1e-5)
     whole = records(says("--model", str(tmp_path / "merged"), "--json", *asked))
@@ -321,6 +402,12 @@ def test_a_number_is_not_gone_on_with_as_classes(refused, of_numbers, of_pairs, 
     numbers = Path(of_numbers).parent.parent / "numbers.jsonl"
     common = ["--max-length", 16, "--out", tmp_path / "out"]
     error = refused("--init-adapter", of_numbers, "--data", reviews, *common)
-    assert "answers with a regression's number, but the data has classes; --metric decides which" in error
+    assert (
+        "answers with a regression's number, but the data has classes; --metric decides which"
+        in error
+    )
     error = refused("--init-adapter", of_pairs, "--data", numbers, "--metric", "pearson", *common)
-    assert "answers with classes, but the data has a regression's number; --metric decides which" in error
+    assert (
+        "answers with classes, but the data has a regression's number; --metric decides which"
+        in error
+    )

@@ -1,7 +1,8 @@
-"""Every program with every kind of terminal: streams that are closed or full, encodings that lack what is to be said.
+"""Every program with every kind of terminal: streams that are closed or full, encodings that lack
+what is to be said.
 
-Each case is a real process. A training never ends because of what it prints to; the other programs end quietly where
-their reader has had enough, and with one line where their output is lost.
+Each case is a real process. A training never ends because of what it prints to; the other programs
+end quietly where their reader has had enough, and with one line where their output is lost.
 """
 
 import contextlib
@@ -61,8 +62,16 @@ def programs(undisturbed, table, tiny, tmp_path):
 
 
 def in_shell(command: list, redirected: str = "", **env) -> tuple[int, bytes, str]:
-    """The exit status of a program whose streams a shell has redirected, and what came out of the other ones."""
-    shell = ["bash", "-c", f'"$@" {redirected}; exit ${{PIPESTATUS[0]}}', "bash", sys.executable, *map(str, command)]
+    """The exit status of a program whose streams a shell has redirected, and what came out of the
+    other ones."""
+    shell = [
+        "bash",
+        "-c",
+        f'"$@" {redirected}; exit ${{PIPESTATUS[0]}}',
+        "bash",
+        sys.executable,
+        *map(str, command),
+    ]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"} | env
     done = subprocess.run(shell, cwd=ROOT, env=environment, capture_output=True, timeout=120)
     return done.returncode, done.stdout, done.stderr.decode()
@@ -88,7 +97,10 @@ def test_streams(programs, undisturbed, tmp_path, program, redirected, end):
     status, _, error = in_shell(programs[program], redirected)
     assert status == end[0] and re.fullmatch(end[1], error), (status, error)
     if program == "train":
-        ours, theirs = (load_file(out / "final/adapter_model.safetensors") for out in (tmp_path / "out", undisturbed))
+        ours, theirs = (
+            load_file(out / "final/adapter_model.safetensors")
+            for out in (tmp_path / "out", undisturbed)
+        )
         assert all(equal(ours[name], theirs[name]) for name in theirs)
         log = (tmp_path / "out" / "training_log.txt").read_text(encoding="utf-8")
         assert "best validation accuracy" in log and not CONTROL.search(log)
@@ -121,7 +133,15 @@ def test_the_prompt(programs, encoding):
     streams = {"stdin": terminal, "stdout": terminal, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
     os.close(terminal)
-    lines = ["naïve 😀", "caf\udce9", "/adapter " + "x" * 300, "/adapter a\x01b", "dull \x1b[31mfilm", "exit", "late"]
+    lines = [
+        "naïve 😀",
+        "caf\udce9",
+        "/adapter " + "x" * 300,
+        "/adapter a\x01b",
+        "dull \x1b[31mfilm",
+        "exit",
+        "late",
+    ]
     os.write(screen, "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
     said = b""
     with contextlib.suppress(OSError):
@@ -129,8 +149,15 @@ def test_the_prompt(programs, encoding):
             said += chunk
     errors = process.stderr.read().decode()
     assert process.wait(60) == 0, errors
-    assert re.findall(r"\.\d%  (na|dull|late|caf)", said.decode(errors="replace")) == ["na", "dull"], said
-    assert errors.count("error: ") == 3 and "File name too long" in errors and "Traceback" not in errors, errors
+    assert re.findall(r"\.\d%  (na|dull|late|caf)", said.decode(errors="replace")) == [
+        "na",
+        "dull",
+    ], said
+    assert (
+        errors.count("error: ") == 3
+        and "File name too long" in errors
+        and "Traceback" not in errors
+    ), errors
 
 
 @pytest.mark.parametrize("debug", ["", "1"])
@@ -139,5 +166,7 @@ def test_what_nobody_foresaw_is_one_line_and_a_traceback_for_developers(debug):
     status, said, error = in_shell(["-c", code], BERT_LORA_DEBUG=debug)
     *before, last = error.splitlines()
     assert (status, said) == (2, b"")
-    assert re.fullmatch(r"error: KeyError: '\\x1b\[31mkey'\. .*report it.*BERT_LORA_DEBUG=1.*", last)
+    assert re.fullmatch(
+        r"error: KeyError: '\\x1b\[31mkey'\. .*report it.*BERT_LORA_DEBUG=1.*", last
+    )
     assert bool(debug) == bool(before) == ("Traceback" in error)

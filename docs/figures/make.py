@@ -1,4 +1,5 @@
-"""The pictures of docs/guide.md, each from real runs: `make figures`, about a quarter of an hour on two CPU cores.
+"""The pictures of docs/guide.md, each from real runs: `make figures`, about a quarter of an hour on
+two CPU cores.
 
 A run that is finished is not run again; one that was stopped goes on. The runs lie in out-figures/.
 """
@@ -25,7 +26,10 @@ from support.offline import offline_pair
 OUT, REVIEWS, FEW = "out-figures", "offline/movie-reviews", "out-figures/few"
 TRAIN = "train.py --model offline/all-MiniLM-L6-v2"
 RATES = ["1e-4", "1e-3", "1e-2", "3e-2"]
-RUNS = {f"lr-{lr}": f"{TRAIN} --data {REVIEWS} --epochs 1 --eval-every 40 --log-every 10 --lr {lr}" for lr in RATES} | {
+RUNS = {
+    f"lr-{lr}": f"{TRAIN} --data {REVIEWS} --epochs 1 --eval-every 40 --log-every 10 --lr {lr}"
+    for lr in RATES
+} | {
     "long": f"{TRAIN} --data {FEW} --epochs 12 --log-every 8 --rank 0 --lr 1e-4",
     "full": f"{TRAIN} --data {REVIEWS} --epochs 1 --rank 0 --lr 5e-5",
 }
@@ -48,7 +52,9 @@ def run(name: str) -> None:
 
 def history(name: str, quantity: str) -> tuple[list[int], list[float]]:
     """The steps of a run at which `quantity` was noted, and its values."""
-    records = [json.loads(line) for line in (ROOT / OUT / name / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (ROOT / OUT / name / "metrics.jsonl").read_text().splitlines()
+    ]
     records = [record for record in records if quantity in record]
     return [record["step"] for record in records], [record[quantity] for record in records]
 
@@ -83,7 +89,9 @@ def draw_long() -> None:
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
         for split, color in ("train", "0.6"), ("validation", "C0"):
             steps, values = history("long", f"{split}_{name}")
-            axis.plot([step / 32 for step in steps], values, color=color, label=split)  # 1,000 reviews: 32 steps
+            axis.plot(
+                [step / 32 for step in steps], values, color=color, label=split
+            )  # 1,000 reviews: 32 steps
         axis.set(xlabel="epoch", title=name)
         axis.legend()
     save(drawn, "too_long.png")
@@ -92,7 +100,11 @@ def draw_long() -> None:
 def weight(model: torch.nn.Module, name: str) -> torch.Tensor:
     """W + ΔW of a linear layer, with or without an adapter."""
     layer = model.get_submodule(name)
-    weight = layer.linear.weight + layer.lora.delta() if isinstance(layer, LinearWithLoRA) else layer.weight
+    weight = (
+        layer.linear.weight + layer.lora.delta()
+        if isinstance(layer, LinearWithLoRA)
+        else layer.weight
+    )
     return weight.detach()
 
 
@@ -107,7 +119,9 @@ def spectra() -> dict[str, dict[str, torch.Tensor]]:
             name = f"bert.encoder.layer.{n}.attention.self.{kind}"
             W = weight(base, name)
             changes = {"full": weight(full, name) - W, "lora": weight(lora, name) - W}
-            found[f"{kind} {n}"] = {k: torch.linalg.svdvals(M) for k, M in ({"W": W} | changes).items()}
+            found[f"{kind} {n}"] = {
+                k: torch.linalg.svdvals(M) for k, M in ({"W": W} | changes).items()
+            }
     return found
 
 
@@ -119,14 +133,17 @@ def energy(values: torch.Tensor, rank: int) -> float:
 def accuracy(model: BertForSequenceClassification) -> float:
     """On the 1,000 reviews that are held out."""
     table = parquet.read_table(f"{REVIEWS}/validation-00000-of-00001.parquet")
-    probabilities = classify(model, load_tokenizer("offline/all-MiniLM-L6-v2", 128), table["sentence"].to_pylist())
+    probabilities = classify(
+        model, load_tokenizer("offline/all-MiniLM-L6-v2", 128), table["sentence"].to_pylist()
+    )
     truth = [label == "positive" for label in table["label"].to_pylist()]
     return ((probabilities[:, 1] > 0.5) == truth).mean().item()
 
 
 @torch.no_grad()
 def print_truncated() -> None:
-    """The model with every weight trained, where ΔW of each layer's six linear layers is cut to a low rank."""
+    """The model with every weight trained, where ΔW of each layer's six linear layers is cut to a
+    low rank."""
     base = BertForSequenceClassification.from_pretrained("offline/all-MiniLM-L6-v2")
     for rank in 0, 1, 2, 4, 8, 384:
         model = BertForSequenceClassification.from_pretrained(f"{OUT}/full/final")
@@ -139,7 +156,11 @@ def print_truncated() -> None:
 
 def draw_spectra() -> None:
     found, (drawn, axes) = spectra(), figure(2)
-    labels = {"W": ("W, the base", "0.6"), "full": ("ΔW, every weight trained", "C0"), "lora": ("ΔW, LoRA", "C1")}
+    labels = {
+        "W": ("W, the base", "0.6"),
+        "full": ("ΔW, every weight trained", "C0"),
+        "lora": ("ΔW, LoRA", "C1"),
+    }
     for axis, layer in zip(axes, ("query 5", "value 5"), strict=True):
         for kind, (label, color) in labels.items():
             values = found[layer][kind]
@@ -159,7 +180,9 @@ def draw_spectra() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(RUNS)}: those runs alone, and no picture")
+    parser.add_argument(
+        "names", nargs="*", help=f"of {', '.join(RUNS)}: those runs alone, and no picture"
+    )
     names = parser.parse_args().names
     os.chdir(ROOT)
     offline_pair()

@@ -1,4 +1,5 @@
-"""What the tests of the Hub and of the offline pair share: a Hub on 127.0.0.1 for the client of this very process."""
+"""What the tests of the Hub and of the offline pair share: a Hub on 127.0.0.1 for the client of
+this very process."""
 
 import time
 from pathlib import Path
@@ -14,7 +15,8 @@ from support.hub import out_of_reach
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub, and the client of this process pointed at it, with an empty cache, and patient without waiting."""
+    """A Hub, and the client of this process pointed at it, with an empty cache, and patient without
+    waiting."""
     with Hub() as hub:
         settings = {
             "ENDPOINT": hub.url,
@@ -43,12 +45,19 @@ def sst2(reviews, tmp_path_factory) -> Path:
     (folder / "sst2").mkdir()
     for split, rows in ("train", 64), ("validation", 8):
         name = f"{split}-00000-of-00001.parquet"
-        parquet.write_table(parquet.read_table(f"{reviews}/{name}").slice(0, rows), folder / "sst2" / name)
+        parquet.write_table(
+            parquet.read_table(f"{reviews}/{name}").slice(0, rows), folder / "sst2" / name
+        )
     return folder
 
 
 @pytest.fixture
 def environment(hub, tmp_path) -> dict[str, str]:
     """What points the client of another process at the Hub."""
-    switches = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "", "no_proxy": "127.0.0.1"}
+    switches = {
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "",
+        "no_proxy": "127.0.0.1",
+    }
     return {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), **switches}

@@ -65,6 +65,8 @@ def test_contradicting_rank_is_refused(adapter):
 
 @pytest.mark.parametrize("targets", ["query,value", "value, query", " query , value"])
 def test_the_targets_of_an_adapter_may_be_spelled_as_any_list(adapter, targets):
-    assert set(adapter_files.as_options(str(adapter), {"targets": targets})["targets"].split(",")) == {"query", "value"}
+    assert set(
+        adapter_files.as_options(str(adapter), {"targets": targets})["targets"].split(",")
+    ) == {"query", "value"}
     with pytest.raises(InputError, match="does not go with --init-adapter"):
         adapter_files.as_options(str(adapter), {"targets": f"{targets}, key"})

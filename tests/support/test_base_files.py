@@ -1,4 +1,5 @@
-"""What config.json and the tokenizer of a base model may not ask for, and what a merged model may replace."""
+"""What config.json and the tokenizer of a base model may not ask for, and what a merged model may
+replace."""
 
 import filecmp
 import json
@@ -42,18 +43,24 @@ def test_unsupported_config_is_named(tmp_path, name):
     (2, "regression", None), (3, "multi_label_classification", None), (1, "multi_label_classification", None),
 ])  # fmt: skip
 def test_one_label_is_a_number_and_more_are_classes(tmp_path, labels, told, meant):
-    """As in transformers, where problem_type is told, and where it is gathered from the labels; several outputs of a
-    regression and several right classes, which it knows too, are refused. What is written says which it is."""
+    """As in transformers, where problem_type is told, and where it is gathered from the labels;
+    several outputs of a regression and several right classes, which it knows too, are refused. What
+    is written says which it is."""
     base = saved_base(tmp_path / "base", num_labels=labels)
     edit_json(base / "config.json", problem_type=told)
     if meant is None:
-        with pytest.raises(InputError, match=rf"problem_type '{told}' with {labels} labels is not supported, only "):
+        with pytest.raises(
+            InputError, match=rf"problem_type '{told}' with {labels} labels is not supported, only "
+        ):
             BertConfig.from_json(base / "config.json")
         return
     config = BertConfig.from_json(base / "config.json")
     assert config.problem_type == meant
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(base)
-    theirs(torch.tensor([[1, 2]]), labels=torch.tensor([1.0 if labels == 1 else 1]).to(int if labels > 1 else float))
+    theirs(
+        torch.tensor([[1, 2]]),
+        labels=torch.tensor([1.0 if labels == 1 else 1]).to(int if labels > 1 else float),
+    )
     assert theirs.config.problem_type == meant  # it sets it when it first computes a loss
     config.to_json(base / "config.json")
     written = json.loads((base / "config.json").read_text())
@@ -100,13 +107,19 @@ def test_a_merge_replaces_only_a_merged_model_and_only_when_told(run, trained, t
     done = run(*merge, merged, "--overwrite")
     assert done.returncode == 2 and "holds thesis.txt, which no merge wrote" in done.stderr
     (tmp_path / "empty").mkdir()
-    assert run(*merge, tmp_path / "empty").returncode == 0 and contents(tmp_path / "empty") == before
+    assert (
+        run(*merge, tmp_path / "empty").returncode == 0 and contents(tmp_path / "empty") == before
+    )
 
 
-@pytest.mark.parametrize("folder", ["base", "out/best", "out/best/../../base/", "link", "linked", ".", "file"])
+@pytest.mark.parametrize(
+    "folder", ["base", "out/best", "out/best/../../base/", "link", "linked", ".", "file"]
+)
 def test_a_merge_never_replaces_its_sources(trained, tmp_path, folder, monkeypatch):
     home = shutil.copytree(trained, tmp_path / "home")
-    edit_json(home / "out" / "best" / "adapter_config.json", base_model_name_or_path=str(home / "base"))
+    edit_json(
+        home / "out" / "best" / "adapter_config.json", base_model_name_or_path=str(home / "base")
+    )
     (home / "link").symlink_to(home / "base")
     (home / "file").write_text("mine")
     if folder == "linked":  # the base is links into it, as in the Hub's cache
@@ -123,7 +136,11 @@ def test_a_merge_never_replaces_its_sources(trained, tmp_path, folder, monkeypat
 
 
 def test_make_merge_goes_on_working(run, trained, tmp_path):
-    alone = {"MAKEFLAGS": "", "MAKEOVERRIDES": "", "ARGS": ""}  # not as a part of the make which runs the tests
+    alone = {
+        "MAKEFLAGS": "",
+        "MAKEOVERRIDES": "",
+        "ARGS": "",
+    }  # not as a part of the make which runs the tests
     (tmp_path / "out").symlink_to(trained / "out")
     for name in "bert.py", "lora.py", "support", "Makefile":
         (tmp_path / name).symlink_to(ROOT / name)
@@ -135,14 +152,21 @@ def test_make_merge_goes_on_working(run, trained, tmp_path):
             env=alone,
         )
         assert done.returncode == 0, done.stderr
-    assert filecmp.cmp(tmp_path / "merged" / "tokenizer.json", trained / "base" / "tokenizer.json", shallow=False)
+    assert filecmp.cmp(
+        tmp_path / "merged" / "tokenizer.json", trained / "base" / "tokenizer.json", shallow=False
+    )
 
 
 def test_pairs_need_a_second_segment(refused, tiny, tmp_path, capsys):
     """As in RoBERTa's way to train, which some BERTs follow."""
-    (tmp_path / "pairs.csv").write_text("sentence1,sentence2,label\n" + "".join(f"a{i},b,{i % 2}\n" for i in range(20)))
+    (tmp_path / "pairs.csv").write_text(
+        "sentence1,sentence2,label\n" + "".join(f"a{i},b,{i % 2}\n" for i in range(20))
+    )
     base = saved_base(tmp_path / "base", vocab_size=30522, type_vocab_size=1)
     shutil.copy(tiny / "tokenizer.json", base)
     capsys.readouterr()  # what transformers says
     where = ["--data", tmp_path / "pairs.csv", "--max-length", 16, "--out", tmp_path / "out"]
-    assert "has no second segment" in refused("--model", base, *where) and not (tmp_path / "out").exists()
+    assert (
+        "has no second segment" in refused("--model", base, *where)
+        and not (tmp_path / "out").exists()
+    )

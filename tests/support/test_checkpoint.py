@@ -1,4 +1,5 @@
-"""A run's state as one file: resuming is exact, and a file that is damaged or another run's changes nothing."""
+"""A run's state as one file: resuming is exact, and a file that is damaged or another run's changes
+nothing."""
 
 import json
 import os
@@ -83,7 +84,9 @@ def rewritten(path: Path, right_hash: bool, change) -> None:
 
 
 def set_progress(**values):
-    return lambda header, _: header.update(progress=json.dumps(json.loads(header["progress"]) | values))
+    return lambda header, _: header.update(
+        progress=json.dumps(json.loads(header["progress"]) | values)
+    )
 
 
 DAMAGE = {
@@ -102,8 +105,12 @@ FORGED = {
     "a tensor missing": lambda _, tensors: tensors.pop("step.bias"),
     "a surplus tensor": lambda _, tensors: tensors.update(more=torch.ones(2)),
     "another shape": lambda _, tensors: tensors.update({"exp_avg.bias": torch.ones(4)}),
-    "another type": lambda _, tensors: tensors.update({"exp_avg.bias": torch.ones(3, dtype=torch.float64)}),
-    "another random state": lambda _, tensors: tensors.update({"random.cpu.0": torch.ones(5056, dtype=torch.uint8)}),
+    "another type": lambda _, tensors: tensors.update(
+        {"exp_avg.bias": torch.ones(3, dtype=torch.float64)}
+    ),
+    "another random state": lambda _, tensors: tensors.update(
+        {"random.cpu.0": torch.ones(5056, dtype=torch.uint8)}
+    ),
     "a list for the progress": lambda header, _: header.update(progress="[1]"),
     "a list for the identity": lambda header, _: header.update(identity="[1]"),
 }
@@ -116,7 +123,10 @@ def test_a_damaged_or_forged_file_is_refused_and_changes_nothing(path, what):
     rewritten(path, what in FORGED, (DAMAGE | FORGED)[what])
     other = Run(path).go(1)
     before, random = other.weights(), torch.get_rng_state()
-    with pytest.raises(InputError, match=r"checkpoint\.safetensors: not a whole checkpoint; --overwrite starts anew"):
+    with pytest.raises(
+        InputError,
+        match=r"checkpoint\.safetensors: not a whole checkpoint; --overwrite starts anew",
+    ):
         other.checkpoint.load(7)
     assert other.weights() == before and torch.equal(torch.get_rng_state(), random)
 
@@ -144,7 +154,11 @@ def test_another_run_is_named(path, other, message):
 def test_a_run_on_a_gpu_is_not_called_damaged(path):
     run = Run(path).go(3)
     run.checkpoint.save(run.progress)
-    rewritten(path, True, lambda _, tensors: tensors.update({"random.cuda.0": torch.ones(16, dtype=torch.uint8)}))
+    rewritten(
+        path,
+        True,
+        lambda _, tensors: tensors.update({"random.cuda.0": torch.ones(16, dtype=torch.uint8)}),
+    )
     with pytest.raises(InputError, match="that run was on a GPU, and this one is on a CPU"):
         run.checkpoint.load(7)
 
@@ -152,7 +166,9 @@ def test_a_run_on_a_gpu_is_not_called_damaged(path):
 def test_too_little_memory_is_not_called_a_damaged_file(path, monkeypatch):
     run = Run(path).go(3)
     run.checkpoint.save(run.progress)
-    monkeypatch.setattr(checkpoint, "digest", lambda *_: torch.empty(2**50))  # the allocator's own error
+    monkeypatch.setattr(
+        checkpoint, "digest", lambda *_: torch.empty(2**50)
+    )  # the allocator's own error
     with pytest.raises(RuntimeError, match="allocate memory"):
         run.checkpoint.load(7)
 

@@ -14,7 +14,13 @@ from support.files import InputError
 
 
 def test_auto_is_what_pytorch_has():
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    best = (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
     assert devices.choose_device("auto") == best and devices.choose_device("cpu") == "cpu"
 
 
@@ -46,21 +52,31 @@ def placed(option: str, before: str = "", **env) -> tuple[int, str, str]:
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
 def test_a_compiler_is_used():
     """A real process compiles an addition; the layer itself is compiled when it is first called."""
-    assert placed("yes", PATH="/usr/bin:/bin")[:2] == (0, "True True\n")  # PyTorch itself may warn of a lack of CUDA
+    assert placed("yes", PATH="/usr/bin:/bin")[:2] == (
+        0,
+        "True True\n",
+    )  # PyTorch itself may warn of a lack of CUDA
 
 
 def test_without_a_compiler_yes_is_refused():
     status, said, error = placed("yes", PATH="/nowhere")
     assert (status, said) == (2, "") and error.count("\n") == 1
-    assert error.startswith("error: --compile yes cannot be used here: ") and "No working C++ compiler found" in error
+    assert (
+        error.startswith("error: --compile yes cannot be used here: ")
+        and "No working C++ compiler found" in error
+    )
 
 
 def test_without_a_compiler_auto_goes_on_with_a_note():
-    """Where a GPU would be: "auto" is told that it is to compile on a CPU, which has no compiler here."""
+    """Where a GPU would be: "auto" is told that it is to compile on a CPU, which has no compiler
+    here."""
     before = "devices.chosen = lambda option, device: option == 'auto'"
     status, said, error = placed("auto", before, PATH="/nowhere")
     assert (status, said) == (0, "False False\n")
-    assert error.startswith("note: the layers are not compiled, which would be faster: ") and error.count("\n") == 1
+    assert (
+        error.startswith("note: the layers are not compiled, which would be faster: ")
+        and error.count("\n") == 1
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

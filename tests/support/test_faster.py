@@ -22,7 +22,9 @@ def test_draw_kept(p):
     assert dropped.float().mean().item() == pytest.approx(p, abs=4e-4)
     eighths = dropped.view(-1, 8).float().mean(0)  # eight numbers come out of one draw
     assert eighths.tolist() == pytest.approx([p] * 8, abs=1e-3)
-    pairs = (dropped[:, :, 1:] & dropped[:, :, :-1]).float().mean().item()  # neighbours are independent
+    pairs = (
+        (dropped[:, :, 1:] & dropped[:, :, :-1]).float().mean().item()
+    )  # neighbours are independent
     assert pairs == pytest.approx(p * p, abs=2e-4)
     torch.manual_seed(0)
     kept = draw_kept(torch.empty(1000, 1000), p)
@@ -59,7 +61,9 @@ def test_linear_with_lora_is_the_sum_of_its_parts(use_rslora):
         torch.manual_seed(0)
         x = torch.randn(2, 5, 20, dtype=torch.float64, requires_grad=True)
         y = forward(x)
-        grads = torch.autograd.grad(y, [x, path.lora_A.weight, path.lora_B.weight], torch.randn_like(y))
+        grads = torch.autograd.grad(
+            y, [x, path.lora_A.weight, path.lora_B.weight], torch.randn_like(y)
+        )
         found.append([y, *grads])
     assert all(difference(a, b) < 1e-12 for a, b in zip(*found, strict=True))
     assert difference(x @ path.delta().T, path(x)) < 1e-12
@@ -68,7 +72,9 @@ def test_linear_with_lora_is_the_sum_of_its_parts(use_rslora):
 @pytest.mark.parametrize("with_dropout", [False, True])
 def test_hand_written_gradients(with_dropout):
     torch.manual_seed(0)
-    x, W, b, A, B = (torch.randn(*shape, dtype=torch.float64) for shape in [(3, 4), (5, 4), (5,), (2, 4), (5, 2)])
+    x, W, b, A, B = (
+        torch.randn(*shape, dtype=torch.float64) for shape in [(3, 4), (5, 4), (5,), (2, 4), (5, 2)]
+    )
     kept = torch.tensor([[0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 1]]) if with_dropout else None
     y = FrozenPlusLowRank.apply(x, kept, 1.7, nn.functional.linear, W, b, A, B)[0]
     assert difference(y, x @ W.T + b + 1.7 * (x if kept is None else x * kept) @ A.T @ B.T) < 1e-12
@@ -81,8 +87,11 @@ def test_hand_written_gradients(with_dropout):
 @pytest.mark.parametrize("shape", [(5, 7, 24), (8, 24), (24,)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_plain_lines_are_equal_with_dropout_too(monkeypatch, shape, p, bias):
-    """In the plain line only the draws are those of the faster form, so that both keep the same numbers."""
-    both = LinearWithLoRA(nn.Linear(24, 16, bias=bias), LoRALayer(24, 16, rank=3, alpha=6, dropout=p)).double()
+    """In the plain line only the draws are those of the faster form, so that both keep the same
+    numbers."""
+    both = LinearWithLoRA(
+        nn.Linear(24, 16, bias=bias), LoRALayer(24, 16, rank=3, alpha=6, dropout=p)
+    ).double()
     draw(both.lora)
     x = torch.randn(*shape, dtype=torch.float64).requires_grad_()
     found = []
@@ -90,7 +99,9 @@ def test_the_plain_lines_are_equal_with_dropout_too(monkeypatch, shape, p, bias)
         if plain:
             monkeypatch.setattr(faster, "ENABLED", False)
             monkeypatch.setattr(faster, "linear_plus_lora", None)
-            monkeypatch.setattr(both.lora.dropout, "forward", lambda x: faster.dropout(x, p, training=True))
+            monkeypatch.setattr(
+                both.lora.dropout, "forward", lambda x: faster.dropout(x, p, training=True)
+            )
         torch.manual_seed(0)
         y = both(x)
         found.append([y, *torch.autograd.grad(y.square().sum(), [x, *both.lora.parameters()])])
@@ -98,12 +109,15 @@ def test_the_plain_lines_are_equal_with_dropout_too(monkeypatch, shape, p, bias)
 
 
 def three_layers(p: float, adapters: str) -> list[nn.Module]:
-    """A query, key and value of 24 features, of which those in `adapters` have one, of ranks 2, 3 and 4."""
+    """A query, key and value of 24 features, of which those in `adapters` have one, of ranks 2, 3
+    and 4."""
     layers = [nn.Linear(24, out).requires_grad_(False) for out in (16, 8, 24)]
     for i, name in enumerate("qkv"):
         if name in adapters:
             rank = 2 + i
-            layers[i] = LinearWithLoRA(layers[i], LoRALayer(24, layers[i].out_features, rank, 2 * rank, p))
+            layers[i] = LinearWithLoRA(
+                layers[i], LoRALayer(24, layers[i].out_features, rank, 2 * rank, p)
+            )
             draw(layers[i].lora)
     return [layer.double() for layer in layers]
 
@@ -113,9 +127,14 @@ def three_layers(p: float, adapters: str) -> list[nn.Module]:
 def test_layers_that_read_together_are_the_plain_lines(monkeypatch, adapters, p):
     layers = three_layers(p, adapters)
     x = torch.randn(5, 7, 24, dtype=torch.float64).requires_grad_()
-    trained = [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
+    trained = [
+        parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad
+    ]
     torch.manual_seed(0)
-    kept, found = draw_kept(x.detach().flatten(0, 1), p).view(x.shape).double() / (1 - p) if p else 1.0, []
+    kept, found = (
+        draw_kept(x.detach().flatten(0, 1), p).view(x.shape).double() / (1 - p) if p else 1.0,
+        [],
+    )
     for plain in False, True:
         if plain:  # with the numbers that were kept before, in all of them
             monkeypatch.setattr(faster, "ENABLED", False)
@@ -151,13 +170,17 @@ def unlike(layers: list[nn.Module], how: str) -> None:
         layers[0].eval()
 
 
-@pytest.mark.parametrize("how", ["", "merged", "hook", "weight", "bias", "heir", "scaling", "dropout", "evaluated"])
+@pytest.mark.parametrize(
+    "how", ["", "merged", "hook", "weight", "bias", "heir", "scaling", "dropout", "evaluated"]
+)
 def test_layers_that_are_not_alike_are_asked_one_by_one(monkeypatch, how):
     layers, together = three_layers(0.0, "qv"), []
     unlike(layers, how)
     plain = faster.linear_plus_lora
     monkeypatch.setattr(
-        faster, "linear_plus_lora", lambda x, *layers: together.append(len(layers)) or plain(x, *layers)
+        faster,
+        "linear_plus_lora",
+        lambda x, *layers: together.append(len(layers)) or plain(x, *layers),
     )
     x = torch.randn(5, 24, dtype=torch.float64)
     torch.manual_seed(0)
@@ -194,7 +217,13 @@ def test_a_frozen_linear_layer_is_the_plain_one(shape, bias):
     for module in linear, wide:
         x = x.detach().to(module.weight.dtype).requires_grad_()
         y = module(x)
-        found.append([y, *torch.autograd.grad(y, x, dy.to(y.dtype)), *torch.autograd.grad(module(x).sum(), x)])
+        found.append(
+            [
+                y,
+                *torch.autograd.grad(y, x, dy.to(y.dtype)),
+                *torch.autograd.grad(module(x).sum(), x),
+            ]
+        )
     assert all(difference(a, b) < 1e-5 for a, b in zip(*found, strict=True))
 
 
@@ -211,13 +240,25 @@ def test_a_linear_layer_that_is_thawed_gets_its_gradients():
 def test_training_takes_the_faster_frozen_layers(minilm):
     model = adapted(minilm, ["query", "value"])
     devices.place(model, [], "cpu", "float32", "no")
-    faster_ones = {name.rpartition(".")[2] for name, module in model.named_modules() if "forward" in vars(module)}
-    assert faster_ones == {"key", "dense", "linear"}  # and not the classifier, A and B, which are trained
+    faster_ones = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if "forward" in vars(module)
+    }
+    assert faster_ones == {
+        "key",
+        "dense",
+        "linear",
+    }  # and not the classifier, A and B, which are trained
 
 
 @torch.no_grad()
 def test_adding_the_path_to_some_rows_is_the_sum():
-    lora, x, y = LoRALayer(24, 16, rank=3, alpha=6, dropout=0.5).eval(), torch.randn(6, 5, 24), torch.randn(6, 5, 16)
+    lora, x, y = (
+        LoRALayer(24, 16, rank=3, alpha=6, dropout=0.5).eval(),
+        torch.randn(6, 5, 24),
+        torch.randn(6, 5, 16),
+    )
     draw(lora)
     expected = y.clone()
     expected[2:4] += lora(x[2:4])
@@ -226,12 +267,17 @@ def test_adding_the_path_to_some_rows_is_the_sum():
 
 
 def test_packed_linear_layers_are_the_plain_ones(minilm):
-    """What a whole table is labelled by, beside the plain products; a CPU with oneDNN is needed to tell."""
+    """What a whole table is labelled by, beside the plain products; a CPU with oneDNN is needed to
+    tell."""
     assert torch.backends.mkldnn.is_available()
-    plain, packed = (BertForSequenceClassification.from_pretrained(minilm, num_labels=3) for _ in range(2))
+    plain, packed = (
+        BertForSequenceClassification.from_pretrained(minilm, num_labels=3) for _ in range(2)
+    )
     packed.load_state_dict(plain.state_dict())
     faster.pack(packed.requires_grad_(False))
-    assert sum("forward" in vars(module) for module in packed.modules()) == 6 * 6 + 1  # of the layers, and the pooler
+    assert (
+        sum("forward" in vars(module) for module in packed.modules()) == 6 * 6 + 1
+    )  # of the layers, and the pooler
     with torch.inference_mode():
         for lengths in [9], [9, 5], [40] * 30:
             input_ids, mask = inputs(30522, lengths)

@@ -1,4 +1,5 @@
-"""The metrics of GLUE against scikit-learn's and scipy's, what one guess for all rows would give too."""
+"""The metrics of GLUE against scikit-learn's and scipy's, what one guess for all rows would give
+too."""
 
 import re
 
@@ -13,8 +14,12 @@ from support.glue import METRICS, TASKS, by_guessing, score
 A, B = np.random.default_rng(0).integers(0, 2, (2, 500))
 
 
-@pytest.mark.parametrize("predicted", [A, B, 1 - A, A * 0, A * 0 + 1], ids=["a", "b", "not a", "zeros", "ones"])
-@pytest.mark.parametrize("labels", [A, A | B, A * 0, A * 0 + 1], ids=["a", "a or b", "zeros", "ones"])
+@pytest.mark.parametrize(
+    "predicted", [A, B, 1 - A, A * 0, A * 0 + 1], ids=["a", "b", "not a", "zeros", "ones"]
+)
+@pytest.mark.parametrize(
+    "labels", [A, A | B, A * 0, A * 0 + 1], ids=["a", "a or b", "zeros", "ones"]
+)
 @pytest.mark.filterwarnings("ignore:A single label")
 def test_scores_are_those_of_sklearn(predicted, labels):
     accuracy = sklearn.metrics.accuracy_score(labels, predicted)
@@ -24,8 +29,14 @@ def test_scores_are_those_of_sklearn(predicted, labels):
     assert score("f1", predicted, labels) == pytest.approx({"accuracy": accuracy, "f1": f1})
     expected = {"accuracy": accuracy, "matthews_correlation": matthews}
     assert score("matthews_correlation", predicted, labels) == pytest.approx(expected, abs=1e-12)
-    for task, name, value in ("mrpc", "f1", f1), ("qqp", "f1", f1), ("cola", "matthews_correlation", matthews):
-        both = score("accuracy", predicted.astype(float), labels, TASKS[task][1])  # whatever best/ is best by
+    for task, name, value in (
+        ("mrpc", "f1", f1),
+        ("qqp", "f1", f1),
+        ("cola", "matthews_correlation", matthews),
+    ):
+        both = score(
+            "accuracy", predicted.astype(float), labels, TASKS[task][1]
+        )  # whatever best/ is best by
         assert both == pytest.approx({"accuracy": accuracy, name: value}, abs=1e-12)
     assert [*score("accuracy", predicted, labels, TASKS["rte"][1])] == ["accuracy"]
 
@@ -51,7 +62,9 @@ NUMBERS = {
 def test_correlations_are_those_of_scipy(metric, name):
     predicted, labels = NUMBERS[name]
     expected = {
-        "pearson": scipy.stats.pearsonr(predicted.astype(np.float64), labels.astype(np.float64)).statistic,
+        "pearson": scipy.stats.pearsonr(
+            predicted.astype(np.float64), labels.astype(np.float64)
+        ).statistic,
         "spearman": scipy.stats.spearmanr(predicted, labels).statistic,
     }
     assert score(metric, predicted, labels) == pytest.approx(expected, abs=1e-9)
@@ -65,7 +78,11 @@ def test_a_constant_correlates_with_nothing(constant):
     predicted = np.full(len(X), constant)
     assert np.isnan(scipy.stats.pearsonr(predicted, X).statistic)
     assert np.isnan(scipy.stats.spearmanr(predicted, X).statistic)
-    assert score("pearson", predicted, X) == score("spearman", X, predicted) == {"pearson": 0.0, "spearman": 0.0}
+    assert (
+        score("pearson", predicted, X)
+        == score("spearman", X, predicted)
+        == {"pearson": 0.0, "spearman": 0.0}
+    )
 
 
 @pytest.mark.filterwarnings("error")

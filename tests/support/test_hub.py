@@ -1,4 +1,5 @@
-"""The Hub's own client against a server on 127.0.0.1: files by name and revision, the cache, and every way to fail."""
+"""The Hub's own client against a server on 127.0.0.1: files by name and revision, the cache, and
+every way to fail."""
 
 import contextlib
 import filecmp
@@ -112,14 +113,22 @@ def test_the_cache_remembers_what_a_repository_lacks(hub, minilm, sst2, tmp_path
     ("cut", "try again"),
     ("short", "try again"),
 ])  # fmt: skip
-def test_a_fault_is_one_line_and_leaves_no_half_file(hub, tiny, tmp_path, monkeypatch, fault, problem):
+def test_a_fault_is_one_line_and_leaves_no_half_file(
+    hub, tiny, tmp_path, monkeypatch, fault, problem
+):
     hub.add("me/tiny", tiny)
     if fault == "refused":
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"http://127.0.0.1:9{PATTERN}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"http://127.0.0.1:9{PATTERN}"
+        )
     hub.faults["model.safetensors"] = fault
     with pytest.raises(InputError) as error:
         BertForSequenceClassification.from_pretrained("me/tiny")
-    assert str(error.value).startswith("me/tiny: ") and problem in str(error.value) and "\n" not in str(error.value)
+    assert (
+        str(error.value).startswith("me/tiny: ")
+        and problem in str(error.value)
+        and "\n" not in str(error.value)
+    )
     assert len(cached(tmp_path)) == (fault != "refused")  # config.json
     hub.faults.clear()
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + PATTERN)
@@ -143,26 +152,34 @@ def test_a_wrong_name_is_one_line(hub, tiny, tmp_path, name, problem):
 def test_a_broken_connection_is_taken_up_where_it_broke(hub, minilm):
     hub.add("me/minilm", minilm)
     hub.faults["model.safetensors"] = "cut once"
-    assert filecmp.cmp(find_file("me/minilm", "model.safetensors"), f"{minilm}/model.safetensors", shallow=False)
+    assert filecmp.cmp(
+        find_file("me/minilm", "model.safetensors"), f"{minilm}/model.safetensors", shallow=False
+    )
     assert ("/me/minilm/resolve/main/model.safetensors", 206) in hub.served
 
 
 def test_a_wrong_name_is_one_line_of_a_real_process(run, environment):
     done = run("sample.py", "--adapter", "me/nothing", "great film", env=environment)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: me/nothing: neither a directory here") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("error: me/nothing: neither a directory here")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_pickle_is_refused_with_a_hint(tmp_path):
     base = saved_base(tmp_path / "base")
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle.*convert it to safetensors"):
+    with pytest.raises(
+        InputError, match=r"pytorch_model\.bin is a pickle.*convert it to safetensors"
+    ):
         BertForSequenceClassification.from_pretrained(base)
 
 
 @contextlib.contextmanager
 def dead(how: str):
-    """The address of a Hub that is out of reach: nobody listens, answers or accepts, or no such name."""
+    """The address of a Hub that is out of reach: nobody listens, answers or accepts, or no such
+    name."""
     if how == "no such name":
         yield "http://something.invalid"
         return
@@ -172,7 +189,9 @@ def dead(how: str):
         address = listener.getsockname()
         if how == "silent":
             listener.listen(16)
-        if how == "full":  # the kernel drops what comes when the queue is full, and the client waits
+        if (
+            how == "full"
+        ):  # the kernel drops what comes when the queue is full, and the client waits
             listener.listen(0)
             for _ in range(4):
                 waiting = stack.enter_context(socket.socket())
@@ -197,10 +216,18 @@ def test_a_hub_out_of_reach_is_decided_within_ten_seconds(run, tmp_path):
 
     def ask(case):
         how, arguments = case
-        folders = {"ADAPTER": str(tmp_path), "OUT": str(tmp_path / "out")}  # not the out/ that `make train` leaves
+        folders = {
+            "ADAPTER": str(tmp_path),
+            "OUT": str(tmp_path / "out"),
+        }  # not the out/ that `make train` leaves
         arguments = [folders.get(argument, argument) for argument in arguments]
         with dead(how) as url:
-            environment = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_right"}
+            environment = {
+                "HF_ENDPOINT": url,
+                "HF_HOME": str(tmp_path),
+                "HF_HUB_OFFLINE": "0",
+                "HF_TOKEN": "hf_right",
+            }
             begun = time.monotonic()
             return run(*arguments, env=environment), time.monotonic() - begun
 
@@ -227,5 +254,8 @@ def test_a_full_disk_is_not_the_hubs_fault(run, hub, environment, minilm, tmp_pa
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
     done = run("sample.py", "--model", "me/minilm", "great film", env=environment, preexec_fn=limit)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "File too large, while me/minilm was downloaded; make room there, or let HF_HOME" in done.stderr
+    assert (
+        "File too large, while me/minilm was downloaded; make room there, or let HF_HOME"
+        in done.stderr
+    )
     assert str(tmp_path) in done.stderr and "the Hub did not answer" not in done.stderr

@@ -1,4 +1,5 @@
-"""Labelling whole tables, beside transformers' pipeline; killed by force, and in several processes."""
+"""Labelling whole tables, beside transformers' pipeline; killed by force, and in several
+processes."""
 
 import csv
 import json
@@ -27,7 +28,8 @@ from support import labelling
 from support.console import run_main
 from support.texts import batches_by_length
 
-# A program that is sample.py, but for pieces of 16 rows and, where it is told so, a pause after each batch.
+# A program that is sample.py, but for pieces of 16 rows and, where it is told so, a pause after
+# each batch.
 PROGRAM = """
 import os, sys, time
 sys.path.insert(0, {root!r})
@@ -47,14 +49,19 @@ def model(minilm, texts, tmp_path_factory) -> str:
     """A random BERT of three classes, with a real tokenizer, which takes milliseconds."""
     labels = {0: "bad", 1: "fair", 2: "good"}
     folder = saved_base(
-        tmp_path_factory.mktemp("labels"), vocab_size=30522, id2label=labels, label2id={v: k for k, v in labels.items()}
+        tmp_path_factory.mktemp("labels"),
+        vocab_size=30522,
+        id2label=labels,
+        label2id={v: k for k, v in labels.items()},
     )
     for name in "tokenizer.json", "tokenizer_config.json":
         (folder / name).write_bytes(Path(minilm, name).read_bytes())
     classes = BertForSequenceClassification.from_pretrained(str(folder))
     tokens = encode(load_tokenizer(str(folder), 40), [texts])
     with torch.inference_mode():  # decided, and not always for one class
-        pooled = torch.cat([classes.bert(make_batch(tokens, np.array([row]), 0)[0])[1] for row in range(40)]).mean(0)
+        pooled = torch.cat(
+            [classes.bert(make_batch(tokens, np.array([row]), 0)[0])[1] for row in range(40)]
+        ).mean(0)
         classes.classifier.weight *= 30
         classes.classifier.bias.copy_(-classes.classifier.weight @ pooled)
     classes.save_pretrained(folder)
@@ -63,7 +70,9 @@ def model(minilm, texts, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def texts(reviews) -> list[str]:
-    column = parquet.read_table(f"{reviews}/validation-00000-of-00001.parquet")["sentence"].to_pylist()
+    column = parquet.read_table(f"{reviews}/validation-00000-of-00001.parquet")[
+        "sentence"
+    ].to_pylist()
     return [*column[:197], 'a, "quoted" text', "007", "naïve 中文 👩‍👩‍👧"]
 
 
@@ -76,9 +85,11 @@ def program(tmp_path_factory) -> str:
 
 @pytest.fixture
 def labels(monkeypatch, capsys, model):
-    """Labels a table in this process, in pieces of 16 rows: labels(path, out, "--option"). Returns what it says.
+    """Labels a table in this process, in pieces of 16 rows: labels(path, out, "--option"). Returns
+    what it says.
 
-    On one thread, as the processes that are killed: another number of threads gives other last digits.
+    On one thread, as the processes that are killed: another number of threads gives other last
+    digits.
     """
     monkeypatch.setattr(labelling, "PIECE", 16)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -107,9 +118,15 @@ def refuses(labels, capsys):
         with pytest.raises(SystemExit) as exit:
             labels(*arguments)
         error = capsys.readouterr().err
-        *before, error = error.splitlines()  # before it "going on" and a bar, where work was under way
+        *before, error = (
+            error.splitlines()
+        )  # before it "going on" and a bar, where work was under way
         before = [line for line in before if line.strip() and "%|" not in line]
-        assert exit.value.code == 2 and error.startswith("error: ") and not (before and "going on" not in before[0])
+        assert (
+            exit.value.code == 2
+            and error.startswith("error: ")
+            and not (before and "going on" not in before[0])
+        )
         return error
 
     return refuses
@@ -143,7 +160,10 @@ def agree(rows: list[dict], theirs: list[dict], prefix: str = "") -> None:
 
 
 def test_the_answers_of_the_pipeline_are_not_all_alike(theirs):
-    assert len({answer["label"] for answer in theirs}) > 1 and np.ptp([answer["score"] for answer in theirs]) > 0.01
+    assert (
+        len({answer["label"] for answer in theirs}) > 1
+        and np.ptp([answer["score"] for answer in theirs]) > 0.01
+    )
 
 
 @pytest.mark.parametrize("kind, to", [
@@ -151,7 +171,9 @@ def test_the_answers_of_the_pipeline_are_not_all_alike(theirs):
     ("csv", "jsonl"), ("tsv", "tsv"), ("tsv", "csv"), ("jsonl", "jsonl"), ("txt", "csv"), ("txt", "parquet"),
     ("txt", "jsonl"),
 ])  # fmt: skip
-def test_every_row_is_there_once_in_order_as_transformers_labels_it(labels, texts, theirs, tmp_path, kind, to):
+def test_every_row_is_there_once_in_order_as_transformers_labels_it(
+    labels, texts, theirs, tmp_path, kind, to
+):
     path, out, several = tmp_path / f"a.{kind}", tmp_path / f"b.{to}", kind != "txt"
     if several:
         write_table(path, {"id": [f"{i:03}" for i in range(len(texts))], "review": texts})
@@ -177,20 +199,33 @@ def test_jsonl_keeps_each_line_as_it_stands(labels, tmp_path):
     labels(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
     found = (tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()
     for line, given in zip(found, [lines[0], lines[2]], strict=True):
-        assert line.startswith(given.rstrip()[:-1] + ', "label": ') and set(json.loads(line)) > {"label", "confidence"}
+        assert line.startswith(given.rstrip()[:-1] + ', "label": ') and set(json.loads(line)) > {
+            "label",
+            "confidence",
+        }
 
 
 def test_parquet_keeps_every_type_and_tells_datasets_of_the_new_columns(labels, texts, tmp_path):
     table = pa.table(
-        {"text": texts, "at": pa.array(range(200), pa.timestamp("s")), "list": [[1, i] for i in range(200)]}
+        {
+            "text": texts,
+            "at": pa.array(range(200), pa.timestamp("s")),
+            "list": [[1, i] for i in range(200)],
+        }
     )
     features = {"text": {"dtype": "string", "_type": "Value"}}
     told = {b"huggingface": json.dumps({"info": {"features": features}}).encode(), b"mine": b"kept"}
-    parquet.write_table(table.replace_schema_metadata(told), tmp_path / "a.parquet", row_group_size=37)
+    parquet.write_table(
+        table.replace_schema_metadata(told), tmp_path / "a.parquet", row_group_size=37
+    )
     labels(tmp_path / "a.parquet", tmp_path / "b.parquet")
     before, after = (parquet.read_table(tmp_path / f"{name}.parquet") for name in "ab")
     assert after.select(before.column_names).cast(before.schema).equals(before)
-    assert set(json.loads(after.schema.metadata[b"huggingface"])["info"]["features"]) == {"text", "label", "confidence"}
+    assert set(json.loads(after.schema.metadata[b"huggingface"])["info"]["features"]) == {
+        "text",
+        "label",
+        "confidence",
+    }
     assert after.schema.metadata[b"mine"] == b"kept"
 
 
@@ -201,7 +236,9 @@ def test_pairs(labels, refuses, model, texts, tmp_path):
     agree(rows_in(tmp_path / "b.jsonl"), pipeline(model, pairs))
     labels(tmp_path / "a.jsonl", tmp_path / "c.jsonl")  # the names of MNLI are known
     assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "c.jsonl").read_bytes()
-    assert "one text or a pair" in refuses(tmp_path / "a.jsonl", tmp_path / "d.jsonl", "--text-column", "a,b,c")
+    assert "one text or a pair" in refuses(
+        tmp_path / "a.jsonl", tmp_path / "d.jsonl", "--text-column", "a,b,c"
+    )
 
 
 @pytest.mark.parametrize("name, content, problem", [
@@ -223,10 +260,14 @@ def test_pairs(labels, refuses, model, texts, tmp_path):
     ("a.csv", "text,text\na,b\n", "2 columns 'text'"),
     ("a.parquet", "no parquet", "cannot be read as parquet"),
 ])  # fmt: skip
-def test_what_cannot_be_labelled_is_one_line_and_leaves_nothing(refuses, tmp_path, name, content, problem):
+def test_what_cannot_be_labelled_is_one_line_and_leaves_nothing(
+    refuses, tmp_path, name, content, problem
+):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert problem in refuses(path, tmp_path / "out.jsonl" if name == "a.jsonl" else tmp_path / "out.parquet")
+    assert problem in refuses(
+        path, tmp_path / "out.jsonl" if name == "a.jsonl" else tmp_path / "out.parquet"
+    )
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -261,7 +302,10 @@ def test_bad_arguments_are_one_line(refuses, tmp_path, monkeypatch, arguments, p
 
 def test_table_options_without_a_table_are_refused(run):
     done = run(ROOT / "sample.py", "great film", "--text-column", "a")
-    assert (done.returncode, done.stderr) == (2, "error: --text-column is of use with --file and --out only\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: --text-column is of use with --file and --out only\n",
+    )
     assert "give --out too" in run(ROOT / "sample.py", "--file", "a.parquet").stderr
 
 
@@ -304,25 +348,39 @@ def test_ends_of_lines_in_a_text_stay_in_it(labels, tmp_path):
     labels(tmp_path / "b.csv", tmp_path / "c.csv", "--prefix", "p_")
     for name in "b.csv", "c.csv":
         content = (tmp_path / name).read_bytes()
-        assert [row["text"] for row in rows_in(tmp_path / name)] == texts and content.endswith(b"\n")
+        assert [row["text"] for row in rows_in(tmp_path / name)] == texts and content.endswith(
+            b"\n"
+        )
         assert b"plain,5" in content and b"\r\n" not in content.replace(b"hello\r\nbye", b"")
 
 
 def test_an_answer_that_a_tsv_cannot_hold_is_refused_before(refuses, tmp_path):
     (tmp_path / "a.tsv").write_text("text\na\n")
     for prefix in "a\t", "a\nb":
-        assert "which .tsv cannot hold" in refuses(tmp_path / "a.tsv", tmp_path / "b.tsv", "--prefix", prefix)
+        assert "which .tsv cannot hold" in refuses(
+            tmp_path / "a.tsv", tmp_path / "b.tsv", "--prefix", prefix
+        )
     assert os.listdir(tmp_path) == ["a.tsv"]
 
 
 @pytest.mark.parametrize("when", ["encode", "write_rows"])
 @pytest.mark.parametrize("change", ["others", "fewer", "more", "no texts"])
-def test_a_table_that_changes_meanwhile_is_named(refuses, labels, texts, tmp_path, monkeypatch, when, change):
-    """While it is answered, or written out; and when it is what it was, or its parts are away, all is well."""
+def test_a_table_that_changes_meanwhile_is_named(
+    refuses, labels, texts, tmp_path, monkeypatch, when, change
+):
+    """While it is answered, or written out; and when it is what it was, or its parts are away, all
+    is well."""
     path, out = tmp_path / "a.parquet", tmp_path / "b.parquet"
-    write = lambda texts: parquet.write_table(pa.table({"text": pa.array(texts, pa.string())}), path)
+    write = lambda texts: parquet.write_table(
+        pa.table({"text": pa.array(texts, pa.string())}), path
+    )
     write(texts)
-    changed = {"others": texts[::-1], "fewer": texts[:96], "more": texts * 2, "no texts": [None] * len(texts)}[change]
+    changed = {
+        "others": texts[::-1],
+        "fewer": texts[:96],
+        "more": texts * 2,
+        "no texts": [None] * len(texts),
+    }[change]
     owner = sample if when == "encode" else labelling
     done, whole = [], getattr(owner, when)
 
@@ -368,7 +426,9 @@ def test_batches_hold_rows_of_one_length_and_no_more_than_so_many_tokens():
 
 
 def test_a_bar_that_moves_changes_nothing(labels, texts, theirs, tmp_path, monkeypatch):
-    monkeypatch.setattr(labelling, "tqdm", lambda **how: tqdm(**how | {"mininterval": 0, "miniters": 1}))
+    monkeypatch.setattr(
+        labelling, "tqdm", lambda **how: tqdm(**how | {"mininterval": 0, "miniters": 1})
+    )
     write_table(tmp_path / "a.csv", {"text": texts})
     assert "200/200" in labels(tmp_path / "a.csv", tmp_path / "b.csv", "--batch-tokens", "64")
     agree(rows_in(tmp_path / "b.csv"), theirs)
@@ -379,18 +439,27 @@ def test_a_bar_that_moves_changes_nothing(labels, texts, theirs, tmp_path, monke
 
 @pytest.fixture
 def killed(program, model, texts, tmp_path):
-    """Begins to label 200 texts in 13 pieces of half a second, and kills that when `kept` pieces are there."""
+    """Begins to label 200 texts in 13 pieces of half a second, and kills that when `kept` pieces
+    are there."""
     write_table(tmp_path / "a.parquet", {"text": texts})
     words = [sys.executable, program, "--model", model, "--file", "a.parquet", "--out", "b.csv"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-    def killed(kept: int, number: int, pause: float = 0.3, launcher=(), victim=lambda process: process.pid):
+    def killed(
+        kept: int, number: int, pause: float = 0.3, launcher=(), victim=lambda process: process.pid
+    ):
         command = [*launcher, *words[1 if launcher else 0 :]]
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment | {"PAUSE": str(pause)}, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=tmp_path,
+            env=environment | {"PAUSE": str(pause)},
+            stderr=subprocess.PIPE,
+            text=True,
         )
         parts = tmp_path / "b.csv.parts"
-        while process.poll() is None and not (parts.exists() and len(list(parts.glob("0*.arrow"))) >= kept):
+        while process.poll() is None and not (
+            parts.exists() and len(list(parts.glob("0*.arrow"))) >= kept
+        ):
             time.sleep(0.01)
         os.kill(victim(process), number)
         said = process.communicate(timeout=60)[1]
@@ -425,16 +494,23 @@ def test_stopped(killed, labels, theirs, tmp_path, monkeypatch):
         status, said, parts = killed(kept, number)
         assert status == 128 + number and "Traceback" not in said
         assert (
-            said.splitlines()[-1] == f"stopped: {len(parts)} of 13 pieces are in b.csv.parts; the same command goes on"
+            said.splitlines()[-1]
+            == f"stopped: {len(parts)} of 13 pieces are in b.csv.parts; the same command goes on"
         )
     assert f"going on: {len(parts)} of 13" in finish(labels, tmp_path, theirs)
 
 
-def test_another_run_does_not_go_on_with_these_pieces(killed, labels, refuses, model, theirs, tmp_path, monkeypatch):
+def test_another_run_does_not_go_on_with_these_pieces(
+    killed, labels, refuses, model, theirs, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     killed(1, signal.SIGKILL)
-    assert "b.csv.parts: was begun with another model" in refuses("a.parquet", "b.csv", "--max-length", "7")
-    assert "b.csv.parts: was begun with another prefix" in refuses("a.parquet", "b.csv", "--prefix", "x")
+    assert "b.csv.parts: was begun with another model" in refuses(
+        "a.parquet", "b.csv", "--max-length", "7"
+    )
+    assert "b.csv.parts: was begun with another prefix" in refuses(
+        "a.parquet", "b.csv", "--prefix", "x"
+    )
     table = (tmp_path / "a.parquet").read_bytes()
     stat = os.stat("a.parquet")
     write_table(tmp_path / "a.parquet", {"text": ["another"]})
@@ -449,7 +525,8 @@ def test_another_run_does_not_go_on_with_these_pieces(killed, labels, refuses, m
 
 
 def test_killed_while_it_tidies_up(labels, theirs, texts, tmp_path, monkeypatch):
-    """Before each removal in turn; and a file that somebody else has put at OUT meanwhile is left alone."""
+    """Before each removal in turn; and a file that somebody else has put at OUT meanwhile is left
+    alone."""
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path / "a.parquet", {"text": texts})
     unlink = Path.unlink
@@ -478,12 +555,18 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 @pytest.mark.slow
-def test_two_processes_of_which_one_is_killed(killed, program, model, labels, theirs, tmp_path, monkeypatch):
+def test_two_processes_of_which_one_is_killed(
+    killed, program, model, labels, theirs, tmp_path, monkeypatch
+):
     """The other one ends too; then two go on, and are stopped; then one does the rest."""
     monkeypatch.chdir(tmp_path)
     launcher = [sys.executable, *TORCHRUN]
-    children = lambda process: Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    status, said, parts = killed(3, signal.SIGKILL, 0.5, launcher, lambda process: int(children(process)[-1]))
+    children = lambda process: (
+        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    )
+    status, said, parts = killed(
+        3, signal.SIGKILL, 0.5, launcher, lambda process: int(children(process)[-1])
+    )
     assert status != 0 and 3 <= len(parts) < 13, said
     status, said, more = killed(len(parts) + 2, signal.SIGTERM, 0.5, launcher)
     assert status != 0 and set(parts) < set(more) and f"going on: {len(parts)} of 13" in said, said

@@ -1,4 +1,5 @@
-"""The pair that `make train` takes: the official one where the Hub answers, the offline one where it does not."""
+"""The pair that `make train` takes: the official one where the Hub answers, the offline one where
+it does not."""
 
 import filecmp
 import time
@@ -47,5 +48,7 @@ def test_make_train_takes_the_official_pair(run, hub, environment, minilm, sst2,
         assert done.returncode == 0, done.stderr
         assert f"model  {OFFICIAL_MODEL}" in done.stdout and "64 sentences" in done.stdout
         hub.close()
-    first, second = (tmp_path / out / "best" / "adapter_model.safetensors" for out in ("first", "second"))
+    first, second = (
+        tmp_path / out / "best" / "adapter_model.safetensors" for out in ("first", "second")
+    )
     assert filecmp.cmp(first, second, shallow=False)

@@ -14,7 +14,10 @@ def test_every_option_has_its_flag_and_its_help(capsys):
     with pytest.raises(SystemExit, match="0"):
         parse_options(Config, ["--help"])
     shown = capsys.readouterr().out
-    assert all(f"--{f.name.replace('_', '-')}" in shown and f.metadata["help"][:20] in shown for f in fields(Config))
+    assert all(
+        f"--{f.name.replace('_', '-')}" in shown and f.metadata["help"][:20] in shown
+        for f in fields(Config)
+    )
 
 
 @pytest.mark.parametrize("line", [
@@ -25,12 +28,16 @@ def test_every_option_has_its_flag_and_its_help(capsys):
     "--logging-steps=2",
 ])  # fmt: skip
 def test_flags_go_by_several_names(line):
-    wanted = Config(batch_size=8, lr=1e-3, epochs=5, rank=4, alpha=2.0, dropout=0.2, out="a_b", log_every=2)
+    wanted = Config(
+        batch_size=8, lr=1e-3, epochs=5, rank=4, alpha=2.0, dropout=0.2, out="a_b", log_every=2
+    )
     assert Config(**parse_options(Config, line.split())) == wanted
 
 
 def test_a_file_knows_the_names_that_the_flags_know(tmp_path):
-    names = "learning_rate = 1e-3\nnum-epochs = 5\nbatch-size = 8\n'lora-rank' = 4\noutput_dir = 'x'\n"
+    names = (
+        "learning_rate = 1e-3\nnum-epochs = 5\nbatch-size = 8\n'lora-rank' = 4\noutput_dir = 'x'\n"
+    )
     (tmp_path / "a.toml").write_text(names)
     config = Config(**parse_options(Config, ["--config", str(tmp_path / "a.toml")]))
     assert config == Config(lr=1e-3, epochs=5, batch_size=8, rank=4, out="x")
@@ -39,10 +46,16 @@ def test_a_file_knows_the_names_that_the_flags_know(tmp_path):
 def test_flags_undo_what_the_file_switches_on(tmp_path):
     switches = [f.name for f in fields(Config) if f.type is bool]
     (tmp_path / "a.toml").write_text("".join(f"{name} = true\n" for name in switches))
-    arguments = ["--config", str(tmp_path / "a.toml"), *(f"--no-{name.replace('_', '-')}" for name in switches)]
+    arguments = [
+        "--config",
+        str(tmp_path / "a.toml"),
+        *(f"--no-{name.replace('_', '-')}" for name in switches),
+    ]
     assert "resume" in switches and "overwrite" in switches
     assert Config(**parse_options(Config, arguments)) == Config()
-    assert Config(**parse_options(Config, [*arguments, "--no_resume", "--resume"])) == Config(resume=True)
+    assert Config(**parse_options(Config, [*arguments, "--no_resume", "--resume"])) == Config(
+        resume=True
+    )
 
 
 def test_a_flag_wins_over_the_file(tmp_path):
@@ -69,6 +82,8 @@ def test_a_bad_file_of_options_is_named(tmp_path, content, problem):
         Config(**parse_options(Config, ["--config", str(tmp_path / "a.toml")]))
 
 
-@pytest.mark.parametrize("flag", ["--lr=1e999", "--weight-decay=1e999", "--seed=1" + "0" * 30, "--seed=" + "9" * 5000])
+@pytest.mark.parametrize(
+    "flag", ["--lr=1e999", "--weight-decay=1e999", "--seed=1" + "0" * 30, "--seed=" + "9" * 5000]
+)
 def test_a_number_that_is_none_is_one_short_line(refused, flag):
     assert len(refused(flag)) < 400

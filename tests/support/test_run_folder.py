@@ -1,4 +1,5 @@
-"""What may be replaced in --out, and what may not; going on with what is there by its own options."""
+"""What may be replaced in --out, and what may not; going on with what is there by its own
+options."""
 
 import os
 import shutil
@@ -35,7 +36,18 @@ def unfinished(quick, out: Path, *options) -> Path:
 
 @pytest.fixture
 def common(tiny, some_reviews) -> list:
-    return ["--model", tiny, "--data", some_reviews, "--max-length", 16, "--epochs", 1, "--batch-size", 16]
+    return [
+        "--model",
+        tiny,
+        "--data",
+        some_reviews,
+        "--max-length",
+        16,
+        "--epochs",
+        1,
+        "--batch-size",
+        16,
+    ]
 
 
 def test_a_finished_or_unfinished_run_is_kept(quick, refused, some_reviews, tmp_path):
@@ -56,7 +68,9 @@ def test_a_finished_or_unfinished_run_is_kept(quick, refused, some_reviews, tmp_
     table.write_text(some_reviews.read_text().replace(" the ", " a "))
     assert "other weights or data" in refused(*again, "--resume")
     table.write_text(some_reviews.read_text().replace("positive", "praise"))
-    assert "started with classes ['negative', 'positive'], not ['negative', 'praise']" in refused(*again, "--resume")
+    assert "started with classes ['negative', 'positive'], not ['negative', 'praise']" in refused(
+        *again, "--resume"
+    )
     shutil.copy(some_reviews, table)
     assert (out / WEIGHTS).read_bytes() == kept
     quick(out, "--data", table, "--resume")
@@ -76,7 +90,9 @@ def test_what_no_run_left_is_named_and_stays(refused, common, tmp_path, name):
     (out / "thesis.txt").write_text("mine")
     before = contents(out)
     for options in [], ["--resume"], ["--overwrite"], ["--resume", "--overwrite"]:
-        assert f"{out / name.replace('/notes.txt', '')} is in the way" in refused(*common, "--out", out, *options)
+        assert f"{out / name.replace('/notes.txt', '')} is in the way" in refused(
+            *common, "--out", out, *options
+        )
     assert contents(out) == before
 
 
@@ -86,7 +102,11 @@ def test_the_current_directory_of_a_real_process(run, common, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     command = [ROOT / "train.py", *common, "--out", ".", "--overwrite"]
     done = run(*command, cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and "best is in the way" in done.stderr
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (
+        2,
+        "",
+        1,
+    ) and "best is in the way" in done.stderr
     assert contents(tmp_path) == {"best/novel.txt": b"mine", "thesis.txt": b"mine"}
     (tmp_path / "best").rename(tmp_path / "mine")
     assert run(*command, cwd=tmp_path).returncode == 0
@@ -101,10 +121,19 @@ def test_a_file_put_among_a_runs_own_is_left_and_named(quick, tmp_path):
     for name in "best/novel.txt", "thesis.txt":
         (out / name).write_text("mine")
     quick(out, "--overwrite")
-    assert {p.name for p in (out / "best").iterdir()} == {"README.md", "adapter_config.json", "config.json",
-                                                           "adapter_model.safetensors", "novel.txt"}  # fmt: skip
+    assert {p.name for p in (out / "best").iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "config.json",
+        # fmt: skip
+        "adapter_model.safetensors",
+        "novel.txt",
+    }
     assert (out / "best" / "novel.txt").read_text() == (out / "thesis.txt").read_text() == "mine"
-    assert f"left as it is, as no run wrote it: {out / 'best' / 'novel.txt'}\n" in (out / run_folder.LOG).read_text()
+    assert (
+        f"left as it is, as no run wrote it: {out / 'best' / 'novel.txt'}\n"
+        in (out / run_folder.LOG).read_text()
+    )
 
 
 def test_an_input_that_would_be_replaced_is_refused(quick, refused, common, some_reviews, tmp_path):
@@ -121,7 +150,9 @@ def test_an_input_that_would_be_replaced_is_refused(quick, refused, common, some
               "--data": [out / "final" / "reviews.csv", out / "final"], "--init-adapter": [out / "best"]}  # fmt: skip
     for flag, value in ((flag, value) for flag, values in places.items() for value in values):
         for options in [], ["--overwrite"], ["--resume"]:
-            assert f"{flag} {value} lies in what --out" in refused(*common, "--out", out, flag, value, *options)
+            assert f"{flag} {value} lies in what --out" in refused(
+                *common, "--out", out, flag, value, *options
+            )
     assert contents(out) == before
     quick(out, "--data", out / "reviews.csv", "--overwrite")  # beside what is replaced
 
@@ -129,7 +160,13 @@ def test_an_input_that_would_be_replaced_is_refused(quick, refused, common, some
 def test_its_own_config_may_be_what_a_run_is_replaced_by(run, quick, tmp_path):
     quick(tmp_path / "out", "--seed", 7)
     before = (tmp_path / "out" / WEIGHTS).read_bytes()
-    done = run("train.py", "--config", tmp_path / "out" / "config.toml", "--overwrite", env={"OMP_NUM_THREADS": "2"})
+    done = run(
+        "train.py",
+        "--config",
+        tmp_path / "out" / "config.toml",
+        "--overwrite",
+        env={"OMP_NUM_THREADS": "2"},
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == before
 
@@ -142,7 +179,9 @@ def test_an_out_that_is_no_utf8_is_one_line_before_the_training(run, common, tmp
     assert rb"caf\udce9' is not UTF-8" in done.stderr and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["\N{GRINNING FACE} café", 'a "quoted" \\ one', "del\x7f tab\t line\n"])
+@pytest.mark.parametrize(
+    "name", ["\N{GRINNING FACE} café", 'a "quoted" \\ one', "del\x7f tab\t line\n"]
+)
 def test_any_name_is_read_again_from_the_config(tmp_path, name):
     out = tmp_path / name
     out.mkdir()
@@ -168,7 +207,9 @@ def test_resume_alone_goes_on_with_that_runs_options(run, quick, tmp_path):
     ).read_bytes()
     done = run("train.py", "--resume", "--out", out)
     assert done.returncode == 2 and "finished run" in done.stderr and "Hub" not in done.stderr
-    done = run("train.py", "--resume", "--out", unfinished(quick, tmp_path / "third"), "--lr", "1e-4")
+    done = run(
+        "train.py", "--resume", "--out", unfinished(quick, tmp_path / "third"), "--lr", "1e-4"
+    )
     assert done.returncode == 2 and "started with lr 0.0005, not 0.0001" in done.stderr
 
 
@@ -194,12 +235,22 @@ def test_the_offline_pair_is_gone_on_with_by_name_only(quick, tmp_path, monkeypa
     assert run_folder.former_options(Config(resume=True)) == ({}, "")
 
 
-def test_spellings_the_log_and_the_same_device_may_change(quick, tiny, some_reviews, tmp_path, monkeypatch):
+def test_spellings_the_log_and_the_same_device_may_change(
+    quick, tiny, some_reviews, tmp_path, monkeypatch
+):
     out = unfinished(quick, tmp_path / "out", "--device", "auto")
     monkeypatch.chdir(tiny.parent)
     before = (out / WEIGHTS).read_bytes()
     same = ["--model", f"./{tiny.name}/", "--data", os.path.relpath(some_reviews), "--log-every", 3]
-    quick(out, *same, "--resume", "--device", "cuda" if torch.cuda.is_available() else "cpu", "--dtype", "auto")
+    quick(
+        out,
+        *same,
+        "--resume",
+        "--device",
+        "cuda" if torch.cuda.is_available() else "cpu",
+        "--dtype",
+        "auto",
+    )
     assert (out / "final").exists() and (out / WEIGHTS).read_bytes() == before
     (tmp_path / "moved").symlink_to(tiny)
     shutil.rmtree(out / "final")
@@ -212,7 +263,10 @@ def test_another_number_of_threads_is_said(run, quick, tmp_path):
     assert torch.get_num_threads() == 2  # here; in the other process there is one
     done = run("train.py", "--resume", "--out", out, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert "the number of CPU threads is 1, and was 2 until here: OMP_NUM_THREADS=2 would" in done.stdout
+    assert (
+        "the number of CPU threads is 1, and was 2 until here: OMP_NUM_THREADS=2 would"
+        in done.stdout
+    )
     assert "OMP_NUM_THREADS=1\n" in (out / "config.toml").read_text()
     shutil.rmtree(out / "final")
     quick(out, "--resume")
@@ -224,10 +278,18 @@ def test_a_finished_run_takes_more_epochs(run, quick, tmp_path):
     out, again, environment = tmp_path / "out", tmp_path / "again", {"OMP_NUM_THREADS": "2"}
     quick(out, "--epochs", 2, "--seed", 3)
     shutil.copytree(out, again)
-    done = run("train.py", "--resume", "--out", out, "--epochs", 4, "--log-every", 1, env=environment)
+    done = run(
+        "train.py", "--resume", "--out", out, "--epochs", 4, "--log-every", 1, env=environment
+    )
     assert done.returncode == 0, done.stderr
-    assert "4 epochs instead of 2: the learning rate's line is drawn anew over all steps" in done.stdout
-    assert "resuming at step 8 of 16" in done.stdout and "(best so far)" in (again / "training_log.txt").read_text()
+    assert (
+        "4 epochs instead of 2: the learning rate's line is drawn anew over all steps"
+        in done.stdout
+    )
+    assert (
+        "resuming at step 8 of 16" in done.stdout
+        and "(best so far)" in (again / "training_log.txt").read_text()
+    )
     kill = (
         "import os, sys, train\n"
         "sys.argv = ['train.py', *sys.argv[1:]]\n"
@@ -235,20 +297,26 @@ def test_a_finished_run_takes_more_epochs(run, quick, tmp_path):
         "train.evaluate = lambda run: os._exit(9) if run.progress.step == 16 else evaluate(run)\n"
         "train.main()\n"
     )
-    killed = run("-c", kill, "--resume", "--out", again, "--epochs", 4, "--log-every", 1, env=environment)
+    killed = run(
+        "-c", kill, "--resume", "--out", again, "--epochs", 4, "--log-every", 1, env=environment
+    )
     assert killed.returncode == 9 and not (again / "final" / "README.md").exists()
     done = run("train.py", "--resume", "--out", again, env=environment)
     assert done.returncode == 0 and "resuming at step 12 of 16" in done.stdout, done.stderr
     for name in WEIGHTS, "final/adapter_model.safetensors", "metrics.jsonl":
         assert (out / name).read_bytes() == (again / name).read_bytes(), name
     done = run("train.py", "--resume", "--out", out, "--epochs", 3)
-    assert done.returncode == 2 and "finished run" in done.stderr and "more --epochs than 4" in done.stderr
+    assert (
+        done.returncode == 2
+        and "finished run" in done.stderr
+        and "more --epochs than 4" in done.stderr
+    )
 
 
 @pytest.mark.slow
 def test_a_moved_checkout_finds_its_offline_pair_again(run, tiny, reviews, tmp_path):
-    """The adapter and config.toml name directories that are gone: they lie in this checkout now. (The pair is a small
-    one under the names of the real one.)"""
+    """The adapter and config.toml name directories that are gone: they lie in this checkout now.
+    (The pair is a small one under the names of the real one.)"""
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     for name in "bert.py", "lora.py", "data.py", "train.py", "sample.py", "support":
@@ -257,9 +325,24 @@ def test_a_moved_checkout_finds_its_offline_pair_again(run, tiny, reviews, tmp_p
     shutil.copytree(tiny, here / "offline" / "all-MiniLM-L6-v2")
     (here / "offline" / "movie-reviews").mkdir()
     for file in Path(reviews).iterdir():
-        parquet.write_table(parquet.read_table(file).slice(0, 40), here / "offline" / "movie-reviews" / file.name)
+        parquet.write_table(
+            parquet.read_table(file).slice(0, 40), here / "offline" / "movie-reviews" / file.name
+        )
     model, data = (here / "offline" / Path(place).name for place in offline.offline_pair())
-    options = ["--model", model, "--data", data, "--max-length", 8, "--batch-size", 20, "--epochs", 1, "--rank", 1]
+    options = [
+        "--model",
+        model,
+        "--data",
+        data,
+        "--max-length",
+        8,
+        "--batch-size",
+        20,
+        "--epochs",
+        1,
+        "--rank",
+        1,
+    ]
     environment = {"OMP_NUM_THREADS": "2"}
     done = run("train.py", *options, cwd=here, env=environment)
     assert done.returncode == 0, done.stderr
