@@ -1,0 +1,137 @@
+"""Errors in one line: what a user reads when a file, a flag or a folder cannot be used."""
+
+import contextlib
+import errno
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+# JSON's escapes of the control characters, which could steer a terminal.
+ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+ESCAPES_IN_LINES = {code: text for code, text in ESCAPES.items() if chr(code) not in "\t\n"}
+# What CUDA and MPS, the CPU's allocator, C++, PyTorch, oneDNN, the loader and OpenMP say.
+OUT_OF_MEMORY = (
+    "(?i)out of memory|allocate memory|bad_alloc|size calculation overflowed"
+    "|could not create a primitive|failed to map segment|failed to launch worker thread"
+)
+
+
+class InputError(ValueError):
+    """A user has a choice to make; the message is the one line that they read."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, on a device or here, or a size that no memory has."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return not isinstance(error, ValueError) and bool(re.search(OUT_OF_MEMORY, str(error)))
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+def listing(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def plain(text: str) -> str:
+    """The text in one line, its control characters as JSON writes them: \\u001b."""
+    return text.translate(ESCAPES)
+
+
+@contextlib.contextmanager
+def reading(path: str | Path):
+    """Around the reading of a user's file: InputError names the file, whatever a library raises.
+
+    A plain ValueError that begins with the path keeps its text; want of memory passes as it is.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exceptions
+        if is_out_of_memory(error):
+            raise
+        if type(error) is ValueError and str(error).startswith(str(path)):
+            raise InputError(str(error)) from error
+        file = getattr(error, "filename", None) or path  # one in the folder `path`
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{file}: cannot be read ({reason})") from error
+
+
+def say(text: str) -> None:
+    """Prints lines that a terminal can bear. A run outlives its output: nothing is raised."""
+    with contextlib.suppress(OSError):
+        print(text.translate(ESCAPES_IN_LINES))
+    flush(sys.stdout)
+
+
+def flush(stream: TextIO | None) -> None:
+    """Writes what is left in a stream; where nobody takes it, the rest goes nowhere."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def run_main(main) -> None:
+    """Runs a program's main(). Every error becomes one line on stderr, and exit status 2.
+
+    A reader of the output that leaves early (head, less) ends the program quietly, with 0.
+    """
+    for stream in sys.stdout, sys.stderr:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    status = 0
+    try:
+        main()
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        pass
+    except BaseException as error:  # not Exception: a panic in Rust is none
+        status = 2
+        complain(error)
+    flush(sys.stdout)
+    flush(sys.stderr)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # On their usual way out torchrun's processes abort now and then (PyTorch 2.13).
+        os._exit(status)
+    if status:
+        sys.exit(status)
+
+
+def complain(error: BaseException) -> None:
+    """Prints the one line that says what went wrong; BERT_LORA_DEBUG=1 shows before it where."""
+    with contextlib.suppress(OSError):
+        if os.environ.get("BERT_LORA_DEBUG"):
+            traceback.print_exception(error)
+        line = plain(" ".join(explain(error).splitlines()))
+        print(f"error: {line}\n", end="", file=sys.stderr)  # in one piece
+
+
+def explain(error: BaseException) -> str:
+    """What went wrong: in the error's own words if it was foreseen, else with what to do."""
+    what = first_line(error)
+    if is_out_of_memory(error):
+        less = "a smaller --rank, --batch-size, --max-length or base model"
+        return f"out of memory ({what}): try {less}, or a machine (or a limit, ulimit -v) with more"
+    if isinstance(error, ValueError):
+        return str(error) or what
+    if isinstance(error, OSError):
+        return f"{error.filename or 'writing'}: {error.strerror or what}"
+    if isinstance(error, ImportError):
+        return f"{what}: install what requirements.txt lists, or start with `make train`"
+    return f"{type(error).__name__}: {what}. Please report it, with what BERT_LORA_DEBUG=1 shows"
