@@ -1,15 +1,16 @@
-# make train   trains, after setting up .venv       make test    lint and tests
-# make bench   speed against transformers + peft    make fuzz    10,000 broken files for every reader
-# make merge   out/best as a plain checkpoint       make faults  kills, full disks, races, for real
-# make clean   removes .venv and offline/           make examples  sets up and tests examples/
-# make test ARGS="-m slow"  the tests that make test leaves to continuous integration
+# make train         trains, after setting up .venv; goes on with the run in out/
+# make merge         out/best and its base as one plain checkpoint, in merged/
+# make test          lint, types and tests; ARGS="-m slow": the tests that it leaves out
+# make examples      sets up examples/ and tests it
 # make test-cluster  sets up Ray and Spark, and tests the examples for them
-# make experiments  a table of ranks, targets, rates: hours; ARGS=--dry-run says how many
-# make figures  the pictures of docs/guide.md, from runs of a quarter of an hour
+# make bench         speed against transformers + peft
+# make fuzz          10,000 broken files for every reader
+# make faults        kills, full disks, races, for real
+# make experiments   a table of ranks, targets, rates: hours; ARGS=--dry-run says how many
+# make figures       the pictures of docs/guide.md, from runs of a quarter of an hour
+# make clean         removes what the others set up: .venv, offline/, .older*/
 #
-# make merge replaces a merged/ that holds a model and nothing else, and refuses any other.
-#
-# make train ARGS="--epochs 1" passes options on; make train PYTHON=/path/to/python uses that
+# make train ARGS="--epochs 1" passes options on. make train PYTHON=/path/to/python uses that
 # environment as it is and installs nothing.
 
 ifdef PYTHON
@@ -25,25 +26,28 @@ ready-examples := .venv/ready-examples
 ready-cluster := .venv/ready-cluster
 endif
 
+ty = $(PYTHON) -m ty check --python "$$($(PYTHON) -c 'import sys; print(sys.prefix)')"
+pytest = $(PYTHON) -m pytest -q
+in-parallel = -n 3 --dist loadfile --no-loadscope-reorder
+
 train: $(ready)
 	$(PYTHON) train.py --offline-fallback --resume $(ARGS)
+
+merge: $(ready)
+	$(PYTHON) -m runtime.adapters merge out/best merged $(ARGS)
 
 test: $(ready-dev)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(ty)
+	$(ty) --python-platform win32
+	$(pytest) $(in-parallel) $(ARGS)
 
 examples: $(ready-examples)
-	$(PYTHON) -m pytest -q examples --ignore-glob="*_on_ray.py" --ignore-glob="*_on_spark.py" $(ARGS)
+	$(pytest) examples --ignore-glob="*_on_ray.py" --ignore-glob="*_on_spark.py" $(ARGS)
 
 test-cluster: $(ready-cluster)
-	$(PYTHON) -m pytest -q examples/test_label_on_ray.py examples/test_label_on_spark.py $(ARGS)
-
-experiments: $(ready)
-	$(PYTHON) experiments/run.py $(ARGS)
-
-figures: $(ready)
-	$(PYTHON) docs/figures/make.py $(ARGS)
+	$(pytest) examples/test_label_on_ray.py examples/test_label_on_spark.py $(ARGS)
 
 bench: $(ready-dev)
 	$(PYTHON) benchmarks/compare_hf.py $(ARGS)
@@ -54,30 +58,33 @@ fuzz: $(ready-dev)
 faults: $(ready-dev)
 	$(PYTHON) tests/faults.py $(ARGS)
 
-merge: $(ready)
-	$(PYTHON) lora.py merge --overwrite out/best merged $(ARGS)
+experiments: $(ready)
+	$(PYTHON) experiments/run.py $(ARGS)
+
+figures: $(ready)
+	$(PYTHON) docs/figures/make.py $(ARGS)
 
 clean:
-	rm -rf .venv offline .older
+	rm -rf .venv offline .older*
 
 .venv/bin/python:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: python3 must be 3.11 or newer'; exit 2; }
 	python3 -m venv .venv
 
-.venv/ready: .venv/bin/python requirements.txt
-	$(PYTHON) -m pip install -q -r requirements.txt
+.venv/ready: requirements.txt | .venv/bin/python
+	$(PYTHON) -m pip install -q -r $<
 	@touch $@
 
-.venv/ready-dev: .venv/ready requirements-dev.txt
-	$(PYTHON) -m pip install -q -r requirements-dev.txt
+.venv/ready-dev: requirements-dev.txt .venv/ready
+	$(PYTHON) -m pip install -q -r $<
 	@touch $@
 
-.venv/ready-examples: .venv/ready-dev requirements-examples.txt
-	$(PYTHON) -m pip install -q -r requirements-examples.txt
+.venv/ready-examples: examples/requirements.txt .venv/ready-dev
+	$(PYTHON) -m pip install -q -r $<
 	@touch $@
 
-.venv/ready-cluster: .venv/ready-dev requirements-cluster.txt
-	$(PYTHON) -m pip install -q -r requirements-cluster.txt
+.venv/ready-cluster: examples/requirements-cluster.txt .venv/ready-dev
+	$(PYTHON) -m pip install -q -r $<
 	@touch $@
 
-.PHONY: train test examples test-cluster experiments figures bench fuzz faults merge clean
+.PHONY: train merge test examples test-cluster bench fuzz faults experiments figures clean

@@ -1,186 +1,180 @@
 """Classifies text with a trained adapter.
 
-    python sample.py "great film"                     # with out/best, on the base model that it names
+    python sample.py "great film"                     # with out/best, on the base that it names
     python sample.py --file reviews.txt --json        # one text per line, in batches
     head reviews.txt | python sample.py -             # the same from standard input
-    python sample.py --pair "He slept." "He is awake."    # for an adapter of pairs, as RTE's; in files a tab between
-    python sample.py --file reviews.parquet --text-column review --out labelled.parquet     # a table of any size
-    python sample.py                                  # asks for texts; /adapter NAME switches, exit leaves
+    python sample.py --pair "He slept." "He is awake."    # for an adapter of pairs, as RTE's
+    python sample.py --file reviews.parquet --text-column review --out labelled.parquet
+    python sample.py                                  # asks for texts; /adapter NAME switches
     python sample.py --adapter out/best --adapter you/bert-lora-cola "great film"
 
-With several adapters every text is answered by each.
+With several adapters every text is answered by each. From Python:
+
+    model = open_model("out/best")
+    classify(model, [("great film",)])  # [{"label": "positive", "confidence": 0.98, ...}]
 """
 
 import json
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from tokenizers import Tokenizer
 
 from bert import BertForSequenceClassification
-from data import Encoded, encode, load_tokenizer, make_batch
-from lora import merge_lora_weights, open_adapter
-from support import adapter_files, distributed, hub
-from support.console import plain, prompt, run_main
-from support.files import InputError
+from data import batches_by_length, encode, load_tokenizer, predict
+from lora import merge_lora_weights, named_base, open_adapter
+from runtime import devices, texts
+from support import errors, hub, parallel
+from support.errors import InputError
 from support.options import OneLineParser
-from support.texts import (
-    batches_by_length,
-    checked_texts,
-    columns,
-    fields,
-    fitting,
-    given_texts,
-    parse,
-)
+from support.tasks import Classification, Regression, task_of
 
 
-def classify(model: BertForSequenceClassification, tokenizer: Tokenizer, texts: list) -> np.ndarray:
-    """Class probabilities (N, C), or a regression's numbers (N, 1), of N texts or pairs of two."""
-    return probabilities(model, encode(tokenizer, columns(texts)))
+@dataclass
+class Model:
+    """What answers, under the name that the user gave it."""
 
-
-@torch.inference_mode()
-def probabilities(
-    model: BertForSequenceClassification, texts: Encoded, batch_tokens: int = 0
-) -> np.ndarray:
-    """The same of encoded texts, computed where the model is, in batches of similar length."""
-    weight, batches = model.classifier.weight, batches_by_length(texts.lengths, batch_tokens)
-    texts, pad_id = texts.to(weight.device), model.config.pad_token_id
-    with torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
-        logits = torch.cat(
-            [model(*make_batch(texts, rows, pad_id)[:3]) for rows in batches]
-        ).float()  # (N, C)
-    result = np.empty((len(texts.lengths), model.config.num_labels), dtype=np.float32)
-    answers = logits if model.config.problem_type == "regression" else logits.softmax(-1)
-    result[np.concatenate(batches)] = answers.cpu()  # only here a GPU is waited for
-    if not np.isfinite(result).all():
-        raise InputError(
-            "the model gives no finite numbers: its weights, or its adapter's, are damaged"
-        )
-    return result  # (N, C)
+    name: str
+    model: BertForSequenceClassification
+    tokenizer: Tokenizer
+    task: Classification | Regression
+    placement: devices.Placement
 
 
 def open_model(
-    name: str, bases: dict, base: str | None = None, max_length: int | None = None
-) -> tuple:
-    """The model and the tokenizer of an adapter, or of a whole model as --rank 0 and transformers leave it.
+    name: str, base="", max_length=None, device="cpu", dtype="float32", bases=None, merge=False
+) -> Model:
+    """The Model of an adapter in its base, or of a whole model.
 
-    `bases` holds the base models by name: each is in memory once, however many adapters stand on it.
+    `name` is a directory or `owner/name[@revision]`; `base` is another base than the adapter's.
+    `bases` holds base models by name: each is in memory once, for all adapters on it. To `merge`
+    an adapter makes many answers faster.
     """
-    if hub.find_file(name, "adapter_config.json", required=False) is not None:
-        base = base or adapter_files.named_base(name)
-        if base not in bases:
-            bases[base] = BertForSequenceClassification.from_pretrained(base)
-        model = open_adapter(name, bases[base])
+    bases = {} if bases is None else bases
+    folder = source = hub.folder(name)
+    if (folder / "adapter_config.json").is_file():
+        with errors.reading(folder):
+            base = base or named_base(folder)
+        source = hub.folder(base)
+        with errors.reading(source):
+            bases[base] = bases.get(base) or BertForSequenceClassification.from_pretrained(source)
+        with errors.reading(folder):
+            model = open_adapter(folder, bases[base])
     elif base:
-        raise InputError(f"{name}: a whole model and no adapter, which needs no --model")
+        raise InputError(f"{name}: is a whole model and no adapter; leave out --model")
     else:
-        base, model = name, BertForSequenceClassification.from_pretrained(name)
-        if model.new_modules:
-            raise InputError(
-                f"{name}: has no trained classifier; name an adapter for it with --adapter"
-            )
-    return model, load_tokenizer(base, max_length or model.config.max_position_embeddings)
+        with errors.reading(folder):
+            model = BertForSequenceClassification.from_pretrained(folder)
+        if model.newly_initialized:
+            raise InputError(f"{name}: has no trained classifier; name an adapter: --adapter")
+    if merge:
+        try:
+            merge_lora_weights(model.requires_grad_(False))
+        except ValueError as error:  # a form of LoRA was edited
+            devices.note(f"{error}; the adapter stays beside its layers, which is slower")
+    tokenizer = load_tokenizer(source, max_length or model.config.max_position_embeddings)
+    placement = devices.place(model, device=device, dtype=dtype)
+    return Model(name, model, tokenizer, task_of(model.config), placement)
 
 
-def show(models: dict[str, tuple], texts: list[str], as_json: bool) -> None:
-    """Prints a line for each text and model: label, confidence, text, or of a regression a number; or all as JSON."""
-    taken = {name: fitting(texts, model.config, name) for name, (model, _) in models.items()}
-    answers = {
-        name: classify(model, tokenizer, taken[name]) for name, (model, tokenizer) in models.items()
-    }
-    for row in range(len(texts)):
-        for name, (model, _) in models.items():
-            probabilities, labels = answers[name][row], model.config.id2label  # (C,)
-            best, text, several = (
-                int(probabilities.argmax()),
-                fields(taken[name][row]),
-                len(models) > 1,
-            )
-            number = model.config.problem_type == "regression"
+def classify(model: Model, given: list[texts.Text]) -> list[dict]:
+    """The answers to N texts, each a tuple of one string, or of the two of a pair.
+
+    An answer has the label, its confidence and the scores of all classes, or of a regression the
+    score. Raises InputError for pairs where the model takes single texts, and the reverse.
+    """
+    texts.refuse_other_kind(model.name, model.model.config, given)
+    encoded = model.placement.put(encode(model.tokenizer, given))
+    batches = batches_by_length(encoded.lengths, model.placement.batch_tokens)
+    logits = predict(model.model, encoded, batches, model.placement.autocast)  # (N, C)
+    if not logits.isfinite().all():
+        raise InputError(f"{model.name}: gives no finite numbers; its weights are damaged")
+    return [model.task.answer(row) for row in logits]
+
+
+def show(models: list[Model], given: list[texts.Text], as_json: bool) -> None:
+    """Prints a line for each text and model."""
+    answers = [classify(model, given) for model in models]
+    for text, *of_text in zip(given, *answers, strict=True):
+        for model, answer in zip(models, of_text, strict=True):
+            name = model.name if len(models) > 1 else ""
             if as_json:
-                scores = {labels[i]: round(float(p), 6) for i, p in enumerate(probabilities)}
-                line = {"adapter": name} if several else {}
-                answer = {
-                    "label": labels[best],
-                    "confidence": scores[labels[best]],
-                    "scores": scores,
-                }
-                line |= text | ({"score": scores[labels[0]]} if number else answer)
-                print(json.dumps(line, ensure_ascii=False))
+                line = {"adapter": name} if name else {}
+                line |= zip(("text", "text_pair"), text, strict=False)  # as in HF's pipelines
+                print(json.dumps(line | answer, ensure_ascii=False))
             else:
-                shown = f"{name}: " * several + " | ".join(text.values())
-                answer = (
-                    f"{probabilities[0]:<17.3f}"
-                    if number
-                    else f"{labels[best]:<10} {probabilities[best]:6.1%}"
-                )
-                print(plain(f"{answer}  {shown}"))
+                said = f"{name}: {' | '.join(text)}" if name else " | ".join(text)
+                print(errors.plain(f"{model.task.as_text(answer)}  {said}"))
+
+
+def parse():
+    """The command line. Raises InputError for options that do not go together."""
+    parser = OneLineParser(description=__doc__.partition("\n")[0])
+    one = parser.add_mutually_exclusive_group().add_argument
+    one("texts", nargs="*", metavar="TEXT", default=[], help='to classify; "-": standard input')
+    one("--pair", nargs=2, action="append", metavar="TEXT", help="two texts, for a model of pairs")
+    one("--file", help="a UTF-8 file with a text a line, or a pair with a tab between")
+    one("--demo", action="store_true", help="classify a few examples")
+    add = parser.add_argument
+    add("--adapter", action="append", help="a directory or Hub id (default: out/best); repeatable")
+    add("--model", default="", help="another base than the adapter's; alone: a fine-tuned model")
+    add("--max-length", type=int, help="tokens that a text is cut to (default: all positions)")
+    add("--json", action="store_true", help="print JSON lines, with every class's probability")
+    add("--device", choices=["auto", "cuda", "mps", "cpu"], help="(default: cpu, with --out auto)")
+    add("--dtype", choices=["auto", "float32", "bfloat16"], help="of the matrix products")
+    add("--out", help="label --file, a .parquet .csv .tsv .jsonl or .txt, into this new file")
+    add("--text-column", "--text-columns", default="", help="with --out: the column, of pairs a,b")
+    add("--prefix", default="", help="with --out: before the new columns' names, as in predicted_")
+    add("--batch-tokens", type=int, help="with --out: tokens in a batch, padding included")
+    given = parser.parse_args()
+    if given.out and (not given.file or given.json or len(given.adapter or []) > 1):
+        raise InputError("--out labels a whole --file by one --adapter, and without --json")
+    if not given.out and (given.text_column or given.prefix or given.batch_tokens):
+        raise InputError("--text-column, --prefix and --batch-tokens go with --out")
+    if not given.out and given.file and given.file.endswith((".parquet", ".csv", ".jsonl")):
+        raise InputError(f"{given.file}: a table; its answers go into a file of their own: --out")
+    if given.max_length is not None and not 3 <= given.max_length < 2**31:
+        raise InputError(f"--max-length {given.max_length}: at least [CLS], a token and [SEP]")
+    return given
 
 
 def main() -> None:
-    distributed.start()  # torchrun may label one table by several processes
-    parser = OneLineParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "texts", nargs="*", metavar="TEXT", help='a text to classify; "-" reads standard input'
-    )
-    parser.add_argument(
-        "--pair",
-        nargs=2,
-        action="append",
-        metavar="TEXT",
-        help="two texts, for an adapter of pairs",
-    )
-    parser.add_argument(
-        "--file",
-        help="a UTF-8 file with a text a line, or with the two of a pair and a tab between",
-    )
-    more = "a directory or a Hub id (default: out/best); may be repeated"
-    parser.add_argument("--adapter", action="append", help=more)
-    parser.add_argument(
-        "--model", help="another base than the adapter names; alone: a fine-tuned model as it is"
-    )
-    positions = "tokens that a text is cut to (default: all the model's positions)"
-    parser.add_argument("--max-length", type=int, help=positions)
-    parser.add_argument(
-        "--json", action="store_true", help="print JSON lines, with the probability of every class"
-    )
-    parser.add_argument("--demo", action="store_true", help="classify a few examples")
-    arguments = parse(parser)
-    if arguments.max_length is not None and not 3 <= arguments.max_length < 2**31:
-        raise InputError(f"--max-length {arguments.max_length} is not at least 3 and below 2**31")
-    table = arguments.out is not None
-    texts = (
-        []
-        if table
-        else given_texts(arguments.texts, arguments.pair, arguments.file, arguments.demo)
-    )
-    names = arguments.adapter or ([arguments.model] if arguments.model else ["out/best"])
-    if names == ["out/best"] and not Path("out/best").exists():
-        raise InputError(
-            "out/best: no adapter yet; train one with `make train`, or name one with --adapter"
-        )
-    bases = {}
-    base = arguments.model if arguments.adapter else None
-    open_named = lambda name: open_model(name, bases, base, arguments.max_length)
-    models = {name: open_named(name) for name in names}
-    if table:
-        from support import labelling  # late: Arrow takes a while to import
+    parallel.start()  # torchrun may label one table by several processes
+    given = parse()
+    names = given.adapter or [given.model or "out/best"]
+    if names == ["out/best"] and not Path("out/best").is_dir():
+        raise InputError("out/best: no adapter yet; `make train`, or name one with --adapter")
+    settings = {
+        "base": given.model if given.adapter else "",
+        "max_length": given.max_length,
+        "device": given.device or ("auto" if given.out else "cpu"),
+        "dtype": given.dtype or ("auto" if given.out else "float32"),
+        "bases": {},
+        "merge": bool(given.out),
+    }
+    models = [open_model(name, **settings) for name in names]
+    pairs = bool(models[0].model.config.text_pairs)
 
-        return labelling.run(
-            arguments, *models[names[0]], merge_lora_weights, encode, probabilities
-        )
-    if texts:
-        return show(models, texts, arguments.json)
+    def answer(line: str) -> None:
+        show(models, texts.checked([texts.split_line(line, pairs)]), given.json)
 
     def switch(name: str) -> None:
-        nonlocal models
-        models = {name: open_named(name)}
+        models[:] = [open_model(name, **settings)]
 
-    prompt(lambda text: show(models, checked_texts([text]), arguments.json), switch)
+    if given.out:
+        from runtime import labelling  # late: Arrow takes a while to import
+
+        labelling.label(models[0], given)
+    elif given.texts not in ([], ["-"]) or given.pair or given.demo:
+        single: list[texts.Text] = [(text,) for text in given.texts or texts.DEMO]
+        several = [tuple(pair) for pair in given.pair or []]
+        show(models, texts.checked(several or single), given.json)
+    elif given.file or given.texts or not sys.stdin.isatty():
+        show(models, texts.read_lines(given.file or "-", pairs), given.json)
+    else:
+        texts.prompt(answer, switch)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    errors.run_main(main)

@@ -1,6 +1,6 @@
 """The contenders of compare_hf.py: each as a process that trains when it is told to.
 
-    hf-padded-128  transformers' model with peft's LoRA, every sentence padded to 128 tokens, as in tutorials
+    hf-padded-128  transformers' model with peft's LoRA, every sentence padded to 128 tokens
     hf-longest     the same, padded to the longest sentence of a shuffled batch
     hf-grouped     the same, grouped by length as transformers' Trainer does with group_by_length
     hf-our-batches the same, in the very batches of `ours`
@@ -14,6 +14,7 @@ A process builds one of them, says what it computes on a few sentences, and then
 each "go".
 """
 
+import itertools
 import json
 import os
 import re
@@ -33,10 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
 from bert import BertConfig
-from data import Encoded, encode, load_task, load_tokenizer, make_batch, plan_batches
+from data import Encoded, encode, load_data, load_tokenizer, make_batch, plan_batches
 from lora import LinearWithLoRA, load_lora_state_dict
-from support import faster
-from support.files import InputError, first_line
+from runtime.kernels import product
+from support.errors import InputError, first_line
 
 SHUFFLED = ["hf-padded-128", "hf-longest", "hf-trainer"]
 CONTENDERS = [
@@ -49,7 +50,12 @@ CONTENDERS = [
     "ours-free",
     "matmul",
 ]
-SEED, MAX_LENGTH, ALPHA, LR, WEIGHT_DECAY, MAX_GRAD_NORM = 42, 128, 16.0, 5e-4, 0.01, 1.0
+SEED = 42
+MAX_LENGTH = 128
+ALPHA = 16.0
+LR = 5e-4
+WEIGHT_DECAY = 0.01
+MAX_GRAD_NORM = 1.0
 
 
 # Models. `s` holds the command line's settings and the folders that compare_hf.write_base wrote.
@@ -63,10 +69,9 @@ class Contender:
     model: torch.nn.Module | None = None
 
 
-def hf_output(model, data: Encoded, rows: np.ndarray, multiple: int):
-    """What transformers' model says of a batch of the rows, the mean loss with it; and the labels
-    (B,)."""
-    ids, mask, types, labels = make_batch(data, rows, model.config.pad_token_id, multiple)
+def hf_output(model, data: Encoded, rows: np.ndarray):
+    """What transformers' model says of a batch of the rows, with the mean loss; the labels (B,)."""
+    ids, mask, types, labels = make_batch(data, rows)
     mask = torch.ones_like(ids) if mask is None else mask.long()
     types = torch.zeros_like(ids) if types is None else types
     return model(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels), labels
@@ -83,16 +88,17 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, LR, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, 10, 1_000_000)
-    multiple = MAX_LENGTH if name == "hf-padded-128" else 8 if s.device == "cuda" else 1
-    data = read_data(s)
+    usual = 8 if s.device == "cuda" else 1
+    data = read_data(s, multiple=MAX_LENGTH if name == "hf-padded-128" else usual)
 
     def forward(rows):
         with torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16"):
-            output, _ = hf_output(model, data, rows, multiple)
+            output, _ = hf_output(model, data, rows)
         return output.loss, output.logits
 
     def step(rows):
-        forward(rows)[0].backward()
+        loss, _ = forward(rows)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
         optimizer.step()
         schedule.step()
@@ -102,8 +108,7 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
 
 
 def build_ours(name: str, s: SimpleNamespace) -> Contender:
-    """train.py's step. `ours-full` trains every weight; of `ours-free` the adapters are taken out
-    again.
+    """train.py's step. `ours-full` trains every weight; `ours-free` has its adapters taken out.
 
     In `ours-free` each adapted layer is its frozen linear again, with a bias that is trained. So
     the gradient flows as far down as it does with adapters, through the same frozen products; what
@@ -122,70 +127,78 @@ def build_ours(name: str, s: SimpleNamespace) -> Contender:
         rank=0 if name == "ours-full" else s.rank,
         alpha=ALPHA,
         dropout=s.dropout,
-        # fmt: skip
         targets=s.targets,
         max_length=MAX_LENGTH,
         seed=SEED,
         device=s.device,
         dtype=s.dtype,
     )
-    run = train.set_up(config)
+    setup = train.set_up(config)
     if config.rank:
-        load_lora_state_dict(run.model, load_file(Path(s.adapter) / "adapter_model.safetensors"))
+        load_lora_state_dict(setup.model, load_file(f"{s.adapter}/adapter_model.safetensors"))
     if name == "ours-free":
-        for path, module in list(run.model.named_modules()):
-            if isinstance(module, LinearWithLoRA):
-                parent, _, child = path.rpartition(".")
-                setattr(run.model.get_submodule(parent), child, module.linear)
-                module.linear.bias.requires_grad_(True)
-        trained = [p for p in run.model.parameters() if p.requires_grad]
-        run.optimizer = torch.optim.AdamW(trained, LR, weight_decay=WEIGHT_DECAY, fused=True)
-    run.model.train()
+        take_adapters_out(setup)
+    setup.model.train()
+    steps = itertools.count()
 
     def forward(rows):
-        ids, mask, types, labels = make_batch(
-            run.train, rows, run.model.config.pad_token_id, run.length_multiple
-        )
-        with torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16"):
-            logits = run.model(ids, mask, types).float()  # (B, C)
+        *inputs, labels = make_batch(setup.train_set, rows)
+        with setup.placement.autocast:
+            logits = setup.model(*inputs).float()  # (B, C)
         return F.cross_entropy(logits, labels), logits
 
     def step(rows):
-        train.train_step(run, rows)
-        run.progress.step += 1
+        train.train_step(setup, rows, next(steps))
 
-    return Contender(run.train, step, forward, run.model)
+    return Contender(setup.train_set, step, forward, setup.model)
+
+
+def take_adapters_out(setup: train.Setup) -> None:
+    for path, module in list(setup.model.named_modules()):
+        if isinstance(module, LinearWithLoRA):
+            setup.model.set_submodule(path, module.linear)
+            module.linear.bias.requires_grad_(True)
+    trained = setup.trained.values()
+    setup.optimizer = torch.optim.AdamW(trained, LR, weight_decay=WEIGHT_DECAY, fused=True)
 
 
 def build_matmul(name: str, s: SimpleNamespace) -> Contender:
     """The products of all linear layers, forward and backward: the fastest there are. On CUDA they
     are one graph."""
-    config, data, graphs = BertConfig.from_json(Path(s.base) / "config.json"), read_data(s), {}
-    draw = lambda *shape: torch.randn(*shape, device=s.device).to(getattr(torch, s.dtype))
+    config = BertConfig.from_json(f"{s.base}/config.json")
+    data = read_data(s)
+    graphs = {}
+
+    def draw(*shape):
+        return torch.randn(*shape, device=s.device).to(getattr(torch, s.dtype))
+
     weights = [draw(n_out, n_in) for n_in, n_out in linear_shapes(config)]
     widths = {config.hidden_size, config.intermediate_size}
     x, y = ({width: draw(s.batch_size * MAX_LENGTH, width) for width in widths} for _ in range(2))
 
-    def products(N):
+    def multiply(N):
         for W in weights:
             n_out, n_in = W.shape
             if s.device == "cpu":
-                faster.product(x[n_in][:N], W)  # y = x Wᵀ
-                faster.product(x[n_out][:N], W.t())  # dx = dy W
+                product(x[n_in][:N], W)  # y = x Wᵀ
+                product(x[n_out][:N], W.t())  # dx = dy W
             else:
                 torch.mm(x[n_in][:N], W.t(), out=y[n_out][:N])
                 torch.mm(x[n_out][:N], W, out=y[n_in][:N])
 
     def step(rows):
         N = len(rows) * int(data.lengths[rows].max())
-        graphs[N].replay() if graphs else products(N)
+        if graphs:
+            graphs[N].replay()
+        else:
+            multiply(N)
 
     if s.device == "cuda":  # else the limit would be how fast Python starts kernels
-        products(s.batch_size)
+        multiply(s.batch_size)
         for N in s.batch_size * np.unique(data.lengths):
             graphs[int(N)] = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graphs[int(N)]):
-                products(int(N))
+                multiply(int(N))
     return Contender(data, step)
 
 
@@ -195,9 +208,10 @@ def linear_shapes(config: BertConfig) -> list[tuple[int, int]]:
     return [*[(D, D)] * 4, (D, inner), (inner, D)] * config.num_hidden_layers
 
 
-def read_data(s: SimpleNamespace) -> Encoded:
-    split = load_task(s.data).train
-    return encode(load_tokenizer(s.base, MAX_LENGTH), split.texts, split.labels).to(s.device)
+def read_data(s: SimpleNamespace, multiple: int = 1) -> Encoded:
+    split = load_data(s.data).train
+    encoded = encode(load_tokenizer(s.base, MAX_LENGTH), split.texts, split.labels)
+    return encoded.to(s.device, multiple=multiple)
 
 
 def plan_rounds(lengths: np.ndarray, s: SimpleNamespace, name: str = "ours") -> list[np.ndarray]:
@@ -213,9 +227,8 @@ def plan_rounds(lengths: np.ndarray, s: SimpleNamespace, name: str = "ours") -> 
         from transformers.trainer_pt_utils import LengthGroupedSampler
 
         drawn = torch.Generator().manual_seed(SEED)
-        order = np.array(
-            list(LengthGroupedSampler(s.batch_size, lengths=lengths.tolist(), generator=drawn))
-        )
+        sampler = LengthGroupedSampler(s.batch_size, lengths=lengths.tolist(), generator=drawn)
+        order = np.array([*sampler])
         batches = np.split(order, range(s.batch_size, len(order), s.batch_size))
     else:
         batches = plan_batches(lengths, s.batch_size, SEED, epoch=0)
@@ -225,13 +238,14 @@ def plan_rounds(lengths: np.ndarray, s: SimpleNamespace, name: str = "ours") -> 
     batches.sort(key=lambda rows: lengths[rows].max())
     plan = []
     for number in range(s.rounds + 1):
-        steps, start = (s.steps, number * 0.618 % 1) if number else (s.warmup, 0.999)
+        steps = s.steps if number else s.warmup
+        start = number * 0.618 % 1 if number else 0.999
         chosen = ((np.arange(steps) + start) * len(batches) / steps).astype(int)
         generator = np.random.default_rng([SEED, number])
-        rows = np.stack([batches[i] for i in generator.permutation(chosen)])
-        plan.append(
-            generator.permutation(rows.ravel()).reshape(rows.shape) if name in SHUFFLED else rows
-        )
+        rows = np.stack([batches[i] for i in generator.permutation(chosen)])  # (steps, B)
+        if name in SHUFFLED:
+            rows = generator.permutation(rows.ravel()).reshape(rows.shape)
+        plan.append(rows)
     return plan
 
 
@@ -243,7 +257,10 @@ def work(name: str, s: SimpleNamespace) -> None:
     JSON."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    answer = lambda **fields: print(json.dumps(fields), file=answers, flush=True)
+    since = 0.0
+
+    def answer(**fields) -> None:
+        print(json.dumps(fields), file=answers, flush=True)
 
     def begin() -> None:
         nonlocal since
@@ -256,17 +273,9 @@ def work(name: str, s: SimpleNamespace) -> None:
             torch.cuda.synchronize()
         answer(seconds=time.perf_counter() - since, memory=peak_memory(s.device))
 
-    since = 0.0
     try:
         torch.set_num_threads(s.threads)
         torch.manual_seed(SEED)
-        build = (
-            build_hf
-            if name.startswith("hf")
-            else build_ours
-            if name.startswith("ours")
-            else build_matmul
-        )
         contender = build(name, s)
         plan = plan_rounds(contender.data.lengths, s, name)
         answer(**check(contender))
@@ -283,6 +292,14 @@ def work(name: str, s: SimpleNamespace) -> None:
         answer(error=kind + first_line(error))
 
 
+def build(name: str, s: SimpleNamespace) -> Contender:
+    if name.startswith("hf"):
+        return build_hf(name, s)
+    if name.startswith("ours"):
+        return build_ours(name, s)
+    return build_matmul(name, s)
+
+
 def check(contender: Contender) -> dict:
     """Loss, logits and the length of the adapters' gradient on eight sentences of all lengths,
     without dropout."""
@@ -293,28 +310,24 @@ def check(contender: Contender) -> dict:
     contender.model.eval()
     loss, logits = contender.forward(rows)
     loss.backward()
-    gradients = [
-        p.grad
-        for name, p in contender.model.named_parameters()
-        if "lora_" in name and p.grad is not None
-    ]
-    length = torch.stack([g.norm() for g in gradients]).norm().item() if gradients else 0.0
+    norms = [torch.zeros(())]
+    for name, parameter in contender.model.named_parameters():
+        if "lora_" in name and parameter.grad is not None:
+            norms.append(parameter.grad.norm().cpu())
+    length = torch.stack(norms).norm().item()
     contender.model.zero_grad()
     contender.model.train()
     return {"loss": loss.item(), "logits": logits.tolist(), "gradient": length}
 
 
 def peak_memory(device: str) -> int | None:
-    """Bytes on the GPU, or of this process (not getrusage's ru_maxrss, which counts the parent's
-    size in)."""
+    """Bytes on the GPU, or of this process; getrusage's ru_maxrss counts the parent's size in."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    return (
-        int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
-        if status.exists()
-        else None
-    )
+    if not status.exists():
+        return None
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
 
 
 def train_with_trainer(
@@ -332,26 +345,36 @@ def train_with_trainer(
             if state.global_step in starts:
                 end()
 
-    data, starts = contender.data.to("cpu"), np.cumsum([0, *map(len, plan)])
-    sentences = [
-        {
-            "input_ids": data.input_ids[data.starts[i] :][: data.lengths[i]].tolist(),
-            "labels": int(data.labels[i]),
-        }
-        for i in np.concatenate(plan).ravel()
-    ]
-    cuda, tokenizer = s.device == "cuda", transformers.AutoTokenizer.from_pretrained(s.base)
+    data = contender.data.to("cpu")
+    starts = np.cumsum([0, *map(len, plan)])
+    sentences = []
+    for row in np.concatenate(plan).ravel():
+        ids = data.input_ids[data.starts[row] :][: data.lengths[row]]
+        sentences.append({"input_ids": ids.tolist(), "labels": int(data.labels[row])})
+    cuda = s.device == "cuda"
     arguments = transformers.TrainingArguments(
-        s.scratch, per_device_train_batch_size=s.batch_size, max_steps=int(starts[-1]), learning_rate=LR,
-        weight_decay=WEIGHT_DECAY, max_grad_norm=MAX_GRAD_NORM, bf16=s.dtype == "bfloat16", use_cpu=not cuda,
-        train_sampling_strategy="sequential", save_strategy="no", logging_strategy="no", report_to="none",
-        disable_tqdm=True, dataloader_pin_memory=cuda)  # fmt: skip
-    collate = transformers.DataCollatorWithPadding(
-        tokenizer, pad_to_multiple_of=8 if cuda else None
+        s.scratch,
+        per_device_train_batch_size=s.batch_size,
+        max_steps=int(starts[-1]),
+        learning_rate=LR,
+        weight_decay=WEIGHT_DECAY,
+        max_grad_norm=MAX_GRAD_NORM,
+        bf16=s.dtype == "bfloat16",
+        use_cpu=not cuda,
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=cuda,
     )
-    transformers.Trainer(
+    tokenizer = transformers.AutoTokenizer.from_pretrained(s.base)
+    multiple = 8 if cuda else None
+    collate = transformers.DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
+    trainer = transformers.Trainer(
         contender.model, arguments, collate, sentences, callbacks=[HoldUp()]
-    ).train()
+    )
+    trainer.train()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""Does grouping sentences of like length cost accuracy? Trains both ways with several seeds and
-compares.
+"""Does grouping sentences of like length cost accuracy? Trains both ways with several seeds.
 
     python benchmarks/shuffling.py                        # the offline pair, seeds 1 2 3
     python benchmarks/shuffling.py --data DIR --epochs 1  # any options of train.py
@@ -19,9 +18,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
 from data import plan_batches
-from support.console import run_main
+from support import options
+from support.errors import run_main
 from support.offline import offline_pair
-from support.options import parse_options
 
 SEEDS = (1, 2, 3)
 
@@ -33,35 +32,30 @@ def uniform_batches(
     return np.split(order, range(batch_size, len(order), batch_size))
 
 
-def best_accuracy(arguments: list[str], seed: int, plan) -> float:
+def best_accuracy(given: dict, plan) -> float:
     """The best validation accuracy of one run with this way of making batches."""
+    train.plan_batches = plan
     with tempfile.TemporaryDirectory() as folder:
-        config = train.Config(
-            **parse_options(train.Config, [*arguments, "--seed", str(seed), "--out", folder])
-        )
-        train.plan_batches = plan
-        train.train(config)
-        records = [
-            json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()
-        ]
-    return max(
-        record["validation_accuracy"] for record in records if "validation_accuracy" in record
-    )
+        train.train(train.Config(**given, out=folder))
+        lines = Path(folder, "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    scores = [record.get("validation_accuracy") for record in records]
+    return max(score for score in scores if score is not None)
 
 
 def main() -> None:
     model, data = offline_pair()
-    arguments = ["--model", model, "--data", data, *sys.argv[1:]]
-    results = {"arguments": sys.argv[1:], "seeds": SEEDS, "grouped": [], "uniform": []}
+    given = {"model": model, "data": data} | options.parse(train.Config, sys.argv[1:], __doc__)
+    ways = {"grouped": plan_batches, "uniform": uniform_batches}
+    results = {"arguments": sys.argv[1:], "seeds": SEEDS} | {name: [] for name in ways}
     for seed in SEEDS:
-        results["grouped"].append(best_accuracy(arguments, seed, plan_batches))
-        results["uniform"].append(best_accuracy(arguments, seed, uniform_batches))
-    for name in ("grouped", "uniform"):
+        for name, plan in ways.items():
+            results[name].append(best_accuracy(given | {"seed": seed}, plan))
+    for name in ways:
         values = results[name]
         each = " ".join(f"{value:.4f}" for value in values)
-        print(
-            f"| {name} | {each} | {statistics.mean(values):.4f} ± {statistics.stdev(values):.4f} |"
-        )
+        mean = f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}"
+        print(f"| {name} | {each} | {mean} |")
     path = Path(__file__).parent / "results" / "shuffling.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")

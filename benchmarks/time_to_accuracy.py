@@ -1,7 +1,6 @@
-"""Seconds of training until the validation accuracy reaches a mark, for this project and for
-transformers + peft.
+"""Seconds of training until the validation accuracy reaches a mark, beside transformers + peft.
 
-    python benchmarks/time_to_accuracy.py --data SST2_DIR --jobs 2              # hours: --contenders, --seeds
+    python benchmarks/time_to_accuracy.py --data SST2_DIR --jobs 2                      # hours
     python benchmarks/time_to_accuracy.py --data SST2_DIR --contenders ours-2,hf-grouped --seeds 1
 
 A contender is a recipe of its own, trained to its end once for each seed and scored every --every
@@ -13,11 +12,12 @@ nothing else works. Seconds are steps times the median of their seconds. Take mu
 --every: transformers' sampler sorts 50 batches at a time, so that parts of these are long or short.
 """
 
+import itertools
 import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,9 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "experiments"))
 import ideas
 
 import train
-from data import encode, load_task, load_tokenizer
-from support.console import run_main
-from support.files import InputError, first_line, write_json
+from data import encode, load_data, load_tokenizer
+from support import hub
+from support.errors import InputError, first_line, run_main
+from support.files import write_json
 from support.offline import offline_pair
 from support.options import OneLineParser
 
@@ -54,9 +55,7 @@ class Recipe:
     rank: int = 8
     batch_size: int = 32
     warmup_ratio: float = 0.06
-    steps_of: str = (
-        ""  # the contender whose steps to a mark stand for this one's, which is only timed
-    )
+    steps_of: str = ""  # whose steps to a mark stand for this one's, which is only timed
 
 
 # Those of transformers + peft are the common ones, at MiniLM's rate of docs/results.md. Padding
@@ -64,11 +63,17 @@ class Recipe:
 # (benchmarks/shuffling.py), but its step takes more than twice as long.
 RECIPES = {
     "ours-2": Recipe(
-        2, 1.5e-3, "all-linear", "bfloat16", 0.0, "base_dropout=0 average=0.98", batch_size=64
+        epochs=2,
+        lr=1.5e-3,
+        targets="all-linear",
+        dtype="bfloat16",
+        dropout=0.0,
+        ideas="base_dropout=0 average=0.98",
+        batch_size=64,
     ),
-    "ours-3": Recipe(3, 1e-3, "all-linear", "bfloat16"),
-    "hf-grouped": Recipe(3, 1e-3),
-    "hf-longest": Recipe(3, 1e-3, steps_of="hf-grouped"),
+    "ours-3": Recipe(epochs=3, lr=1e-3, targets="all-linear", dtype="bfloat16"),
+    "hf-grouped": Recipe(epochs=3, lr=1e-3),
+    "hf-longest": Recipe(epochs=3, lr=1e-3, steps_of="hf-grouped"),
 }
 
 
@@ -82,26 +87,40 @@ class Contender:
 
 
 def build_ours(name: str, s: SimpleNamespace) -> Contender:
-    settings = {
-        key: value
-        for key, value in asdict(RECIPES[name]).items()
-        if key not in ("steps_of", "ideas")
-    }
-    ideas.take(RECIPES[name].ideas.split())
-    config = train.Config(
-        s.model, s.data, device=s.device, seed=s.seed, max_length=s.max_length,
-        weight_decay=WEIGHT_DECAY, compile="no", **settings)  # fmt: skip
-    run = train.set_up(config)
-    run.model.train()
+    recipe = asdict(RECIPES[name])
+    del recipe["steps_of"]
+    config = ideas.Config(
+        model=s.model,
+        data=s.data,
+        device=s.device,
+        seed=s.seed,
+        max_length=s.max_length,
+        weight_decay=WEIGHT_DECAY,
+        compile="no",
+        **recipe,
+    )
+    setup = ideas.set_up(config)
+    setup.model.train()
+    batches = planned_batches(setup)
 
     def step() -> None:
-        epoch, index = divmod(run.progress.step, run.steps_per_epoch)
-        if index == 0:
-            run.plan = train.plan_batches(run.train.lengths, config.batch_size, config.seed, epoch)
-        train.train_step(run, run.plan[index])
-        run.progress.step += 1
+        number, rows = next(batches)
+        train.train_step(setup, rows, number)
 
-    return Contender(run.steps, step, lambda: train.evaluate(run)["accuracy"])
+    def score() -> float:
+        return train.evaluate(setup, setup.validation_set)["accuracy"]
+
+    return Contender(setup.steps, step, score)
+
+
+def planned_batches(setup: train.Setup) -> Iterator[tuple[int, np.ndarray]]:
+    """The number of each step, and its rows."""
+    config = setup.config
+    numbers = itertools.count()
+    for epoch in range(config.epochs):
+        lengths = setup.train_set.lengths
+        for rows in train.plan_batches(lengths, config.batch_size, config.seed, epoch):
+            yield next(numbers), rows
 
 
 def build_hf(name: str, s: SimpleNamespace) -> Contender:
@@ -109,49 +128,37 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
     loss."""
     import transformers
     from peft import LoraConfig, get_peft_model
-    from transformers.trainer_pt_utils import LengthGroupedSampler
 
-    recipe, task, tokenizer = (
-        RECIPES[name],
-        load_task(s.data),
-        load_tokenizer(s.model, s.max_length),
-    )
+    recipe = RECIPES[name]
+    base = hub.folder(s.model)
+    tokenizer = load_tokenizer(base, s.max_length)
+    task = load_data(hub.data_folder(s.data))
+    multiple = 8 if s.device == "cuda" else 1
     data, validation = (
-        encode(tokenizer, p.texts, p.labels).to(s.device) for p in (task.train, task.validation)
+        encode(tokenizer, split.texts, split.labels).to(s.device, multiple=multiple)
+        for split in (task.train, task.validation)
     )
     torch.manual_seed(s.seed)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        s.model, num_labels=len(task.label_names)
+    opener = transformers.AutoModelForSequenceClassification
+    model = opener.from_pretrained(base, num_labels=len(task.task.names))
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        target_modules=recipe.targets.split(","),
+        r=recipe.rank,
+        lora_alpha=16,
+        lora_dropout=recipe.dropout,
     )
-    settings = {
-        "r": recipe.rank,
-        "lora_alpha": 16,
-        "lora_dropout": recipe.dropout,
-        "task_type": "SEQ_CLS",
-    }
-    model = get_peft_model(model, LoraConfig(target_modules=recipe.targets.split(","), **settings))
-    model.to(s.device).train()
+    model = get_peft_model(model, config).to(s.device).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, recipe.lr, weight_decay=WEIGHT_DECAY, fused=True)
-    N, size = len(data.lengths), recipe.batch_size
-    steps = recipe.epochs * math.ceil(N / size)
-    schedule = transformers.get_linear_schedule_with_warmup(
-        optimizer, math.ceil(recipe.warmup_ratio * steps), steps
-    )
-    drawn, waiting = torch.Generator().manual_seed(s.seed), []
-
-    multiple = 8 if s.device == "cuda" else 1
+    steps = recipe.epochs * math.ceil(len(data.lengths) / recipe.batch_size)
+    warmup = math.ceil(recipe.warmup_ratio * steps)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    batches = their_batches(data.lengths, recipe.batch_size, s.seed, name == "hf-grouped")
 
     def step() -> None:
-        if not waiting:
-            if name == "hf-grouped":  # by transformers' own sampler, as its Trainer does
-                order = np.array(
-                    list(LengthGroupedSampler(size, lengths=data.lengths.tolist(), generator=drawn))
-                )
-            else:
-                order = torch.randperm(N, generator=drawn).numpy()
-            waiting.extend(np.split(order, range(size, N, size))[::-1])
-        hf_output(model, data, waiting.pop(), multiple)[0].loss.backward()
+        output, _ = hf_output(model, data, next(batches))
+        output.loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
@@ -162,7 +169,7 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
         model.eval()
         right = 0
         for rows in train.plan_batches(validation.lengths, 64, seed=0, epoch=0):
-            output, labels = hf_output(model, validation, rows, multiple)
+            output, labels = hf_output(model, validation, rows)
             right += (output.logits.argmax(-1) == labels).sum().item()
         model.train()
         return right / len(validation.lengths)
@@ -170,30 +177,52 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
     return Contender(steps, step, score)
 
 
+def their_batches(
+    lengths: np.ndarray, size: int, seed: int, is_grouped: bool
+) -> Iterator[np.ndarray]:
+    """The rows of batch after batch: grouped by transformers' own sampler, or simply shuffled."""
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    N = len(lengths)
+    drawn = torch.Generator().manual_seed(seed)
+    while True:
+        if is_grouped:
+            sampler = LengthGroupedSampler(size, lengths=lengths.tolist(), generator=drawn)
+            order = np.array([*sampler])
+        else:
+            order = torch.randperm(N, generator=drawn).numpy()
+        yield from np.split(order, range(size, N, size))
+
+
 def work(name: str, s: SimpleNamespace) -> None:
     """Trains --every steps for each line on standard input; answers with their mean seconds, or to
     "score" a score."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # what libraries print is no answer
+
+    def answer(**fields) -> None:
+        print(json.dumps(fields), file=answers, flush=True)
+
     try:
         torch.set_num_threads(s.threads)
-        contender, done = (build_hf if name.startswith("hf") else build_ours)(name, s), 0
-        print(json.dumps({"steps": contender.steps}), file=answers, flush=True)
+        contender = build_hf(name, s) if name.startswith("hf") else build_ours(name, s)
+        answer(steps=contender.steps)
+        done = 0
         for line in sys.stdin:
-            count, begun = min(s.every, contender.steps - done), time.perf_counter()
+            count = min(s.every, contender.steps - done)
+            begun = time.perf_counter()
             for _ in range(count):
                 contender.step()
             if s.device == "cuda":
                 torch.cuda.synchronize()
-            done, answer = done + count, {"seconds": (time.perf_counter() - begun) / max(1, count)}
+            seconds = time.perf_counter() - begun
+            done += count
             if line == "score\n":
-                answer = {"step": done, "accuracy": contender.score()}
-            print(json.dumps(answer), file=answers, flush=True)
+                answer(step=done, accuracy=contender.score())
+            else:
+                answer(seconds=seconds / max(1, count))
     except Exception as error:
-        print(
-            json.dumps({"error": f"{type(error).__name__}: {first_line(error)}"}),
-            file=answers,
-            flush=True,
-        )
+        answer(error=f"{type(error).__name__}: {first_line(error)}")
 
 
 def identity(name: str, s: SimpleNamespace) -> dict:
@@ -203,15 +232,16 @@ def identity(name: str, s: SimpleNamespace) -> dict:
 
 
 def train_once(name: str, s: SimpleNamespace) -> list[dict]:
-    """The scores of one training to its end, {"step", "accuracy"}; those that stand under --out if
-    it is there."""
+    """The scores of one training to its end, {"step", "accuracy"}; those under --out if it is
+    there."""
     file = Path(s.out) / f"{name}-{s.seed}.json"
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["of"] != identity(name, s):
             raise InputError(f"{file}: of another training, {kept['of']}; give another --out")
         return kept["scores"]
-    workers, scores = {name: begin("time_to_accuracy.py", name, s)}, []
+    workers = {name: begin("time_to_accuracy.py", name, s)}
+    scores = []
     try:
         steps = ask(workers, name)["steps"]
         while not scores or scores[-1]["step"] < steps:
@@ -227,14 +257,15 @@ def train_once(name: str, s: SimpleNamespace) -> list[dict]:
 def seconds_a_step(names: list[str], s: SimpleNamespace) -> dict[str, list[float]]:
     """Of each contender the mean seconds of a step in every round; what is before the first is not
     counted."""
-    workers, seconds = {}, {name: [] for name in names}
+    workers = {}
+    seconds = {name: [] for name in names}
     try:
         for name in names:
             workers[name] = begin("time_to_accuracy.py", name, s)
-            if (steps := ask(workers, name)["steps"]) < (s.rounds + 1) * s.every:
-                raise InputError(
-                    f"{name}: {steps} steps are too few for --rounds {s.rounds} of --every {s.every}"
-                )
+            steps = ask(workers, name)["steps"]
+            if steps < (s.rounds + 1) * s.every:
+                wanted = f"--rounds {s.rounds} of --every {s.every}"
+                raise InputError(f"{name}: {steps} steps are too few for {wanted}")
             ask(workers, name, "go\n")
         for number in range(s.rounds):
             for name in turn(names, number):
@@ -258,85 +289,85 @@ def table(
 ) -> str:
     """Markdown: of each contender the last accuracy of every seed, and the median steps and seconds
     to each mark."""
-    lines = [
-        "| | last accuracy | ms a step |"
-        + "".join(f" steps, seconds to {mark:.1%} |" for mark in marks)
-    ]
+    to_marks = "".join(f" steps, seconds to {mark:.1%} |" for mark in marks)
+    lines = [f"| | last accuracy | ms a step |{to_marks}"]
     lines.append("| --- " * (len(marks) + 3) + "|")
     for name, runs in found.items():
-        trained = RECIPES[name].steps_of
-        lasts = (
-            f"as {trained}" if trained else ", ".join(f"{run[-1]['accuracy']:.2%}" for run in runs)
-        )
-        cells = [lasts, f"{1000 * median(seconds[name]):.0f}"]
+        each = median(seconds[name])
+        lasts = ", ".join(f"{run[-1]['accuracy']:.2%}" for run in runs)
+        if RECIPES[name].steps_of:
+            lasts = f"as {RECIPES[name].steps_of}"
+        cells = [name, lasts, f"{1000 * each:.0f}"]
         for mark in marks:
             steps = median(steps_to(mark, run) for run in runs)
-            reached = f"{steps:.0f}, {steps * median(seconds[name]):.0f}"
+            reached = f"{steps:.0f}, {steps * each:.0f}"
             cells.append(reached if math.isfinite(steps) else "not reached")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def parse_arguments() -> SimpleNamespace:
+    parser = OneLineParser(description=__doc__)
+    add = parser.add_argument
+    cuda = torch.cuda.is_available()
+    add("--data", help="as train.py's, of single texts (default: the offline reviews)")
+    add("--model", help="a directory or a Hub repository (default: MiniLM)")
+    add("--contenders", default=",".join(RECIPES), help="(default: %(default)s)")
+    add("--seeds", default="1,2,3", help="(default: %(default)s)")
+    add("--marks", default="0.88,0.895", help="(default: %(default)s)")
+    add("--every", type=int, default=100, help="steps between two scores (default: 100)")
+    add("--max-length", type=int, default=128, help="tokens that a text is cut to (default: 128)")
+    add("--threads", type=int, default=2, help="(default: 2)")
+    add("--jobs", type=int, default=1, help="trainings at once; each has a share of --threads")
+    add("--rounds", type=int, default=5, help="turns in which steps are timed (default: 5)")
+    add("--out", default="out-time-to-accuracy", help="(default: %(default)s)")
+    add("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
+    s = SimpleNamespace(**vars(parser.parse_args()))
+    if min(s.every, s.threads, s.jobs, s.rounds) < 1:
+        raise InputError("--every, --threads, --jobs and --rounds must be at least 1")
+    for name in s.contenders.split(","):
+        if name not in RECIPES:
+            raise InputError(f"--contenders {name}: not one of {', '.join(RECIPES)}")
+    model, reviews = offline_pair()
+    s.model = s.model or model
+    s.data = s.data or reviews
+    return s
+
+
+def numbers(text: str, kind: type) -> list:
+    try:
+        return [kind(number) for number in text.split(",")]
+    except ValueError:
+        usual = "as 1,2,3 and 0.88,0.895"
+        problem = "--seeds takes whole numbers and --marks accuracies"
+        raise InputError(f"{problem}, {usual}") from None
+
+
+def train_all(names: list[str], seeds: list[int], s: SimpleNamespace) -> dict[str, list]:
+    """The scores of each contender with each seed, --jobs at once."""
+    share = vars(s) | {"threads": max(1, s.threads // s.jobs)}
+    trained = {name: RECIPES[name].steps_of or name for name in names}
+    with ThreadPoolExecutor(s.jobs) as pool:
+        begun = {}
+        for seed in seeds:
+            for name in dict.fromkeys(trained.values()):
+                settings = SimpleNamespace(**share | {"seed": seed})
+                begun[name, seed] = pool.submit(train_once, name, settings)
+        return {name: [begun[of, seed].result() for seed in seeds] for name, of in trained.items()}
 
 
 def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] in RECIPES:
-        return work(sys.argv[1], SimpleNamespace(**json.loads(sys.argv[2])))
-    parser = OneLineParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--data", help="a data set as train.py's, of single texts (default: the offline reviews)"
-    )
-    parser.add_argument("--model", help="a directory or a Hub repository (default: MiniLM)")
-    parser.add_argument("--contenders", default=",".join(RECIPES), help="(default: %(default)s)")
-    parser.add_argument("--seeds", default="1,2,3", help="(default: %(default)s)")
-    parser.add_argument("--marks", default="0.88,0.895", help="(default: %(default)s)")
-    parser.add_argument(
-        "--every", type=int, default=100, help="steps between two scores (default: 100)"
-    )
-    parser.add_argument(
-        "--max-length", type=int, default=128, help="tokens that a text is cut to (default: 128)"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="trainings at once, with their share of --threads each"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="turns in which the steps are timed (default: 5)"
-    )
-    parser.add_argument("--out", default="out-time-to-accuracy", help="(default: %(default)s)")
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    s = SimpleNamespace(**vars(parser.parse_args()))
+        work(sys.argv[1], SimpleNamespace(**json.loads(sys.argv[2])))
+        return
+    s = parse_arguments()
     names = s.contenders.split(",")
-    try:
-        seeds, marks = (
-            [int(seed) for seed in s.seeds.split(",")],
-            [float(mark) for mark in s.marks.split(",")],
-        )
-    except ValueError:
-        raise InputError(
-            "--seeds takes whole numbers and --marks accuracies, as 1,2,3 and 0.88,0.895"
-        ) from None
-    if min(s.every, s.threads, s.jobs, s.rounds) < 1:
-        raise InputError("--every, --threads, --jobs and --rounds must be at least 1")
-    if unknown := [name for name in names if name not in RECIPES]:
-        raise InputError(f"--contenders {unknown[0]}: not one of {', '.join(RECIPES)}")
-    model, reviews = offline_pair()
-    s.model, s.data = s.model or model, s.data or reviews
+    seeds = numbers(s.seeds, int)
+    marks = numbers(s.marks, float)
+    recipes = {name: asdict(RECIPES[name]) for name in names}
+    settings = vars(s) | {"out": Path(s.out).name, "recipes": recipes}
     Path(s.out).mkdir(parents=True, exist_ok=True)
-    settings = vars(s) | {
-        "out": Path(s.out).name,
-        "recipes": {name: asdict(RECIPES[name]) for name in names},
-    }
-    share = vars(s) | {"threads": max(1, s.threads // s.jobs)}
-    with ThreadPoolExecutor(s.jobs) as pool:
-        one = lambda name, seed: train_once(name, SimpleNamespace(**share | {"seed": seed}))
-        of = {name: RECIPES[name].steps_of or name for name in names}
-        begun = {
-            (name, seed): pool.submit(one, name, seed)
-            for seed in seeds
-            for name in dict.fromkeys(of.values())
-        }
-        found = {name: [begun[of[name], seed].result() for seed in seeds] for name in names}
+    found = train_all(names, seeds, s)
     s.seed = seeds[0]
     seconds = seconds_a_step(names, s)
     print(table(found, seconds, marks))

@@ -1,6 +1,7 @@
-"""What several tests of the examples share: an adapter of the reviews, and the ONNX files made of
-it."""
+"""What several tests of the examples share: adapters of the reviews, and ONNX files of one."""
 
+import contextlib
+import io
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import nn
 
 import train
 from lora import save_adapter
-from support.console import run_main
+from support.errors import run_main
 from support.offline import offline_pair
 
 
@@ -21,17 +22,16 @@ def review_adapter(tmp_path_factory) -> str:
     """One that has seen 1,280 reviews: enough to be right more often than not."""
     base, reviews = offline_pair()
     folder = tmp_path_factory.mktemp("adapter")
-    csv.write_csv(
-        parquet.read_table(f"{reviews}/train-00000-of-00001.parquet").slice(0, 1280),
-        folder / "few.csv",
-    )
-    config = train.Config(base, str(folder / "few.csv"), lr=2e-3, device="cpu", max_length=32)
-    run = train.set_up(config)
-    run.model.train()
-    for rows in np.array_split(np.random.default_rng(0).permutation(len(run.train.lengths)), 36):
-        train.train_step(run, rows)
-        run.progress.step += 1
-    save_adapter(run.model, folder / "adapter", base)
+    table = parquet.read_table(f"{reviews}/train-00000-of-00001.parquet")
+    csv.write_csv(table.slice(0, 1280), folder / "few.csv")
+    settings = {"lr": 2e-3, "device": "cpu", "max_length": 32}
+    config = train.Config(model=base, data=str(folder / "few.csv"), **settings)
+    setup = train.set_up(config)
+    setup.model.train()
+    order = np.random.default_rng(0).permutation(len(setup.train_set.lengths))
+    for step, rows in enumerate(np.array_split(order, 36)):
+        train.train_step(setup, rows, step)
+    save_adapter(setup.model, folder / "adapter", base)
     return str(folder / "adapter")
 
 
@@ -51,18 +51,16 @@ def exported(review_adapter, held_out, tmp_path_factory) -> tuple[Path, str]:
     """The folder that both programs leave, and what they print."""
     from examples import export_onnx, onnx_int8  # late: the other tests need no ONNX
 
-    folder, said = tmp_path_factory.mktemp("onnx") / "onnx", []
-    with pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.mktemp("onnx") / "onnx"
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         for module in export_onnx, onnx_int8:
             patch.setattr(module, "offline_pair", lambda: (None, held_out))
             patch.setattr(module.logging, "disable", lambda level: None)
             rounds = ["--rounds=1"] if module is onnx_int8 else []
             patch.setattr(sys, "argv", [module.__name__, review_adapter, str(folder), *rounds])
-            patch.setattr(
-                "builtins.print", lambda *values, **_: said.append(" ".join(map(str, values)))
-            )
             run_main(module.main)
-    return folder, "\n".join(said)
+    return folder, said.getvalue()
 
 
 @pytest.fixture(scope="session")
@@ -70,16 +68,14 @@ def adapters(tmp_path_factory) -> dict[str, str]:
     """Two of different ranks, targets and classes."""
     from helpers import adapted  # late: transformers takes seconds to import
 
-    base, folder = offline_pair()[0], tmp_path_factory.mktemp("adapters")
-    for name, targets, rank, labels in (
-        ("two", ["query", "value"], 4, 2),
-        ("three", "all-linear", 2, 3),
-    ):
+    base = offline_pair()[0]
+    folder = tmp_path_factory.mktemp("adapters")
+    kinds = {"two": (["query", "value"], 4, 2), "three": ("all-linear", 2, 3)}
+    for name, (targets, rank, C) in kinds.items():
         model = adapted(base, targets, rank=rank)
-        model.config.id2label = dict(enumerate(["bad", "good", "<b>so-so</b>"][:labels]))
-        model.classifier = nn.Linear(384, labels)
-        nn.init.normal_(
-            model.classifier.weight, std=0.3, generator=torch.Generator().manual_seed(labels)
-        )  # decided
+        model.config.id2label = dict(enumerate(["bad", "good", "<b>so-so</b>"][:C]))
+        model.classifier = nn.Linear(384, C)
+        generator = torch.Generator().manual_seed(C)
+        nn.init.normal_(model.classifier.weight, std=0.3, generator=generator)  # decided
         save_adapter(model, folder / name, base)
-    return {name: str(folder / name) for name in ("two", "three")}
+    return {name: str(folder / name) for name in kinds}

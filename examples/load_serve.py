@@ -1,10 +1,9 @@
-"""How many requests a second serve.py answers, and how soon, with and without gathering; by wrk, a
-load generator.
+"""How many requests a second serve.py answers, and how soon, with and without gathering.
 
-    python -m examples.load_serve offline/all-MiniLM-L6-v2 reviews=out/best again=out/final     # apt install wrk
+    python -m examples.load_serve offline/all-MiniLM-L6-v2 reviews=out/best again=out/final
 
-Each request has one of the held-out reviews. Both servers are asked in turn: what else the machine
-does strikes both.
+It takes wrk, a load generator (apt install wrk). Each request has one of the held-out reviews. Both
+servers are asked in turn: what else the machine does strikes both.
 """
 
 import atexit
@@ -18,8 +17,8 @@ from statistics import median
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from data import load_task
-from support.console import run_main
+from data import load_data
+from support.errors import run_main
 from support.offline import offline_pair
 from support.options import OneLineParser
 
@@ -30,7 +29,8 @@ wrk.method, wrk.headers["Content-Type"] = "POST", "application/json"
 function request() i = i %% #bodies + 1; return wrk.format(nil, nil, nil, bodies[i]) end
 function done(summary, latency)
   local e, seconds = summary.errors, summary.duration / 1e6
-  print("RESULT", summary.requests / seconds, latency:percentile(99) / 1e3, e.status + e.connect + e.read + e.timeout)
+  local failed = e.status + e.connect + e.read + e.timeout
+  print("RESULT", summary.requests / seconds, latency:percentile(99) / 1e3, failed)
 end
 """
 
@@ -39,16 +39,8 @@ def start(base: str, adapters: list[str], batch: int) -> str:
     """The address of a server that answers at most so many texts together."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "examples.serve",
-        base,
-        *adapters,
-        f"--port={port}",
-        f"--batch={batch}",
-    ]
-    server = subprocess.Popen(command)
+    words = [base, *adapters, f"--port={port}", f"--batch={batch}"]
+    server = subprocess.Popen([sys.executable, "-m", "examples.serve", *words])
     atexit.register(server.terminate)
     while server.poll() is None:
         try:
@@ -58,19 +50,25 @@ def start(base: str, adapters: list[str], batch: int) -> str:
     sys.exit(server.returncode)  # it has said why
 
 
+def measure(url: str, script: str, clients: int, seconds: int) -> list[float]:
+    """Requests a second, the 99th percentile of their milliseconds, and how many failed."""
+    load = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout=30s", "-s", script, url]
+    said = subprocess.run(load, capture_output=True, text=True, check=True).stdout
+    return [float(number) for number in said.partition("RESULT")[2].split()]
+
+
 def main() -> None:
-    parser = OneLineParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("base", help="the directory of the base model")
-    parser.add_argument("adapters", nargs="+", metavar="NAME=DIRECTORY")
-    parser.add_argument("--seconds", type=int, default=10, help="of each measurement (default: 10)")
-    parser.add_argument("--rounds", type=int, default=3, help="of measurements (default: 3)")
+    parser = OneLineParser(description=__doc__)
+    add = parser.add_argument
+    add("base", help="the directory of the base model")
+    add("adapters", nargs="+", metavar="NAME=DIRECTORY")
+    add("--seconds", type=int, default=10, help="of each measurement (default: 10)")
+    add("--rounds", type=int, default=3, help="of measurements (default: 3)")
     given = parser.parse_args()
     names = [adapter.partition("=")[0] for adapter in given.adapters]
-    texts = load_task(offline_pair()[1]).validation.texts[0].to_pylist()
-    bodies = [
-        json.dumps({"adapter": names[i % len(names)], "texts": [text]})
-        for i, text in enumerate(texts)
-    ]
+    bodies = []
+    for number, (text,) in enumerate(load_data(offline_pair()[1]).validation.texts):
+        bodies.append(json.dumps({"adapter": names[number % len(names)], "texts": [text]}))
     urls = {batch: start(given.base, given.adapters, batch) for batch in (1, 32)}
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(LUA % ",".join(f"[==[{body}]==]" for body in bodies))
@@ -80,27 +78,13 @@ def main() -> None:
             results = {batch: [] for batch in urls}
             for _ in range(given.rounds):
                 for batch, url in urls.items():
-                    how = [
-                        "-t1",
-                        f"-c{clients}",
-                        f"-d{given.seconds}s",
-                        "--timeout=30s",
-                        "-s",
-                        script.name,
-                        url,
-                    ]
-                    said = subprocess.run(
-                        ["wrk", *how], capture_output=True, text=True, check=True
-                    ).stdout
-                    results[batch].append([float(x) for x in said.partition("RESULT")[2].split()])
-                    urlopen(
-                        Request(url, bodies[0].encode(), HEADERS)
-                    ).read()  # answered after what wrk has left behind
+                    results[batch].append(measure(url, script.name, clients, given.seconds))
+                    # It is answered after what wrk has left behind.
+                    urlopen(Request(url, bodies[0].encode(), HEADERS)).read()
             for batch, rounds in results.items():
                 speed, slowest, failed = (median(column) for column in zip(*rounds, strict=True))
-                print(
-                    f"{clients:7} {batch:15} {speed:11.1f} {slowest:8.0f} {failed:7.0f}", flush=True
-                )
+                row = f"{clients:7} {batch:15} {speed:11.1f} {slowest:8.0f} {failed:7.0f}"
+                print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""The three programs from end to end, on a tiny base and a few reviews; and their loop beside
-train.py's."""
+"""Three programs from end to end, on a tiny base and few reviews; their loop beside train.py's."""
 
 import runpy
 import shutil
@@ -9,7 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from helpers import open_theirs, saved_base, write_table
+from helpers import open_theirs, saved_base, signals_restored, write_table
 from pyarrow import parquet
 from safetensors.torch import load_file
 
@@ -18,7 +17,7 @@ from examples import beside_lora
 from lora import get_lora_state_dict
 from support.offline import offline_pair
 
-# the numbers that a tiny BERT of 2 layers trains, D = 32 and I = 48; and what peft says it is
+# The numbers that a tiny BERT of 2 layers trains, D = 32 and I = 48; and what peft says it is.
 METHODS = {
     "ia3": ("IA3", 2 * (32 + 32 + 48), "IA3"),
     "dora": ("DoRA", 2 * 2 * (8 * (32 + 32) + 32), "LORA"),
@@ -37,45 +36,42 @@ def pair(tmp_path_factory) -> tuple[str, str]:
     return str(base), write_table(folder / "reviews.csv", rows.to_pydict())
 
 
-def test_fit_trains_what_train_py_trains(pair, monkeypatch, tmp_path):
-    monkeypatch.setattr(train.console, "catch_signals", list)
-    config = train.Config(*pair, epochs=2, device="cpu", out=f"{tmp_path}/out")
-    train.train(config)
-    run = train.set_up(config)
-    beside_lora.fit("LoRA", run)
-    mine, expected = (
-        get_lora_state_dict(run.model),
-        load_file(tmp_path / "out" / "final" / "adapter_model.safetensors"),
-    )
-    assert mine.keys() == expected.keys() and all(
-        torch.equal(mine[name], expected[name]) for name in mine
-    )
+def test_fit_trains_what_train_py_trains(pair, tmp_path):
+    base, data = pair
+    out = str(tmp_path / "out")
+    config = train.Config(model=base, data=data, epochs=2, device="cpu", out=out)
+    with signals_restored():
+        train.train(config)
+    setup = train.set_up(config)
+    beside_lora.fit("LoRA", setup)
+    mine = get_lora_state_dict(setup.model)
+    expected = load_file(tmp_path / "out" / "final" / "adapter_model.safetensors")
+    assert mine.keys() == expected.keys()
+    assert all(torch.equal(mine[name], expected[name]) for name in mine)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_trains_beside_lora(pair, monkeypatch, capsys, tmp_path, name):
     method, count, peft_type = METHODS[name]
+    out = tmp_path / "out"
     monkeypatch.setattr(beside_lora, "offline_pair", lambda: pair)
-    monkeypatch.delitem(
-        sys.modules, f"examples.{name}", raising=False
-    )  # runpy warns of what is imported already
-    monkeypatch.setattr(sys, "argv", [name, "--epochs", "2", "--out", f"{tmp_path}/out"])
+    # runpy warns of what is imported already.
+    monkeypatch.delitem(sys.modules, f"examples.{name}", raising=False)
+    monkeypatch.setattr(sys, "argv", [name, "--epochs", "2", "--out", str(out)])
     runpy.run_module(f"examples.{name}", run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("LoRA ") and lines[0].endswith(
-        f"trained {2 * 2 * 8 * (32 + 32):,} + 66"
-    )
-    assert lines[1].startswith(f"{method} ") and lines[1].endswith(f"trained {count:,} + 66")
-    assert lines[-1] == f"the adapter is in {tmp_path}/out"
-    opened = peft.PeftModel.from_pretrained(open_theirs(pair[0]), tmp_path / "out")
+    assert lines[0].startswith("LoRA ")
+    assert lines[0].endswith(f"trained {2 * 2 * 8 * (32 + 32):,} + 66")
+    assert lines[1].startswith(f"{method} ")
+    assert lines[1].endswith(f"trained {count:,} + 66")
+    assert lines[-1] == f"the adapter is in {out}"
+    opened = peft.PeftModel.from_pretrained(open_theirs(pair[0]), out)
     assert opened.peft_config["default"].peft_type == peft_type
     capsys.readouterr()
-    before = {path: path.read_bytes() for path in Path(tmp_path / "out").iterdir()}
+    before = {path: path.read_bytes() for path in Path(out).iterdir()}
     with pytest.raises(SystemExit) as exit:  # what is there is never replaced
         runpy.run_module(f"examples.{name}", run_name="__main__")
     assert exit.value.code == 2
-    assert (
-        capsys.readouterr().err
-        == f"error: {tmp_path}/out is there already: remove it, or give another --out\n"
-    )
-    assert before == {path: path.read_bytes() for path in Path(tmp_path / "out").iterdir()}
+    error = capsys.readouterr().err
+    assert error == f"error: {out}: is there already; give another name, or remove it\n"
+    assert before == {path: path.read_bytes() for path in Path(out).iterdir()}

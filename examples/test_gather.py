@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from bert import BertForSequenceClassification
 from examples import gather, serve
 from lora import apply_lora_to_model, save_adapter
-from support.files import InputError
+from support.errors import InputError
 from support.offline import offline_pair
 
 MINILM, _ = offline_pair()
@@ -16,7 +16,7 @@ QUESTION = {"adapter": "two", "texts": ["great film"]}
 
 
 @pytest.fixture
-def client(adapters, monkeypatch):
+def client(adapters):
     """The application in this process."""
     serve.app.state.gatherer = gather.Gatherer(MINILM, [f"two={adapters['two']}"])
     with TestClient(serve.app, raise_server_exceptions=False) as client:
@@ -31,18 +31,16 @@ def test_too_much_waits_for_nobody(client, monkeypatch):
 
 
 def test_a_regression_is_not_shown_as_classes(adapters, tmp_path):
-    model = BertForSequenceClassification.from_pretrained(MINILM, num_labels=1)
+    model = BertForSequenceClassification.from_pretrained(MINILM, ["LABEL_0"])
     save_adapter(apply_lora_to_model(model), tmp_path, MINILM)
-    with pytest.raises(
-        InputError, match="numbers: gives a number, and what is served here are classes"
-    ):
+    refused = "numbers: gives a number, and what is served here are classes"
+    with pytest.raises(InputError, match=refused):
         gather.Gatherer(MINILM, [f"two={adapters['two']}", f"numbers={tmp_path}"])
 
 
 @pytest.fixture
 def together(adapters):
-    """Runs a coroutine of a Gatherer in an event loop, for twenty seconds at most; its run() must
-    outlive that."""
+    """Runs a coroutine of a Gatherer for twenty seconds at most; its run() must outlive that."""
 
     def together(work) -> list:
         async def both() -> list:

@@ -19,7 +19,7 @@ from torch import nn
 from bert import BertForSequenceClassification
 from examples import qlora
 from lora import LinearWithLoRA, get_lora_state_dict, open_adapter, save_adapter
-from support.console import run_main
+from support.errors import run_main
 from support.offline import offline_pair
 
 TARGETS = ["query", "value"]
@@ -27,34 +27,31 @@ TARGETS = ["query", "value"]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return saved_base(
-        tmp_path_factory.mktemp("base") / "base", hidden_size=64, intermediate_size=128
-    )
+    folder = tmp_path_factory.mktemp("base") / "base"
+    return saved_base(folder, hidden_size=64, intermediate_size=128)
 
 
 def in_bitsandbytes(linear: nn.Linear) -> bitsandbytes.nn.Linear4bit:
-    """Their layer. It stays in training mode: in eval mode newer processors would compute in
-    bfloat16."""
+    """Their layer, in training mode: in eval mode newer processors would compute in bfloat16."""
     theirs = bitsandbytes.nn.Linear4bit(linear.in_features, linear.out_features, quant_type="nf4")
     weight = bitsandbytes.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
-    theirs.weight, theirs.bias = weight, linear.bias
+    theirs.weight = weight
+    theirs.bias = linear.bias
     return theirs.to("cpu").train()
 
 
 def test_weights_are_those_of_bitsandbytes():
     minilm = BertForSequenceClassification.from_pretrained(offline_pair()[0])
-    plain = {
-        name: m
-        for name, m in minilm.named_modules()
-        if isinstance(m, nn.Linear) and name != "classifier"
-    }
-    reference = {name: in_bitsandbytes(linear).weight for name, linear in plain.items()}
-    before = {name: linear.weight.clone() for name, linear in plain.items()}
+    reference, before = {}, {}
+    for name, module in minilm.named_modules():
+        if isinstance(module, nn.Linear) and name != "classifier":
+            reference[name] = in_bitsandbytes(module).weight
+            before[name] = module.weight.clone()
     minilm.requires_grad_(False).classifier.requires_grad_(True)
     qlora.quantise(minilm)
-    assert len(plain) == 37
-    for name in plain:
-        ours, theirs = minilm.get_submodule(name), reference[name]
+    assert len(reference) == 37
+    for name, theirs in reference.items():
+        ours = minilm.get_submodule(name)
         unpacked = dequantize_4bit(ours.packed, ours.state)
         assert torch.equal(unpacked, dequantize_4bit(theirs.data, theirs.quant_state))
         error = (unpacked - before[name]).norm() / before[name].norm()
@@ -62,25 +59,30 @@ def test_weights_are_those_of_bitsandbytes():
     assert type(minilm.classifier) is nn.Linear
 
 
+def nf4_levels() -> torch.Tensor:
+    """Appendix E's 16 levels: quantiles of the normal distribution, of which 1 is the largest."""
+    edge = (1 - 1 / 32 + 1 - 1 / 30) / 2
+    below, above = (norm.ppf(torch.linspace(edge, 0.5, n + 1)[:-1]) for n in (7, 8))
+    levels = torch.tensor([*-below, 0.0, *above], dtype=torch.float32)
+    return levels.sort().values / norm.ppf(edge)
+
+
 def test_weights_are_those_of_the_paper():
-    """Appendix E's levels, the nearest of which stands for w / s; s in blocks of 64, in 8 bits in
-    blocks of 256."""
+    """The nearest level stands for w / s; s in blocks of 64, in 8 bits in blocks of 256."""
     linear = nn.Linear(512, 300)
     nn.init.normal_(linear.weight, std=0.05)
-    edge = (1 - 1 / 32 + 1 - 1 / 30) / 2
-    half = lambda n: norm.ppf(torch.linspace(edge, 0.5, n + 1)[:-1])
-    levels = torch.tensor(
-        [*-half(7), 0.0, *half(8)[::-1]], dtype=torch.float32
-    ).sort().values / norm.ppf(edge)
     blocks = linear.weight.detach().view(-1, 64)
     s = blocks.abs().amax(1)
-    state = (layer := qlora.FourBitLinear(linear)).state
+    layer = qlora.FourBitLinear(linear)
+    state = layer.state
     second = state.state2.absmax.repeat_interleave(256)[: len(s)]
     rounded = state.state2.code[state.absmax.long().flatten()] * second + state.offset
-    assert state.absmax.dtype == torch.uint8 and difference(rounded, s) < 0.02 * s.max()
+    assert state.absmax.dtype == torch.uint8
+    assert difference(rounded, s) < 0.02 * s.max()
+    levels = nf4_levels()
     nearest = (blocks / s[:, None])[..., None].sub(levels).abs().argmin(-1)
     expected = (levels[nearest] * rounded[:, None]).view(300, 512)
-    unpacked = dequantize_4bit(layer.packed, layer.state)
+    unpacked = dequantize_4bit(layer.packed, state)
     same = (unpacked - expected).abs() < 1e-6
     assert same.float().mean() > 0.9999  # a weight half-way between two levels may go to either
 
@@ -115,22 +117,27 @@ def test_logits_and_gradients_are_those_of_peft_on_bitsandbytes(base):
     labels = torch.tensor([0, 1, 1])
     logits = ours(input_ids, mask)
     expected = theirs(input_ids, mask).logits
+    plain = open_theirs(base)(input_ids, mask).logits
     assert difference(logits, expected) < 1e-5
-    assert (
-        difference(logits, open_theirs(base)(input_ids, mask).logits) > 1e-3
-    )  # neither is the base
+    assert difference(logits, plain) > 1e-3
     F.cross_entropy(logits, labels).backward()
     F.cross_entropy(expected, labels).backward()
-    ours, theirs = gradients(ours), gradients(theirs)
+    ours = gradients(ours)
+    theirs = gradients(theirs)
     assert ours.keys() == theirs.keys() and len(ours) == 10
-    assert (
-        max(difference(ours[name], theirs[name]) / theirs[name].abs().max() for name in ours) < 1e-5
-    )
+    for name, gradient in theirs.items():
+        assert difference(ours[name], gradient) < 1e-5 * gradient.abs().max()
 
 
-def test_no_unpacked_weight_waits_for_the_way_back():
-    layer, kept = qlora.FourBitLinear(nn.Linear(1024, 1024).requires_grad_(False)), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+def test_no_unpacked_weight_waits_for_the_backward_pass():
+    layer = qlora.FourBitLinear(nn.Linear(1024, 1024).requires_grad_(False))
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y = layer(torch.ones(2, 1024, requires_grad=True))
     alive = [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.shape == (1024, 1024)]
     assert y.requires_grad and not alive and sum(tensor.nbytes for tensor in kept) < 2**20
@@ -145,8 +152,9 @@ def test_it_leaves_an_ordinary_adapter(tmp_path, monkeypatch, capsys):
     out = tmp_path / "adapter"
     monkeypatch.setattr(sys, "argv", ["qlora.py", "--epochs", "1", "--out", str(out)])
     run_main(qlora.main)
-    said = capsys.readouterr().out
-    assert said.startswith("4 bits: 53,395,191 bytes frozen, accuracy ")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("4 bits   accuracy ")
+    assert said[1] == "53,395,191 bytes are frozen"
     text = "a gripping, beautifully acted film"
     command = [sys.executable, "sample.py", "--adapter", out, "--json", text]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -154,23 +162,17 @@ def test_it_leaves_an_ordinary_adapter(tmp_path, monkeypatch, capsys):
     theirs = peft.PeftModel.from_pretrained(open_theirs(minilm), out).eval()
     input_ids, mask = inputs(30000, [12, 30])
     with torch.inference_mode():
-        assert (
-            difference(open_adapter(str(out))(input_ids, mask), theirs(input_ids, mask).logits)
-            < 1e-5
-        )
-    capsys.readouterr()
+        ours = open_adapter(out)(input_ids, mask)
+        assert difference(ours, theirs(input_ids, mask).logits) < 1e-5
     with pytest.raises(SystemExit):
         run_main(qlora.main)
-    assert capsys.readouterr().err.startswith(f"error: {out} is there already")
+    assert capsys.readouterr().err.startswith(f"error: {out}: is there already")
 
 
 def test_an_adapter_trained_in_four_bits_is_the_one_that_is_saved(base, tmp_path):
     model = qlora.quantise(adapted(base, "all-linear", rank=2))
     save_adapter(model, tmp_path / "adapter", str(base))
-    saved, ours = (
-        get_lora_state_dict(open_adapter(str(tmp_path / "adapter"))),
-        get_lora_state_dict(model),
-    )
-    assert saved.keys() == ours.keys() and all(
-        torch.equal(saved[name], ours[name]) for name in ours
-    )
+    saved = get_lora_state_dict(open_adapter(tmp_path / "adapter"))
+    ours = get_lora_state_dict(model)
+    assert saved.keys() == ours.keys()
+    assert all(torch.equal(saved[name], ours[name]) for name in ours)

@@ -1,5 +1,4 @@
-"""serve.py and gather.py in a process of their own, asked over HTTP, by a browser, and by a great
-many bad clients."""
+"""serve.py and gather.py in a process of their own: over HTTP, by a browser, by bad clients."""
 
 import json
 import os
@@ -9,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,13 +18,12 @@ from helpers import ROOT
 from prometheus_client.parser import text_string_to_metric_families
 from pyarrow import parquet
 
-from data import load_tokenizer
 from examples import serve
-from lora import open_adapter
-from sample import classify
+from sample import classify, open_model
 from support.offline import offline_pair
 
 MINILM, REVIEWS = offline_pair()
+LABELS = {"two": ["bad", "good"], "three": ["bad", "good", "<b>so-so</b>"]}
 TEXTS = parquet.read_table(f"{REVIEWS}/validation-00000-of-00001.parquet")["sentence"].to_pylist()
 
 
@@ -43,16 +40,8 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         named = [f"{name}={folder}" for name, folder in adapters.items()]
-        command = [
-            sys.executable,
-            "-m",
-            "examples.serve",
-            MINILM,
-            *named,
-            "--port",
-            str(self.port),
-            *options,
-        ]
+        words = [MINILM, *named, f"--port={self.port}", *options]
+        command = [sys.executable, "-m", "examples.serve", *words]
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
         # A pipe could fill up, and the server would wait for its reader.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -67,20 +56,17 @@ class Server:
         raise TimeoutError
 
     def ask(self, adapter: str, texts: list[str]) -> httpx.Response:
-        return httpx.post(
-            f"{self.url}/classify", json={"adapter": adapter, "texts": texts}, timeout=60
-        )
+        question = {"adapter": adapter, "texts": texts}
+        return httpx.post(f"{self.url}/classify", json=question, timeout=60)
 
     def measured(self) -> dict[str, float]:
         text = httpx.get(f"{self.url}/metrics").text
-        samples = [
-            sample for family in text_string_to_metric_families(text) for sample in family.samples
-        ]
-        return {
-            s.name + "".join(s.labels.get("status", "")): s.value
-            for s in samples
-            if "le" not in s.labels
-        }
+        values = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if "le" not in sample.labels:
+                    values[sample.name + sample.labels.get("status", "")] = sample.value
+        return values
 
     def said(self) -> str:
         self.process.wait(timeout=60)
@@ -96,14 +82,16 @@ def server(adapters):
     assert "Traceback" not in server.said()
 
 
+def probabilities(adapter: str, texts: list[str]) -> np.ndarray:
+    """What sample.py answers (N, C)."""
+    answers = classify(open_model(adapter), [(text,) for text in texts])
+    return np.array([[*answer["scores"].values()] for answer in answers])
+
+
 @pytest.fixture(scope="module")
 def expected(adapters) -> dict[str, np.ndarray]:
     """The answers of sample.py to the first 64 held-out reviews."""
-    tokenizer = load_tokenizer(MINILM)
-    return {
-        name: classify(open_adapter(folder), tokenizer, TEXTS[:64])
-        for name, folder in adapters.items()
-    }
+    return {name: probabilities(folder, TEXTS[:64]) for name, folder in adapters.items()}
 
 
 def test_many_askers_get_the_answers_of_sample(server, expected):
@@ -111,13 +99,11 @@ def test_many_askers_get_the_answers_of_sample(server, expected):
     before = server.measured()
     questions = [(name, i) for i in range(64) for name in ("two", "three")]
     with ThreadPoolExecutor(32) as pool:
-        answers = list(
-            pool.map(lambda question: server.ask(question[0], [TEXTS[question[1]]]), questions)
-        )
-    for (name, i), answer in zip(questions, answers, strict=True):
-        assert answer.status_code == 200
-        scores = answer.json()[0]
-        assert list(scores) == ["bad", "good", "<b>so-so</b>"][: len(expected[name][i])]
+        asked = [pool.submit(server.ask, name, [TEXTS[i]]) for name, i in questions]
+    for (name, i), answer in zip(questions, asked, strict=True):
+        assert answer.result().status_code == 200
+        scores = answer.result().json()[0]
+        assert list(scores) == LABELS[name]
         assert np.abs(np.array([*scores.values()]) - expected[name][i]).max() < 1e-5
     after = server.measured()
     passes = after["bert_lora_batch_texts_count"] - before["bert_lora_batch_texts_count"]
@@ -128,25 +114,19 @@ def test_many_askers_get_the_answers_of_sample(server, expected):
 
 
 def test_several_texts_in_one_request(server, expected):
-    answer = server.ask("three", TEXTS[:32]).json()
-    assert (
-        np.abs(np.array([[*scores.values()] for scores in answer]) - expected["three"][:32]).max()
-        < 1e-5
-    )
+    answers = server.ask("three", TEXTS[:32]).json()
+    found = np.array([[*scores.values()] for scores in answers])  # (N, C)
+    assert np.abs(found - expected["three"][:32]).max() < 1e-5
 
 
 def test_the_other_answers(server):
-    assert httpx.get(f"{server.url}/adapters").json() == {
-        "two": ["bad", "good"],
-        "three": ["bad", "good", "<b>so-so</b>"],
-    }
+    assert httpx.get(f"{server.url}/adapters").json() == LABELS
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
     metrics = httpx.get(f"{server.url}/metrics")
     assert metrics.headers["content-type"].startswith("text/plain; version=")
     page = httpx.get(f"{server.url}/")
-    assert (
-        page.headers["content-type"].startswith("text/html") and "http" not in page.text
-    )  # nothing from elsewhere
+    assert page.headers["content-type"].startswith("text/html")
+    assert "http" not in page.text  # nothing from elsewhere
 
 
 def good(adapter="two", texts=("great film",)) -> dict:
@@ -158,7 +138,7 @@ BAD = {  # a body, and a word of the answer
     "another type": ('{"adapter": "two", "texts": "great film"}', "valid list"),
     "no texts": ('{"adapter": "two"}', "required"),
     "not a number": ('{"adapter": "two", "texts": [NaN]}', "valid string"),
-    "half a character": ('{"adapter": "two", "texts": ["\\ud800"]}', "not UTF-8"),
+    "half a character": ('{"adapter": "two", "texts": ["\\ud800"]}', "valid string"),
     "none": (json.dumps(good(texts=[])), "at least 1"),
     "too many": (json.dumps(good(texts=["film"] * 33)), "at most 32"),
     "too long": (json.dumps(good(texts=["a film", "film " * 255])), "text 2 has 257 tokens"),
@@ -173,19 +153,17 @@ BAD = {  # a body, and a word of the answer
 def test_a_thousand_bad_requests(server):
     """Of thirteen kinds, from eight clients at once: each gets a line that says why, none a 500."""
     kinds = [*BAD] * 77
+    statuses = {"too large": 413, "nested": 400, "bytes": 400}
+    headers = {"Content-Type": "application/json"}
 
     def send(kind: str) -> httpx.Response:
-        return client.post(
-            "/classify", content=BAD[kind][0], headers={"Content-Type": "application/json"}
-        )
+        return client.post("/classify", content=BAD[kind][0], headers=headers)
 
     with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(send, kinds))
     assert len(answers) == 1001
     for kind, answer in zip(kinds, answers, strict=True):
-        assert answer.status_code == {"too large": 413, "nested": 400, "bytes": 400}.get(
-            kind, 422
-        ), (kind, answer.text)
+        assert answer.status_code == statuses.get(kind, 422), (kind, answer.text)
         detail = answer.json()["detail"]
         assert BAD[kind][1] in detail and "\n" not in detail and len(detail) < 200, (kind, detail)
     assert server.ask("two", ["great film"]).status_code == 200
@@ -218,47 +196,38 @@ def test_only_this_machine_can_ask(server):
         socket.create_connection(("127.0.0.2", server.port))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (
-            ["google-bert/bert-base-uncased", "two=ADAPTER"],
-            "google-bert/bert-base-uncased: no such directory",
-        ),
-        ([MINILM, "two=you/bert-lora"], "you/bert-lora: no such directory"),
-        (
-            [MINILM, "two=ADAPTER", "two=ADAPTER"],
-            "two adapters have one name; give each another: NAME=DIRECTORY",
-        ),
-        ([MINILM, f"two={MINILM}"], f"{MINILM}: the directory has no adapter_config.json"),
-    ],
-)
-def test_loads_only_directories(monkeypatch, capsys, adapters, arguments, said):
-    arguments = [argument.replace("ADAPTER", adapters["two"]) for argument in arguments]
+REFUSED = {  # the arguments, and the error
+    "google-bert/bert-base-uncased two=ADAPTER": "google-bert/bert-base-uncased: no such directory",
+    f"{MINILM} two=you/bert-lora": "you/bert-lora: no such directory",
+    f"{MINILM} two=ADAPTER two=ADAPTER": "two adapters have one name; "
+    "give each another: NAME=DIRECTORY",
+    f"{MINILM} two={MINILM}": f"{MINILM}/adapter_config.json: No such file or directory",
+}
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED.items())
+def test_loads_only_directories(monkeypatch, capsys, adapters, words, said):
+    arguments = [word.replace("ADAPTER", adapters["two"]) for word in words.split()]
     monkeypatch.setattr(sys, "argv", ["serve.py", *arguments])
     monkeypatch.setattr(serve.uvicorn, "run", lambda *_, **__: pytest.fail("it serves"))
     with pytest.raises(SystemExit) as exit:
         serve.run_main(serve.main)
-    assert exit.value.code == 2 and capsys.readouterr().err == f"error: {said}\n"
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
 
 
 def test_sigterm_finishes_what_has_begun(adapters):
-    """Eight clients wait for long answers when it comes: each gets its own whole, and then nobody
-    is there."""
+    """Eight clients wait for long answers when it comes. Each gets its own whole; then nobody is
+    there."""
     server = Server(adapters)
     long = [" ".join(TEXTS[i : i + 8])[:400] for i in range(8)]
-    answers: list[httpx.Response] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(server.ask("three", long))) for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    while server.measured()["bert_lora_batch_texts_count"] < 1:
-        time.sleep(0.01)
-    assert not answers
-    server.process.send_signal(signal.SIGTERM)
-    for thread in threads:
-        thread.join(120)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.ask, "three", long) for _ in range(8)]
+        while server.measured()["bert_lora_batch_texts_count"] < 1:
+            time.sleep(0.01)
+        assert not any(future.done() for future in asked)
+        server.process.send_signal(signal.SIGTERM)
+    answers = [future.result() for future in asked]
     assert [answer.status_code for answer in answers] == [200] * 8
     first = answers[0].json()
     for answer in answers:
@@ -270,9 +239,9 @@ def test_sigterm_finishes_what_has_begun(adapters):
 
 
 def test_the_page_in_a_browser(server, adapters, tmp_path):
-    """Chromium without a screen writes a text, chooses an adapter, and sees bars as long as
-    sample.py's answer says."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    """Chromium writes a text, chooses an adapter, and sees bars as sample.py's answer says."""
+    chromium = shutil.which("chromium")
+    driver = shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("needs Debian's packages chromium and chromium-driver")
     from selenium import webdriver
@@ -281,44 +250,41 @@ def test_the_page_in_a_browser(server, adapters, tmp_path):
 
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--window-size=760,520",
-        f"--user-data-dir={tmp_path}",
-    ):
+    arguments = ["--headless=new", "--no-sandbox", "--window-size=760,520"]
+    for argument in [*arguments, f"--user-data-dir={tmp_path}"]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
         wait = WebDriverWait(browser, 30)
         browser.get(server.url)
-        find = lambda selector: browser.find_element(By.CSS_SELECTOR, selector)
+
+        def find(selector: str):
+            return browser.find_element(By.CSS_SELECTOR, selector)
+
+        def find_all(selector: str) -> list:
+            return browser.find_elements(By.CSS_SELECTOR, selector)
+
         wait.until(lambda _: len(Select(find("select")).options) == 2)
-        assert [option.text for option in Select(find("select")).options] == ["two", "three"]
+        assert [option.text for option in Select(find("select")).options] == [*LABELS]
         text = "a gripping, <i>beautifully</i> acted film"
-        for name in "two", "three":
+        for name, labels in LABELS.items():
             Select(find("select")).select_by_visible_text(name)
             find("textarea").clear()
             find("textarea").send_keys(text)
             find("button").click()
-            p = classify(open_adapter(adapters[name]), load_tokenizer(MINILM), [text])[0]
-            wait.until(lambda _, p=p: len(browser.find_elements(By.CSS_SELECTOR, ".bar")) == len(p))
-            shown = [bar.text.split("\n") for bar in browser.find_elements(By.CSS_SELECTOR, ".bar")]
-            assert [label for label, _ in shown] == ["bad", "good", "<b>so-so</b>"][: len(p)]
-            assert (
-                np.abs([float(percent.rstrip("%")) for _, percent in shown] - 100 * p).max() < 0.06
-            )
-            widths = [bar.rect["width"] for bar in browser.find_elements(By.CSS_SELECTOR, ".bar i")]
-            assert np.abs(np.array(widths) / sum(widths) - p).max() < 0.02
-        if target := os.environ.get("SCREENSHOT"):
-            browser.save_screenshot(target)
+            p = probabilities(adapters[name], [text])[0]  # (C,)
+            wait.until(lambda _, labels=labels: len(find_all(".bar")) == len(labels))
+            shown = [bar.text.split("\n") for bar in find_all(".bar")]
+            assert [label for label, _ in shown] == labels
+            percents = np.array([float(percent.rstrip("%")) for _, percent in shown])
+            assert np.abs(percents - 100 * p).max() < 0.06
+            widths = np.array([bar.rect["width"] for bar in find_all(".bar i")])
+            assert np.abs(widths / widths.sum() - p).max() < 0.02
+        if "SCREENSHOT" in os.environ:
+            browser.save_screenshot(os.environ["SCREENSHOT"])
         find("textarea").clear()
         find("textarea").send_keys("film " * 300)
         find("button").click()
         wait.until(lambda _: "tokens" in find("[role=alert]").text)
-        messages = [
-            entry["message"]
-            for entry in browser.get_log("browser")
-            if "422" not in entry["message"]
-        ]
-        assert not [message for message in messages if "favicon" not in message], messages
+        messages = [entry["message"] for entry in browser.get_log("browser")]
+        assert not [said for said in messages if "422" not in said and "favicon" not in said]

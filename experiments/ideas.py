@@ -1,453 +1,463 @@
 """train.py with ideas of others in it, to measure what each is worth; none is in the five files.
 
-    python experiments/ideas.py loraplus_lr_ratio=16 --lr 5e-4           # all options of train.py
+    python experiments/ideas.py loraplus_lr_ratio=16 --lr 5e-4      # all options of train.py
     python experiments/ideas.py cosine base_dropout=0 --targets all-linear
 
-The words before the options are functions below, and what stands after = their number; --help lists
-them. Each takes the place of functions of train.py or stands around them, so that a reader sees
-what the idea is.
+The words before the options, NAME or NAME=NUMBER, are functions below. Together they are the option
+--ideas, which config.toml keeps as any other. Each changes the Setup that train.set_up has put
+together: the optimizer by a hook, the task by another loss, a number in a layer. Where that is not
+enough it puts another function in the place of one of train.py's.
 """
 
 import contextlib
 import itertools
 import math
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from bert import Dropout
+from data import make_batch
 from lora import LinearWithLoRA, LoRALayer
-from support import distributed, faster
-from support.console import run_main
-from support.files import InputError, write_text
-from support.options import ABOVE_0, BELOW_1, FRACTION
+from runtime import checkpoint
+from support import files, parallel
+from support.errors import InputError, run_main
+from support.options import LIMITS, option
+from support.tasks import Classification
+
+# What is learned, and how fast.
 
 
-def after_set_up(alter) -> None:
-    """`alter` changes the run that train.set_up has put together."""
-    set_up = train.set_up
-
-    def changed(*arguments):
-        run = set_up(*arguments)
-        alter(run)
-        return run
-
-    train.set_up = changed
-
-
-def loraplus_lr_ratio(ratio: float) -> None:
+def loraplus_lr_ratio(setup: train.Setup, ratio: float) -> None:
     """B learns by so many times --lr, which A and the classifier keep (LoRA+, Hayou et al., 2024,
     arXiv:2402.12354)."""
+    names = {parameter: name for name, parameter in setup.trained.items()}
+    matrices = setup.optimizer.param_groups[0]
+    of_B = [p for p in matrices["params"] if "lora_B" in names[p]]
+    matrices["params"] = [p for p in matrices["params"] if "lora_B" not in names[p]]
+    setup.optimizer.add_param_group({**matrices, "params": of_B})
+    group = setup.optimizer.param_groups[-1]
 
-    def alter(run):
-        names = {parameter: name for name, parameter in run.model.named_parameters()}
-        group = run.optimizer.param_groups[0]
-        of_B = [parameter for parameter in group["params"] if "lora_B" in names[parameter]]
-        group["params"] = [
-            parameter for parameter in group["params"] if "lora_B" not in names[parameter]
-        ]
-        run.optimizer.add_param_group({**group, "params": of_B})
+    def raise_rate(*_) -> None:
+        group["lr"] *= ratio  # train_step has just set it to what the others have
 
-        def raise_rate(optimizer, *_):
-            optimizer.param_groups[-1]["lr"] *= (
-                ratio  # train_step has just set it to what the others have
-            )
-
-        run.optimizer.register_step_pre_hook(raise_rate)
-
-    after_set_up(alter)
+    setup.optimizer.register_step_pre_hook(raise_rate)
 
 
-def adam_beta2(beta2: float) -> None:
+def adam_beta2(setup: train.Setup, beta2: float) -> None:
     """AdamW's memory of squared gradients, else 0.999; 0.98 forgets those of the first steps sooner
     (RoBERTa, Liu et al., 2019, arXiv:1907.11692, section 3.1)."""
-
-    def alter(run):
-        for group in run.optimizer.param_groups:
-            group["betas"] = (group["betas"][0], beta2)
-
-    after_set_up(alter)
+    for group in setup.optimizer.param_groups:
+        group["betas"] = (group["betas"][0], beta2)
 
 
-def schedule(shape) -> None:
-    """`shape` says what part of the rate is left after a part of the steps that follow the
-    warm-up."""
+def cosine(setup: train.Setup) -> None:
+    """The rate falls as half a cosine (Loshchilov & Hutter, 2017, arXiv:1608.03983)."""
 
-    def learning_rate(config, step: int, steps: int) -> float:
+    def fall(part: float) -> float:
+        return (1 + math.cos(math.pi * part)) / 2
+
+    change_schedule(fall)
+
+
+def stable(setup: train.Setup, decay: float) -> None:
+    """Warm-up, stable, decay: the full rate, and at the end, for such a part of the steps, 1 - √
+    (Hägele et al., 2024, arXiv:2405.18392)."""
+
+    def fall(part: float) -> float:
+        return 1 - math.sqrt(max(0, (part - 1 + decay) / decay))
+
+    change_schedule(fall)
+
+
+def change_schedule(fall) -> None:
+    """`fall(part)` is what is left of --lr after a part of the steps that follow the warm-up."""
+
+    def learning_rate(config: train.Config, step: int, steps: int) -> float:
         warmup = math.ceil(config.warmup_ratio * steps)
-        return config.lr * (
-            step / warmup if step < warmup else shape((step - warmup) / max(1, steps - warmup))
-        )
+        if step < warmup:
+            return config.lr * step / warmup
+        return config.lr * fall((step - warmup) / max(1, steps - warmup))
 
     train.learning_rate = learning_rate
 
 
-def cosine() -> None:
-    """The rate falls as half a cosine (Loshchilov & Hutter, 2017, arXiv:1608.03983)."""
-    schedule(lambda part: (1 + math.cos(math.pi * part)) / 2)
+class SmoothClassification(Classification):
+    """A classification whose loss asks for 1 - amount where it asked for 1."""
+
+    def __init__(self, names: list[str], metric: str, amount: float):
+        super().__init__(names, metric)
+        self.amount = amount
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        amount = self.amount if logits.requires_grad else 0.0  # in training alone
+        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=amount)
 
 
-def stable(decay: float) -> None:
-    """Warm-up, stable, decay: the full rate, and at the end, for such a part of the steps, 1 - √
-    (Hägele et al., 2024, arXiv:2405.18392)."""
-    schedule(lambda part: 1 - math.sqrt(max(0, (part - 1 + decay) / decay)))
-
-
-def label_smoothing(amount: float) -> None:
+def label_smoothing(setup: train.Setup, amount: float) -> None:
     """The loss asks for 1 - amount, not for 1 (Szegedy et al., 2016, arXiv:1512.00567)."""
-    plain = train.F.cross_entropy
-
-    def refuse_regression(run):
-        if run.model.config.problem_type == "regression":
-            raise InputError("label_smoothing is for classes; this is a regression")
-
-    def cross_entropy(logits, labels, **options):
-        return plain(
-            logits, labels, label_smoothing=amount if torch.is_grad_enabled() else 0.0, **options
-        )
-
-    after_set_up(refuse_regression)
-    train.F = SimpleNamespace(**vars(train.F) | {"cross_entropy": cross_entropy})
+    if not isinstance(setup.task, Classification):
+        raise InputError("label_smoothing is for classes; this is a regression")
+    setup.task = SmoothClassification(setup.task.names, setup.task.metric, amount)
 
 
-def base_dropout(p: float) -> None:
+def base_dropout(setup: train.Setup, p: float) -> None:
     """Another dropout in the base than its config's 0.1; --dropout is the adapters' own."""
-    build_model = train.build_model
-
-    def changed(*arguments, **options):
-        model = build_model(*arguments, **options)
-        own = {module.dropout for module in model.modules() if isinstance(module, LoRALayer)}
-        for module in model.modules():
-            if isinstance(module, Dropout) and module not in own:
-                module.p = p
-        return model
-
-    train.build_model = changed
+    own = [module.dropout for module in setup.model.modules() if isinstance(module, LoRALayer)]
+    for module in setup.model.modules():
+        if isinstance(module, nn.Dropout) and module not in own:
+            module.p = p
 
 
-def average(memory: float) -> None:
-    """What is scored and kept is a mean of the weights, in which a step counts `memory` times as
-    much as the next one (an exponential moving average; Polyak & Juditsky, 1992); what is trained
-    is not changed by it."""
-
-    def alter(run):
-        run.trained = [
-            parameter for group in run.optimizer.param_groups for parameter in group["params"]
-        ]
-        run.means = [parameter.detach().clone() for parameter in run.trained]
-
-        def follow(*_):
-            weight = max(
-                1 - memory, 1 / (1 + run.progress.step)
-            )  # of the first steps the plain mean
-            torch._foreach_lerp_(
-                run.means, [parameter.detach() for parameter in run.trained], weight
-            )
-
-        run.optimizer.register_step_post_hook(follow)
-        run.checkpoint.trained |= {f"mean {number}": mean for number, mean in enumerate(run.means)}
-
-    def of_the_means(function):
-        @torch.no_grad()
-        def changed(run, *arguments):
-            trained = [parameter.clone() for parameter in run.trained]
-            torch._foreach_copy_(run.trained, run.means)
-            try:
-                return function(run, *arguments)
-            finally:
-                torch._foreach_copy_(run.trained, trained)
-
-        return changed
-
-    after_set_up(alter)
-    train.evaluate, train.save_model = of_the_means(train.evaluate), of_the_means(train.save_model)
+def freeze(setup: train.Setup, modules: Iterable[nn.Module]) -> None:
+    for module in modules:
+        module.requires_grad_(False)
+    for group in setup.optimizer.param_groups:  # or several processes would add up their zeros
+        group["params"] = [p for p in group["params"] if p.requires_grad]
 
 
-def begin_at(directions) -> None:
-    """A and B begin as `directions` says, and W without their ΔW is frozen, so that nothing changes
-    at first.
+def classifier_alone(setup: train.Setup) -> None:
+    """The adapters are there, but B stays zero, so that they add nothing: what the frozen base
+    gives by itself."""
+    freeze(setup, [setup.model.bert])
+
+
+def freezing(setup: train.Setup, part: float) -> None:
+    """After such a part of the steps the lower half of the layers is trained no more, and gradients
+    end above them (after FreezeOut, Brock et al., 2017, arXiv:1706.04983)."""
+    layers = setup.model.bert.encoder.layer
+    lower = [setup.model.bert.embeddings, *layers[: len(layers) // 2]]
+    plain = train.train_step
+
+    def train_step(setup: train.Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
+        if step >= part * setup.steps:
+            freeze(setup, lower)
+        return plain(setup, rows, step)
+
+    train.train_step = train_step
+
+
+class GrowingSetup(train.Setup):
+    """In the second half of an epoch `factor` batches make one step."""
+
+    factor = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        plain = super().steps_per_epoch
+        first = plain // 2
+        return first + math.ceil((plain - first) / self.factor)
+
+
+def growing_batch(setup: train.Setup, factor: float) -> None:
+    """In the second half of the one epoch so many batches make one step (Smith et al., 2018,
+    arXiv:1711.00489)."""
+    factor = int(factor)
+    plain = train.plan_batches
+
+    def plan_batches(lengths: np.ndarray, *others) -> list[np.ndarray]:
+        plan = plain(lengths, *others)
+        half = len(plan) // 2
+        later = [plan[i : i + factor] for i in range(half, len(plan), factor)]
+        return [*plan[:half], *map(np.concatenate, later)]
+
+    train.plan_batches = plan_batches
+    setup.__class__ = GrowingSetup
+    setup.factor = factor
+
+
+# Where A and B begin.
+
+
+def lora_layers(model: nn.Module) -> list[LinearWithLoRA]:
+    return [module for module in model.modules() if isinstance(module, LinearWithLoRA)]
+
+
+def pissa(setup: train.Setup) -> None:
+    """A and B begin as W's largest singular directions (PiSSA, Meng et al., 2024,
+    arXiv:2404.02948)."""
+    starts = []
+    for layer in lora_layers(setup.model):
+        U, S, V = torch.linalg.svd(layer.linear.weight.float(), full_matrices=False)
+        R = len(layer.lora.lora_A.weight)
+        root = (S[:R] / layer.lora.scaling).sqrt()  # (R,)
+        starts.append((root[:, None] * V[:R], U[:, :R] * root))
+    begin_at(setup, starts)
+
+
+def lora_ga(setup: train.Setup, batches: float) -> None:
+    """A begins as the R largest singular directions of the gradient of W over so many batches, B as
+    the R next (LoRA-GA, Wang et al., 2024, arXiv:2407.05000, with its γ = 16)."""
+    starts = []
+    gradients = gradients_of_W(setup, int(batches))
+    for layer, gradient in zip(lora_layers(setup.model), gradients, strict=True):
+        U, _, V = torch.linalg.svd(gradient, full_matrices=False)
+        R = len(layer.lora.lora_A.weight)
+        if len(V) < 2 * R:
+            takes = f"lora_ga takes 2R directions, and a layer here has {len(V)}"
+            raise InputError(f"--rank {R}: {takes}")
+        scale = len(U) ** 0.25 / 16**0.5
+        starts.append((scale * V[:R], scale * U[:, R : 2 * R]))
+    begin_at(setup, starts)
+
+
+def gradients_of_W(setup: train.Setup, batches: int) -> list[Tensor]:
+    """Those of the layers beside which A and B stand, summed over the first batches."""
+    config = setup.config
+    weights = [layer.linear.weight.requires_grad_(True) for layer in lora_layers(setup.model)]
+    sums = [torch.zeros_like(W, dtype=torch.float32) for W in weights]
+    plan = train.plan_batches(setup.train_set.lengths, config.batch_size, config.seed, 0)
+    for rows in plan[:batches]:
+        *inputs, labels = make_batch(setup.train_set, rows)
+        with setup.placement.autocast:
+            logits = setup.model(*inputs).float()  # (B, C)
+        loss = setup.task.loss(logits, labels)
+        for total, gradient in zip(sums, torch.autograd.grad(loss, weights), strict=True):
+            total += gradient
+    for W in weights:
+        W.requires_grad_(False)
+    return sums
+
+
+@torch.no_grad()
+def begin_at(setup: train.Setup, starts: list[tuple[Tensor, Tensor]]) -> None:
+    """A (R, in) and B (out, R) of each layer begin so, and W without their ΔW is frozen: nothing
+    changes at first.
 
     What is saved is what was learned since, BA - B₀A₀: an adapter of rank 2R on the plain base, as
     PEFT makes of it. Take --dropout 0: what A reads is now a part of what the base itself says.
     """
-
-    @torch.no_grad()
-    def alter(run):
-        layers = [module for module in run.model.modules() if isinstance(module, LinearWithLoRA)]
-        run.begun = []
-        for layer, start in zip(layers, directions(run, layers), strict=True):
-            A, B = distributed.copied(list(start))
-            layer.lora.lora_A.weight.copy_(A)
-            layer.lora.lora_B.weight.copy_(B)
-            layer.linear.weight -= layer.lora.delta()
-            run.begun.append(
-                (layer.lora, layer.lora.lora_A.weight.clone(), layer.lora.lora_B.weight.clone())
-            )
+    begun = []
+    for layer, start in zip(lora_layers(setup.model), starts, strict=True):
+        A, B = parallel.broadcast_tensors([tensor.contiguous() for tensor in start])
+        layer.lora.lora_A.weight.copy_(A)
+        layer.lora.lora_B.weight.copy_(B)
+        layer.linear.weight -= layer.lora.delta()
+        begun.append((layer.lora, A, B))
 
     @contextlib.contextmanager
-    def on_the_plain_base(run):
-        linears = [linear for lora, *_ in run.begun for linear in (lora.lora_A, lora.lora_B)]
-        learned, settings = [linear.weight for linear in linears], run.model.lora_config
-        run.model.lora_config = settings | {
-            name: 2 * settings[name] for name in ("r", "lora_alpha")
-        }
-        for lora, A, B in run.begun:
-            lora.lora_A.weight = torch.nn.Parameter(torch.cat([lora.lora_A.weight, A]))  # (2R, in)
-            lora.lora_B.weight = torch.nn.Parameter(
-                torch.cat([lora.lora_B.weight, -B], 1)
-            )  # (out, 2R)
+    def on_the_plain_base(setup: train.Setup):
+        settings = setup.model.lora_config
+        doubled = {name: 2 * settings[name] for name in ("r", "lora_alpha")}
+        learned = [(lora.lora_A.weight, lora.lora_B.weight) for lora, _, _ in begun]
+        setup.model.lora_config = settings | doubled
+        for lora, A, B in begun:
+            both_A = torch.cat([lora.lora_A.weight, A])  # (2R, in)
+            both_B = torch.cat([lora.lora_B.weight, -B], 1)  # (out, 2R)
+            lora.lora_A.weight = nn.Parameter(both_A)
+            lora.lora_B.weight = nn.Parameter(both_B)
         try:
             yield
         finally:
-            run.model.lora_config = settings
-            for linear, weight in zip(linears, learned, strict=True):
-                linear.weight = weight
+            setup.model.lora_config = settings
+            for (lora, _, _), (A, B) in zip(begun, learned, strict=True):
+                lora.lora_A.weight = A
+                lora.lora_B.weight = B
 
-    save_model, model_card = train.save_model, train.report.model_card
-
-    def changed(run, folder):
-        with on_the_plain_base(run):
-            save_model(run, folder)
-
-    def card(config, *others):
-        return model_card(config, *others).replace(
-            "LoRA (rank", f"LoRA (saved as rank {2 * config.rank}; rank", 1
-        )
-
-    after_set_up(alter)
-    train.save_model, train.report.model_card = changed, card
+    run_inside(on_the_plain_base, "save_model")
 
 
-def pissa() -> None:
-    """A and B begin as W's largest singular directions (PiSSA, Meng et al., 2024,
-    arXiv:2404.02948)."""
-
-    def directions(run, layers):
-        for layer in layers:
-            U, S, V = torch.linalg.svd(layer.linear.weight.float(), full_matrices=False)
-            R, root = len(layer.lora.lora_A.weight), S.sqrt() / math.sqrt(layer.lora.scaling)
-            yield root[:R, None] * V[:R], U[:, :R] * root[:R]
-
-    begin_at(directions)
+# What is scored and kept.
 
 
-def lora_ga(batches: float) -> None:
-    """A begins as the R largest singular directions of the gradient of W over so many batches, B as
-    the R next (LoRA-GA, Wang et al., 2024, arXiv:2407.05000, with its γ = 16)."""
+def average(setup: train.Setup, memory: float) -> None:
+    """What is scored and kept is a mean of the weights, in which a step counts `memory` times as
+    much as the next one (an exponential moving average; Polyak & Juditsky, 1992); what is trained
+    is not changed by it."""
+    trained = [*setup.trained.values()]
+    checkpoint.run_tensors(setup.trained, setup.optimizer)  # begins AdamW's states
+    states = [setup.optimizer.state[parameter] for parameter in trained]
+    for parameter, state in zip(trained, states, strict=True):
+        state["mean"] = parameter.detach().clone()  # there a checkpoint keeps it too
 
-    def directions(run, layers):
-        weights = [layer.linear.weight.requires_grad_(True) for layer in layers]
-        gradients, faster.ENABLED = (
-            [0.0] * len(weights),
-            False,
-        )  # the faster forms have no gradient of W
-        plan = train.plan_batches(run.train.lengths, run.config.batch_size, run.config.seed, 0)
-        for rows in plan[: int(batches)]:
-            with torch.enable_grad():
-                loss = train.forward(run, run.train, rows)[0]
-            gradients = [
-                sum(pair)
-                for pair in zip(gradients, torch.autograd.grad(loss, weights), strict=True)
-            ]
-        faster.ENABLED = True
-        for layer, W, gradient in zip(layers, weights, gradients, strict=True):
-            W.requires_grad_(False)
-            U, _, V = torch.linalg.svd(gradient.float(), full_matrices=False)
-            R, scale = len(layer.lora.lora_A.weight), len(W) ** 0.25 / 16**0.5
-            if len(V) < 2 * R:
-                raise InputError(
-                    f"--rank {R}: lora_ga takes 2R directions, and a layer here has {len(V)}"
-                )
-            yield scale * V[:R], scale * U[:, R : 2 * R]
+    @torch.no_grad()
+    def follow(*_) -> None:
+        for parameter, state in zip(trained, states, strict=True):
+            weight = (1 / state["step"]).clamp(min=1 - memory)  # at first the plain mean
+            state["mean"].lerp_(parameter, weight)
 
-    begin_at(directions)
+    @contextlib.contextmanager
+    def with_the_means(setup: train.Setup):
+        now = [parameter.detach().clone() for parameter in trained]
+        copy(trained, [state["mean"] for state in states])
+        try:
+            yield
+        finally:
+            copy(trained, now)
+
+    setup.optimizer.register_step_post_hook(follow)
+    run_inside(with_the_means, "evaluate", "save_model")
 
 
-def classifier_alone() -> None:
-    """The adapters are there, but B stays zero, so that they add nothing: what the frozen base
-    gives by itself."""
-
-    def mark_only_the_classifier(model) -> None:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith("classifier."))
-
-    train.mark_only_lora_as_trainable = mark_only_the_classifier
+@torch.no_grad()
+def copy(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    torch._foreach_copy_(parameters, values)
 
 
-def growing_batch(factor: float) -> None:
-    """In the second half of the one epoch so many batches make one step (Smith et al., 2018,
-    arXiv:1711.00489)."""
-    plan_batches, factor, trained = train.plan_batches, int(factor), []
+def run_inside(context, *names: str) -> None:
+    """From here on the functions of train.py of these names run inside context(setup)."""
 
-    def note(run):
-        if run.config.epochs > 1:
-            raise InputError(
-                f"growing_batch is for one epoch, not for --epochs {run.config.epochs}"
-            )
-        trained.append(run.train.lengths)
+    def wrapped(function):
+        def inside(setup: train.Setup, *others):
+            with context(setup):
+                return function(setup, *others)
 
-    def changed(lengths, *others, **named):
-        plan = plan_batches(lengths, *others, **named)
-        if not any(lengths is those for those in trained):  # of an evaluation
-            return plan
-        half = len(plan) // 2
-        return plan[:half] + [
-            np.concatenate(plan[i : i + factor]) for i in range(half, len(plan), factor)
-        ]
+        return inside
 
-    def steps_per_epoch(run) -> int:
-        whole = math.ceil(len(run.train.lengths) / run.sentences_per_step)
-        return whole // 2 + math.ceil((whole - whole // 2) / factor)
-
-    after_set_up(note)
-    train.plan_batches, train.Run.steps_per_epoch = changed, property(steps_per_epoch)
+    for name in names:
+        setattr(train, name, wrapped(getattr(train, name)))
 
 
-def freezing(part: float) -> None:
-    """After such a part of the steps the lower half of the layers is trained no more, and gradients
-    end above them (after FreezeOut, Brock et al., 2017, arXiv:1706.04983)."""
-    train_step = train.train_step
+# The words.
 
-    def changed(run, rows):
-        if run.progress.step >= part * run.steps:
-            layers = run.model.bert.encoder.layer
-            for still in (run.model.bert.embeddings, layers[: len(layers) // 2]):
-                still.requires_grad_(False)
-            for group in (
-                run.optimizer.param_groups
-            ):  # several processes give frozen ones gradients too, of zeros
-                group["params"] = [
-                    parameter for parameter in group["params"] if parameter.requires_grad
-                ]
-        return train_step(run, rows)
-
-    train.train_step = changed
-
-
-WHOLE = ("a whole number from 1 on", lambda value: value >= 1 and value == int(value))
-PART = ("above 0 and at most 1", lambda value: 0 < value <= 1)
-IDEAS = {  # in the order in which they change train.py; and which numbers they take
-    "loraplus_lr_ratio": (loraplus_lr_ratio, ABOVE_0),
-    "adam_beta2": (adam_beta2, BELOW_1),
-    "cosine": (cosine, None),
-    "stable": (stable, PART),
-    "label_smoothing": (label_smoothing, BELOW_1),
-    "base_dropout": (base_dropout, BELOW_1),
-    "pissa": (pissa, None),
-    "lora_ga": (lora_ga, WHOLE),
-    "classifier_alone": (classifier_alone, None),
-    "growing_batch": (growing_batch, WHOLE),
-    "freezing": (freezing, FRACTION),
-    "average": (average, BELOW_1),  # after those that change what is saved
+POSITIVE = {"above": 0}
+BELOW_1 = {"at_least": 0, "below": 1}
+PART = {"above": 0, "at_most": 1}
+FROM_1 = {"at_least": 1}
+IDEAS = {  # in the order in which they are applied; and the limits of their numbers
+    loraplus_lr_ratio: POSITIVE,
+    adam_beta2: BELOW_1,
+    cosine: None,
+    stable: PART,
+    label_smoothing: BELOW_1,
+    base_dropout: BELOW_1,
+    pissa: None,
+    lora_ga: FROM_1,
+    classifier_alone: None,
+    growing_batch: FROM_1,
+    freezing: {"at_least": 0, "at_most": 1},
+    average: BELOW_1,  # after those that change what is saved
 }
+FUNCTIONS = {function.__name__: function for function in IDEAS}
+WHOLE_NUMBERS = {"lora_ga", "growing_batch"}
 OF_FRESH_ADAPTERS = {"pissa", "lora_ga", "classifier_alone"}
 OF_ADAPTERS = OF_FRESH_ADAPTERS | {"loraplus_lr_ratio"}
-AT_ODDS = [{"cosine", "stable"}, OF_FRESH_ADAPTERS]
-AT_ODDS += [{"classifier_alone", "loraplus_lr_ratio"}, {"classifier_alone", "freezing"}]
+AT_ODDS = [
+    {"cosine", "stable"},
+    OF_FRESH_ADAPTERS,
+    {"classifier_alone", "loraplus_lr_ratio"},
+    {"classifier_alone", "freezing"},
+]
 
 
-def parsed(words: list[str], rank: int = 8, init_adapter: str = "") -> dict[str, list[float]]:
+def parse(words: str) -> dict[str, list[float]]:
     """The ideas that the words name, each with its number, or none, in the order of IDEAS.
 
-    Raises InputError for a word that is none of them, and for ideas that a run with such adapters
-    cannot have.
+    Raises InputError for a word that is none of them.
     """
     found = {}
-    for name, _, number in (word.partition("=") for word in words):
-        if name not in IDEAS:
-            raise InputError(f"{name}: none of the ideas, which are {', '.join(IDEAS)}")
+    for word in words.split():
+        name, _, number = word.partition("=")
+        if name not in FUNCTIONS:
+            raise InputError(f"{name}: none of the ideas, which are {', '.join(FUNCTIONS)}")
         if name in found:
             raise InputError(f"{name} is given twice; keep one of the two")
-        allowed = IDEAS[name][1]
-        try:
-            found[name] = [float(number)] if number else []
-            right = allowed[1](*found[name]) if allowed else not number
-        except (TypeError, ValueError, OverflowError):
-            right = False
-        if not right:
-            wanted = (
-                f"takes a number, {name}=NUMBER, {allowed[0]}" if allowed else "takes no number"
-            )
-            raise InputError(f"{name}{'=' * bool(number)}{number}: {name} {wanted}")
-    for some in AT_ODDS:
-        if len(both := sorted(some & found.keys())) > 1:
+        found[name] = parse_number(word, name, number)
+    return {name: found[name] for name in FUNCTIONS if name in found}
+
+
+def parse_number(word: str, name: str, text: str) -> list[float]:
+    limits = IDEAS[FUNCTIONS[name]]
+    if limits is None:
+        if text:
+            raise InputError(f"{word}: {name} takes no number")
+        return []
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    fits = [LIMITS[limit](number, bound) for limit, bound in limits.items()]
+    is_whole = name not in WHOLE_NUMBERS or number % 1 == 0
+    if not math.isfinite(number) or not all(fits) or not is_whole:
+        kind = "a whole number" if name in WHOLE_NUMBERS else "a number"
+        bounds = [f"{limit.replace('_', ' ')} {bound}" for limit, bound in limits.items()]
+        takes = f"{name} takes {kind}, {name}=NUMBER, {' and '.join(bounds)}"
+        raise InputError(f"{word}: {takes}")
+    return [number]
+
+
+def spell(found: dict[str, list[float]]) -> str:
+    """The words of such ideas, always the same ones."""
+    words = []
+    for name, numbers in found.items():
+        spelled = [repr(number).removesuffix(".0") for number in numbers]
+        words.append("=".join([name, *spelled]))
+    return " ".join(words)
+
+
+def refuse_unfit(found: dict[str, list[float]], config: train.Config) -> None:
+    """Raises InputError for ideas that do not go with each other, or with the other options."""
+    for group in AT_ODDS:
+        both = sorted(group & found.keys())
+        if len(both) > 1:
             raise InputError(f"{' and '.join(both)} are at odds; take one")
     for name in sorted(OF_ADAPTERS & found.keys()):
-        if not rank:
+        if not config.rank:
             raise InputError(f"{name}: nothing to do without adapters, as with --rank 0")
-        if init_adapter and name in OF_FRESH_ADAPTERS:
+        if config.init_adapter and name in OF_FRESH_ADAPTERS:
             raise InputError(f"{name} begins with fresh adapters; leave out --init-adapter")
-    return {name: found[name] for name in IDEAS if name in found}
+    if "growing_batch" in found and config.epochs > 1:
+        raise InputError(f"growing_batch is for one epoch, not for --epochs {config.epochs}")
 
 
-def spelled(found: dict[str, list[float]]) -> list[str]:
-    """The words of such ideas, always the same ones."""
-    return [
-        "=".join([name, *(repr(number).removesuffix(".0") for number in numbers)])
-        for name, numbers in found.items()
-    ]
+# The program.
 
 
-def take(words: list[str]) -> None:
-    """Changes train.py by each word, NAME or NAME=NUMBER. Raises InputError for one that is not
-    so."""
-    for name, numbers in parsed(words).items():
-        IDEAS[name][0](*numbers)
-    set_up = train.set_up
+@dataclass
+class Config(train.Config):
+    """train.py's options, and the ideas."""
 
-    def checked(config, *others):
-        parsed(words, config.rank, config.init_adapter)
-        return set_up(config, *others)
+    ideas: str = option("", f"NAME or NAME=NUMBER, with spaces between: {', '.join(FUNCTIONS)}")
 
-    train.set_up = checked
-
-
-def sign(words: list[str]) -> None:
-    """Everything that names a run's command, and what decides whether a run is the same, has the
-    words in it."""
-    said, options, console = " ".join(words), train.options, train.console
-    identity, again, card = options.identity, console.command_to_resume, train.report.model_card
-    write_options = train.run_folder.write_options
-    options.identity = lambda *given: identity(*given) | {"ideas": words}
-    console.command_to_resume = lambda out: again(out).replace(" --resume", f" {said} --resume", 1)
-    ours = f"python experiments/ideas.py {said}"
-    train.report.model_card = lambda *given: card(*given).replace(
-        "    python train.py", f"    {ours}", 1
-    )
-
-    def noted(chosen):
-        write_options(chosen)
-        if distributed.is_first():
-            path = Path(chosen["out"]) / train.run_folder.OPTIONS
-            write_text(path, f"{NOTE}{said}\n{path.read_text(encoding='utf-8')}")
-
-    train.run_folder.write_options = noted
+    def __post_init__(self):
+        super().__post_init__()
+        found = parse(self.ideas)
+        refuse_unfit(found, self)
+        self.ideas = spell(found)
 
 
-NOTE = "# Without these words it is another run: python experiments/ideas.py "
+plain_set_up = train.set_up
+plain_save_model = train.save_model
 
 
-def words_of(folder: Path) -> str:
-    """The ideas of the run in a folder, as its config.toml notes them."""
-    head = (folder / train.run_folder.OPTIONS).read_text(encoding="utf-8").partition("\n")[0]
-    return head.removeprefix(NOTE) if head.startswith(NOTE) else ""
+def set_up(config: Config, rewrite=None) -> train.Setup:
+    """train.set_up, and then each idea."""
+    setup = plain_set_up(config, rewrite)
+    for name, number in parse(config.ideas).items():
+        FUNCTIONS[name](setup, *number)
+    return setup
+
+
+def save_model(setup: train.Setup, run, folder: Path) -> None:
+    """train.save_model, and then the card says what is so of this program alone."""
+    plain_save_model(setup, run, folder)
+    if not parallel.is_first():
+        return
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8")
+    text = text.replace("    python train.py", "    python experiments/ideas.py", 1)
+    rank = setup.config.rank
+    saved_rank = setup.model.lora_config["r"] if rank else 0
+    if saved_rank != rank:
+        text = text.replace("LoRA (rank", f"LoRA (saved as rank {saved_rank}; rank", 1)
+    files.write_text(card, text)
 
 
 def main() -> None:
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
-    del sys.argv[1 : 1 + len(words)]
-    if {"-h", "--help"} & set(sys.argv):
-        for name, (function, allowed) in IDEAS.items():
-            print(f"{name}{'=NUMBER' * bool(allowed)}: {' '.join(function.__doc__.split())}\n")
-    take(words)
+    words = [*itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:])]
     if words:
-        sign(spelled(parsed(words)))
+        sys.argv[1 : 1 + len(words)] = [f"--ideas={' '.join(words)}"]
+    train.Config = Config
+    train.set_up = set_up
+    train.save_model = save_model
     train.main()
 
 

@@ -1,24 +1,27 @@
 """Errors in one line: what a user reads when a file, a flag or a folder cannot be used."""
 
+import codecs
 import contextlib
 import errno
 import io
+import json
 import os
 import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
-# JSON's escapes of the control characters, which could steer a terminal.
+# Control characters, which could steer a terminal, as JSON writes them.
 ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
-ESCAPES_IN_LINES = {code: text for code, text in ESCAPES.items() if chr(code) not in "\t\n"}
+ESCAPES_IN_LINES = ESCAPES | {ord("\t"): "\t", ord("\n"): "\n"}
 # What CUDA and MPS, the CPU's allocator, C++, PyTorch, oneDNN, the loader and OpenMP say.
 OUT_OF_MEMORY = (
     "(?i)out of memory|allocate memory|bad_alloc|size calculation overflowed"
     "|could not create a primitive|failed to map segment|failed to launch worker thread"
 )
+shared_store: Any = None  # in it torchrun's processes count; set by parallel.start
 
 
 class InputError(ValueError):
@@ -42,11 +45,6 @@ def listing(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def plain(text: str) -> str:
-    """The text in one line, its control characters as JSON writes them: \\u001b."""
-    return text.translate(ESCAPES)
-
-
 @contextlib.contextmanager
 def reading(path: str | Path):
     """Around the reading of a user's file: InputError names the file, whatever a library raises.
@@ -67,21 +65,23 @@ def reading(path: str | Path):
         raise InputError(f"{file}: cannot be read ({reason})") from error
 
 
+def plain(text: str) -> str:
+    """The text in one line that no terminal obeys: its control characters become \\u001b."""
+    return text.translate(ESCAPES)
+
+
 def say(text: str) -> None:
     """Prints lines that a terminal can bear. A run outlives its output: nothing is raised."""
     with contextlib.suppress(OSError):
         print(text.translate(ESCAPES_IN_LINES))
-    flush(sys.stdout)
 
 
-def flush(stream: TextIO | None) -> None:
-    """Writes what is left in a stream; where nobody takes it, the rest goes nowhere."""
-    if stream is None:
-        return
-    try:
-        stream.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def escape_as_json(error):
+    """What a stream's encoding lacks becomes \\u7d20, so that printed JSON stays JSON."""
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error("escape_as_json", escape_as_json)
 
 
 def run_main(main) -> None:
@@ -89,9 +89,9 @@ def run_main(main) -> None:
 
     A reader of the output that leaves early (head, less) ends the program quietly, with 0.
     """
-    for stream in sys.stdout, sys.stderr:
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    for stream in streams:
+        stream.reconfigure(errors="escape_as_json", line_buffering=True)
     status = 0
     try:
         main()
@@ -104,8 +104,11 @@ def run_main(main) -> None:
     except BaseException as error:  # not Exception: a panic in Rust is none
         status = 2
         complain(error)
-    flush(sys.stdout)
-    flush(sys.stderr)
+    for stream in streams:
+        try:
+            stream.flush()
+        except OSError:  # nobody takes the rest
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if os.environ.get("WORLD_SIZE", "1") != "1":
         # On their usual way out torchrun's processes abort now and then (PyTorch 2.13).
         os._exit(status)
@@ -114,11 +117,17 @@ def run_main(main) -> None:
 
 
 def complain(error: BaseException) -> None:
-    """Prints the one line that says what went wrong; BERT_LORA_DEBUG=1 shows before it where."""
+    """Prints what went wrong in one line, which of several processes the first one prints.
+
+    BERT_LORA_DEBUG=1 shows the traceback before it.
+    """
+    line = plain(" ".join(explain(error).splitlines()))
+    with contextlib.suppress(Exception):  # the store may be lost
+        if shared_store and shared_store.add(line, 1) > 1:
+            return
     with contextlib.suppress(OSError):
         if os.environ.get("BERT_LORA_DEBUG"):
             traceback.print_exception(error)
-        line = plain(" ".join(explain(error).splitlines()))
         print(f"error: {line}\n", end="", file=sys.stderr)  # in one piece
 
 

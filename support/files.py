@@ -13,27 +13,26 @@ from support.errors import InputError, reading
 
 @contextlib.contextmanager
 def written_whole(path: str | Path, new: bool = False):
-    """Yields a temporary path; what the block writes there replaces `path`, or nothing does."""
+    """Yields a temporary path; the file or folder that the block makes there becomes `path`.
+
+    It replaces what was at `path`; for a `new` one there must be nothing, or InputError is raised.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
+    if new:
+        refuse_existing(path)
     remove(temporary)  # a killed process left it, or it is a link, which would be written through
     try:
         yield temporary
-        sync(temporary)
+        for file in [temporary, *temporary.rglob("*")]:
+            if file.is_file():
+                with open(file, "r+b") as opened:  # Windows syncs no file that is open to read
+                    os.fsync(opened.fileno())
         if new:
             refuse_existing(path)
         os.replace(temporary, path)
     finally:
         remove(temporary)
-
-
-def written_new(path: str | Path):
-    """The same for a path that must not exist: a file, or a folder that the block makes and fills.
-
-    Raises InputError if there is something at `path`, or comes there during the block.
-    """
-    refuse_existing(path)
-    return written_whole(path, new=True)
 
 
 def refuse_existing(path: str | Path) -> None:
@@ -42,17 +41,8 @@ def refuse_existing(path: str | Path) -> None:
 
 
 def remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+    shutil.rmtree(path, ignore_errors=True)  # which a link or a file survives
     path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Waits until the file, or each file in the folder, is on the disk."""
-    for file in [path, *path.rglob("*")]:
-        if file.is_file():
-            with open(file, "r+b") as opened:  # Windows syncs no file that is open to read
-                os.fsync(opened.fileno())
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -67,24 +57,12 @@ def write_json(path: str | Path, values: dict) -> None:
 def read_json(path: str | Path) -> dict:
     """The object in a JSON file. Raises InputError for anything else."""
     with reading(path):
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a JSON {type(values).__name__}, expected an object")
-    return values
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
-@contextlib.contextmanager
-def locked(path: str | Path):
-    """Raises InputError if another process is in such a block for this folder or file.
-
-    The lock is .lock in the folder, or .NAME.lock beside the file; it ends with the process.
-    """
-    path = Path(path)
-    lock = FileLock(path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock"))
+def locked(folder: Path):
+    """A context in which no other process is for this folder. Raises InputError if one is."""
     try:
-        held = lock.acquire(blocking=False)
+        return FileLock(folder / ".lock").acquire(blocking=False)
     except Timeout:
-        raise InputError(f"{path}: another process is writing there; wait for it") from None
-    with held:
-        yield
+        raise InputError(f"{folder}: another process is writing there; wait for it") from None

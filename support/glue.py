@@ -19,12 +19,7 @@ TASKS = {
 }
 STSB_RANGE = (0, 5)
 
-BINARY_METRICS = ["f1", "matthews_correlation"]  # of the classes 0 and 1
-CLASS_METRICS = ["accuracy", *BINARY_METRICS]
-NUMBER_METRICS = ["pearson", "spearman"]
-METRICS = [*CLASS_METRICS, *NUMBER_METRICS]
-
-# Of a table the first whose columns are all there; pairs first, as QNLI has a "sentence" too.
+# Of another table the first whose columns are all there; pairs first, as QNLI has a "sentence" too.
 TEXT_COLUMNS = [
     ["sentence1", "sentence2"],
     ["question1", "question2"],
@@ -51,56 +46,34 @@ def usual_metric(names: list[str]) -> str:
     return "accuracy"
 
 
-def text_columns(own: list[str]) -> list[list[str]]:
-    """Where texts may stand: in a task's `own` columns, or in as many others; or in any."""
-    if not own:
-        return TEXT_COLUMNS
-    others = [columns for columns in TEXT_COLUMNS if len(columns) == len(own)]
-    return [own, *others]
+# Metrics, of predicted and true classes (N,) or numbers (N,).
 
 
-def class_scores(
-    predicted: np.ndarray, labels: np.ndarray, metric: str, names: list[str]
-) -> dict[str, float]:
-    """The accuracy of classes (N,), and f1 and Matthews' correlation as far as GLUE reports them.
-
-    That is: where one is the `metric`, or that of the task with classes of these `names`.
-    """
-    reported = [metric, usual_metric(names)]
-    scores = {"accuracy": float(np.mean(predicted == labels))}
-    if "f1" in reported:
-        is_one = labels == 1
-        said_one = predicted == 1
-        ones = is_one.sum() + said_one.sum()
-        scores["f1"] = float(2 * (is_one & said_one).sum() / max(1, ones))
-    if "matthews_correlation" in reported:  # of two classes it is Pearson's, of 0 and 1
-        scores["matthews_correlation"] = pearson(predicted, labels)
-    return scores
+def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean(predicted == labels))
 
 
-def number_scores(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The correlations of numbers (N,): Pearson's, and Spearman's, which is that of their ranks."""
-    return {
-        "pearson": pearson(predicted, labels),
-        "spearman": pearson(ranks(predicted), ranks(labels)),
-    }
+def f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of class 1, of classes 0 and 1."""
+    ones = predicted.sum() + labels.sum()
+    return float(2 * (predicted * labels).sum() / max(1, ones))
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's correlation of x (N,) and y (N,), and 0 where one of them is constant.
+    """Pearson's correlation, which of classes 0 and 1 is Matthews'; 0 where one is constant.
 
     There it is not defined, and scipy says NaN. But NaN is neither better nor worse than a score,
     and a model that always says the same is worth what Matthews gives it, 0.
     """
-    x = x.astype(np.float64)
-    y = y.astype(np.float64)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
     with np.errstate(invalid="ignore"):  # infinite predictions give NaN
-        x = x - x.mean()
-        y = y - y.mean()
-        cosine = (x / np.linalg.norm(x)) @ (y / np.linalg.norm(y))
-    return float(np.clip(cosine, -1, 1))
+        return float(np.corrcoef(x, y)[0, 1])
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's correlation: Pearson's of the ranks."""
+    return pearson(ranks(x), ranks(y))
 
 
 def ranks(x: np.ndarray) -> np.ndarray:
@@ -108,3 +81,8 @@ def ranks(x: np.ndarray) -> np.ndarray:
     _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[place]
+
+
+CLASS_METRICS = {"accuracy": accuracy, "f1": f1, "matthews_correlation": pearson}
+NUMBER_METRICS = {"pearson": pearson, "spearman": spearman}
+METRICS = CLASS_METRICS | NUMBER_METRICS

@@ -4,76 +4,48 @@ What is checked saves a user from a silent mistake. Which classes there are is d
 the training split.
 """
 
+import math
 import unicodedata
-from dataclasses import replace
-from itertools import compress
-from pathlib import Path
-from typing import NoReturn
+from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from support.errors import InputError, listing, reading
+from support.errors import InputError, listing
 from support.tables import Rows
 
-MISSING = {"na", "n/a", "nan", "nil", "none", "null", "?", "-", "--", ".", -1}
-UNLABELLED = "(GLUE marks rows without a label by -1)"
-Label = int | float | str
+MISSING = {"na", "n/a", "nan", "nil", "none", "null", "?", "-", "--", ".", "-1"}
 
 
-def read_labels(rows: Rows) -> list[Label]:
-    """The labels (N,) of the rows. Raises InputError for a row without one."""
-    with reading(rows.path):  # a list, for one, is no label
-        different = dict.fromkeys(rows.labels)
-    forms: dict = {value: as_label(value) for value in different}
-    labels = [forms[value] for value in rows.labels]
-    if None in labels:
-        raise InputError(f"{rows.place(labels.index(None))} has no label; remove the row")
-    return labels
-
-
-def as_label(value) -> Label | None:
-    """A value of a table: 1.0 is 1, and True is "true"; None where there is no label."""
-    if value is None or value != value or not str(value).strip():
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, (int, float)):
-        return value
-    return str(value)
-
-
-def parse_number(label: Label) -> float | None:
-    """The number that a label is; None of a name, of infinity, and of 1_000, which Python reads."""
+def parse_number(label) -> float:
+    """The number that a label is; NaN of a name, of infinity, and of 1_000, which Python reads."""
+    text = str(label)
     try:
-        number = float(label)
-    except (ValueError, OverflowError):
-        return None
-    return number if abs(number) <= 1e15 and "_" not in str(label) else None
+        number = float(text)
+    except ValueError:
+        return math.nan
+    return number if abs(number) <= 1e15 and "_" not in text else math.nan
 
 
-def canonical(label: Label) -> int | str:
+def canonical(label) -> int | str:
     """The label, as a whole number if it is one, written as 1, +1 or 1.0."""
     number = parse_number(label)
-    if number is None or number != int(number):
-        return str(label)
-    return int(number)
+    return int(number) if number % 1 == 0 else str(label)
 
 
-def visible_form(label: Label) -> int | str:
-    """What a reader sees: one case, one width, one kind of space, and no marks without width."""
-    text = unicodedata.normalize("NFKC", str(label))
-    words = text.casefold().split()
-    text = "".join(c for c in " ".join(words) if c.isprintable())
-    return canonical(text)
+def refusal(rows: Rows, label, why: str) -> InputError:
+    """The error that names the first row with the label."""
+    row = rows.labels.index(label) + 1
+    return InputError(f"{rows.source}: row {row} has the label {label!r:.40}, {why}")
 
 
-def refuse(rows: Rows, label: Label, why: str) -> NoReturn:
-    """Raises InputError that names the first row with the label."""
-    row = read_labels(rows).index(label)
-    raise InputError(f"{rows.place(row)} has the label {label!r:.40}, {why}")
+def look_up(rows: Rows, numbers: dict, expected: str) -> np.ndarray:
+    """The numbers (N,) of the labels, by their canonical form. Raises InputError for another."""
+    found = {}
+    for label in dict.fromkeys(rows.labels):
+        found[label] = numbers.get(canonical(label))
+        if found[label] is None:
+            raise refusal(rows, label, f"expected {expected}")
+    return np.array([found[label] for label in rows.labels])
 
 
 class ClassLabels:
@@ -84,159 +56,96 @@ class ClassLabels:
     InputError where it is not clear what is meant.
     """
 
-    def __init__(self, train: Rows, names: list[str], usual_names: list[str]):
-        self.train = train
-        self.are_given = bool(names)
-        labels = list(dict.fromkeys(read_labels(train)))  # the different ones
-        keys = {canonical(label) for label in labels}
-        if len(keys) < 2:
-            refuse(train, labels[0], "as all others; there is nothing to learn")
-        if not names:
-            refuse_unlikely(train, labels)
-            names = train.class_names or usual_names or found_names(train, labels)
-        self.names = names
-        self.numbers: dict[int | str, int] = {}
-        for number, name in enumerate(names):
-            self.numbers[canonical(name)] = number
-        if len(self.numbers) < len(names) or "" in map(str.strip, names):
-            raise InputError(f"the classes {listing(names)}: each needs a name of its own")
+    def __init__(self, train: Rows, given: list[str], usual: list[str]):
+        labels = {canonical(label): label for label in dict.fromkeys(train.labels)}
+        if len(labels) == 1:
+            raise refusal(train, train.labels[0], "as all others; there is nothing to learn")
+        self.are_given = bool(given)
+        self.names = given or train.class_names or usual or found_names(train, labels)
+        self.numbers = {canonical(name): number for number, name in enumerate(self.names)}
+        if len(self.numbers) < len(self.names) or "" in map(str.strip, self.names):
+            raise InputError(f"the classes {listing(self.names)}: each needs a name of its own")
         # Numbers are indices of the names that a file tells, also of names such as "2".
-        are_indices = train.class_names and not self.are_given
-        if are_indices or not keys <= self.numbers.keys():
-            self.numbers = {number: number for number in range(len(names))}
+        are_indices = train.class_names and not given
+        if are_indices or not labels.keys() <= self.numbers.keys():
+            self.numbers = {number: number for number in range(len(self.names))}
 
     def read(self, rows: Rows) -> np.ndarray:
         """The classes (N,) of the rows, int64. Raises InputError for a label that is none."""
         if rows.class_names not in ([], self.names) and not self.are_given:
-            theirs = listing(rows.class_names)
-            ours = listing(self.names)
-            raise InputError(f"{rows.path}: names the classes {theirs}, the training split {ours}")
-        labels = read_labels(rows)
-        classes = {}
-        for label in dict.fromkeys(labels):
-            classes[label] = self.numbers.get(canonical(label))
-            if classes[label] is None:
-                refuse(rows, label, self.expected(rows))
-        return np.array([classes[label] for label in labels], dtype=np.int64)
-
-    def expected(self, rows: Rows) -> str:
+            names = listing(rows.class_names)
+            raise InputError(f"{rows.source}: names the classes {names}, the training split others")
         names = listing([str(name) for name in self.numbers])
-        found = {str(label) for label in read_labels(rows)}
-        expected = f"expected one of {names}"
-        if "-1" in found:
-            return f"{expected} {UNLABELLED}"
-        if rows is not self.train:
-            return f"{expected}, as in the training split"
-        if len(found) > 10:
-            return expected
-        return f"{expected}; --label-names={','.join(sorted(found))} takes these as names"
+        expected = f"one of {names}; --label-names says which classes there are"
+        return look_up(rows, self.numbers, expected)
 
-    def check_held_out(self, kept: np.ndarray, held: np.ndarray, path: Path) -> None:
+    def check_held_out(self, kept: np.ndarray, held: np.ndarray) -> None:
         """Raises InputError if a class has been held out whole."""
         missing = np.setdiff1d(held, kept)
         if len(missing):
             rare = f"the few rows of the class {self.names[missing[0]]!r:.40} are all held out"
-            raise InputError(f"{path}: {rare}; add rows of it, or drop it")
+            raise InputError(f"{rare}; add rows of it, or drop it")
 
 
-def refuse_unlikely(train: Rows, labels: list[Label]) -> None:
-    """Raises InputError for labels that may be quantities, or stand in another column."""
-    fractions = [label for label in labels if isinstance(canonical(label), str)]
-    if fractions and None not in map(parse_number, labels):
+def found_names(train: Rows, labels: dict) -> list[str]:
+    """The labels, by their canonical form, as names; or LABEL_0, LABEL_1, … if they are numbers.
+
+    Raises InputError for quantities, for what is no column of labels, and for look-alikes.
+    """
+    if len(labels) > max(20, len(train.labels) / 2):
+        many = f"{len(labels)} different labels in {len(train.labels)} rows"
+        raise InputError(f"{train.source}: {many}; is that their column?")
+    words = [label for form, label in labels.items() if isinstance(form, str)]
+    if not words:
+        return [f"LABEL_{number}" for number in range(len(labels))]
+    if not any(math.isnan(parse_number(label)) for label in words):
         regression = "--metric pearson trains a regression on such numbers"
         names = "--label-names takes them as names"
-        refuse(train, fractions[0], f"a number that is not whole: {regression}, {names}")
-    count = len(train.labels)
-    if len(labels) > max(20, count / 2):
-        many = f"{len(labels)} different labels in {count} rows"
-        raise InputError(f"{train.path}: {many}; is that their column?")
+        raise refusal(train, words[0], f"a number that is not whole: {regression}, {names}")
+    seen = set(MISSING) if len(words) < len(labels) else set()
+    for label in labels.values():
+        text = unicodedata.normalize("NFKC", label).casefold()
+        form = " ".join(text.split())
+        if form in seen:
+            problem = "which looks like another, or like none"
+            raise refusal(train, label, f"{problem}; mend it, or name the classes by --label-names")
+        seen.add(form)
+    return sorted(labels.values())
 
 
-def found_names(train: Rows, labels: list[Label]) -> list[str]:
-    """The labels as names, or LABEL_0, LABEL_1, … if they are numbers.
-
-    Raises InputError for names that look the same, and for a word that says that there is none.
-    """
-    keys = {canonical(label) for label in labels}
-    numbers = {key for key in keys if isinstance(key, int)}
-    if numbers == keys:
-        return [f"LABEL_{number}" for number in range(len(keys))]
-    outright = "or name the classes outright by --label-names"
-    forms = {}
-    for label in labels:
-        form = visible_form(label)
-        other = forms.setdefault(form, label)
-        if other != label:
-            refuse(train, label, f"others {other!r:.40}; make them the same, {outright}")
-        if numbers and form in MISSING:
-            refuse(train, label, f"among others; remove the row, {outright}")
-    return sorted(map(str, labels))
-
-
+@dataclass
 class NumberLabels:
-    """The numbers of a regression, from `low` to `high`."""
+    """The numbers of a regression."""
 
-    def __init__(self, low: float, high: float):
-        self.low = low
-        self.high = high
+    low: float
+    high: float
 
     def read(self, rows: Rows) -> np.ndarray:
         """The numbers (N,) of the rows, float32. Raises InputError for a label that is none."""
-        if rows.class_names:
-            names = listing(rows.class_names)
-            raise InputError(f"{rows.path}: names the classes {names}; a regression is on numbers")
-        labels = read_labels(rows)
-        numbers = []
-        for label in labels:
+        numbers = {}
+        for label in dict.fromkeys(rows.labels):
             number = parse_number(label)
-            if number is None:
-                refuse(rows, label, "expected a number, as of any regression")
-            if not self.low <= number <= self.high:
-                limits = f"expected one from {self.low:g} to {self.high:g}, as of STS-B"
-                hint = UNLABELLED if number == -1 else ""
-                refuse(rows, label, f"{limits} {hint}; --metric pearson takes any number")
-            numbers.append(number)
-        if len(set(numbers)) < 2:
-            refuse(rows, labels[0], "as all others; nothing can be compared")
-        return np.array(numbers, dtype=np.float32)
+            if self.low <= number <= self.high:
+                numbers[canonical(label)] = number
+        expected = f"a number from {self.low:g} to {self.high:g}"
+        labels = look_up(rows, numbers, expected)
+        self.check_held_out(labels, labels)
+        return labels.astype(np.float32)
 
-    def check_held_out(self, kept: np.ndarray, held: np.ndarray, path: Path) -> None:
+    def check_held_out(self, kept: np.ndarray, held: np.ndarray) -> None:
         """Raises InputError if one of the two parts has the same label everywhere."""
         if np.ptp(kept) == 0 or np.ptp(held) == 0:
-            problem = "all rows held out, or all others, have the same label"
-            raise InputError(f"{path}: {problem}; add rows with others")
+            raise InputError("all labels of a regression are the same, of training or validation")
 
 
-def hold_out(split, tokenizer: Tokenizer | None, path: Path) -> tuple:
-    """A split (data.Split) as one to train on and one to validate on.
+def hold_out(keys: list) -> np.ndarray:
+    """Whether each of N rows is held out (N,): a tenth of the different keys, always the same.
 
-    A tenth of the different texts is held out, always the same ones; no text stands on both
-    sides. With a tokenizer texts of the same tokens count as one, as a model sees no more of them:
-    no upper case, no spaces, nothing that is cut off.
+    Raises InputError if there are less than two.
     """
-    keys = token_keys(split.texts, tokenizer) if tokenizer else split.texts
     different = list(dict.fromkeys(keys))
     if len(different) < 2:
-        raise InputError(f"{path}: needs two different texts at least, one of them to validate on")
+        raise InputError("needs two different texts at least, one of them to validate on")
     order = np.random.default_rng(0).permutation(len(different))
-    chosen = order[: len(different) // 10 or 1]
-    held = {different[number] for number in chosen}
-    is_held = np.array([key in held for key in keys])  # (N,)
-    parts = []
-    for mask in ~is_held, is_held:
-        texts = list(compress(split.texts, mask))
-        parts.append(replace(split, texts=texts, labels=split.labels[mask]))
-    return tuple(parts)
-
-
-def token_keys(texts: list[tuple[str, ...]], tokenizer: Tokenizer) -> list[bytes]:
-    """The tokens of each text, as bytes."""
-    keys = []
-    for start in range(0, len(texts), 4096):  # in pieces: encodings are large
-        piece = texts[start : start + 4096]
-        if len(piece[0]) == 1:
-            piece = [text for (text,) in piece]
-        for encoding in tokenizer.encode_batch_fast(piece):
-            ids = np.array(encoding.ids, dtype=np.int32)
-            keys.append(ids.tobytes())
-    return keys
+    held = {different[number] for number in order[: len(different) // 10 or 1]}
+    return np.array([key in held for key in keys])

@@ -4,18 +4,22 @@ Its field `batch_size: int = option(32, "sentences in a batch", at_least=1)` is 
 """
 
 import argparse
-import difflib
 import json
 import math
+import operator
 import tomllib
 from dataclasses import field, fields
-from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any
 
 from support.errors import InputError, reading
 
-LIMITS = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
+LIMITS = {
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "at_most": operator.le,
+    "below": operator.lt,
+}
 
 
 def option(default, help: str, *, choices=None, also="", decides=True, **limits):
@@ -30,32 +34,28 @@ def option(default, help: str, *, choices=None, also="", decides=True, **limits)
 def check(config) -> None:
     """Makes whole numbers floats in a field of floats. Raises InputError for a wrong value."""
     for f in fields(config):
-        assert isinstance(f.type, type)
         value = getattr(config, f.name)
-        problem = f"{flag(f.name)} {str(value) or repr(value):.80} is not"
-        if type(value) is int and abs(value) >= 2**63:
-            raise InputError(f"{problem} a number of 64 bits")
         if f.type is float and type(value) is int:
             value = float(value)
             setattr(config, f.name, value)
-        if type(value) is not f.type:
-            raise InputError(f"{problem} of type {f.type.__name__}")
-        if f.type is float and not math.isfinite(value):
-            raise InputError(f"{problem} a finite number")
-        choices = f.metadata["choices"]
-        if choices and value not in choices:
-            raise InputError(f"{problem} one of {', '.join(filter(None, choices))}")
-        for limit, bound in f.metadata["limits"].items():
-            if not LIMITS[limit](value, bound):
-                raise InputError(f"{problem} {limit.replace('_', ' ')} {bound}")
+        problem = wrong(f, value)
+        if problem:
+            raise InputError(f"{flag(f.name)} {value!s:.80} is not {problem}")
 
 
-def combined(cls: type[Any], *layers: dict):
-    """The dataclass of the layers' options; a later layer wins."""
-    values = {}
-    for layer in layers:
-        values |= layer
-    return cls(**values)
+def wrong(f, value) -> str:
+    """What a value of the field would have to be and is not, or ""."""
+    if type(value) is not f.type:
+        return f"of type {f.type.__name__}"
+    if f.type is float and not math.isfinite(value):
+        return "a finite number"
+    choices = f.metadata["choices"]
+    if choices and value not in choices:
+        return f"one of {', '.join(filter(None, choices))}"
+    for limit, bound in f.metadata["limits"].items():
+        if not LIMITS[limit](value, bound):
+            return f"{limit.replace('_', ' ')} {bound}"
+    return ""
 
 
 def split_list(text: str) -> list[str]:
@@ -81,8 +81,9 @@ def deciding(config) -> dict:
 
 def changed_flags(config) -> list[str]:
     """The flags that, with the defaults, repeat the same training."""
-    defaults = deciding(type(config))  # a dataclass has its defaults as attributes
-    return [f"{flag(name)}={v}" for name, v in deciding(config).items() if v != defaults[name]]
+    values = deciding(config)
+    default = type(config)  # a dataclass has its defaults as attributes
+    return [f"{flag(name)}={v}" for name, v in values.items() if v != getattr(default, name)]
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -100,14 +101,13 @@ def parse(cls: type[Any], arguments: list[str], description: str = "") -> dict:
 
     Underscores work as dashes do. Raises InputError for an unknown name or an unreadable file.
     """
-    parser = OneLineParser(description=description, argument_default=argparse.SUPPRESS)
+    parser = OneLineParser(description, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help="a TOML file of these options; flags win")
     for f in fields(cls):
-        assert isinstance(f.type, type)
-        kind: dict[str, Any] = {"type": f.type, "metavar": f.type.__name__.upper()}
+        kind: dict[str, Any] = {"type": f.type}
         if f.type is bool:
             kind = {"action": argparse.BooleanOptionalAction}
-        default = "" if f.default in ("", False) else f" (default: {f.default})"
+        default = f" (default: {f.default})" if f.default else ""
         parser.add_argument(*flags(f), dest=f.name, help=f.metadata["help"] + default, **kind)
     given = vars(parser.parse_args([with_dashes(argument) for argument in arguments]))
     from_file = read_toml(cls, given.pop("config")) if "config" in given else {}
@@ -131,10 +131,7 @@ def read_toml(cls: type[Any], path: str | Path) -> dict:
     options = {}
     for key, value in found.items():
         if flag(key) not in known:
-            closest = difflib.get_close_matches(flag(key), known, n=1, cutoff=0)
-            raise InputError(f"{path}: unknown option {key!r}; did you mean {closest[0]}?")
-        if known[flag(key)] in options:
-            raise InputError(f"{path}: {key!r} gives an option a second time; keep one of them")
+            raise InputError(f"{path}: unknown option {key!r} (--help lists the options)")
         options[known[flag(key)]] = value
     return options
 

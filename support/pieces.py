@@ -13,13 +13,6 @@ from support import errors, glue, tables
 from support.errors import InputError
 
 PIECE = 16384  # rows: enough for batches of one length, and minutes at most to repeat after a kill
-FLAT = (
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_integer,
-    pa.types.is_floating,
-    pa.types.is_boolean,
-)
 
 
 class Table:
@@ -42,6 +35,9 @@ class Table:
             first = next((batch["line"][0].as_py() for batch in batches if batch.num_rows), "{}")
             names = [*self.parse(first, row=0)]
         self.refuse_taken(names, path)
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{path}: two columns are called {name!r}; rename one")
         self.columns = names
         if path.suffix != ".txt":
             self.columns = self.choose_columns(names, text_columns)
@@ -53,15 +49,12 @@ class Table:
         columns = tables.choose_columns(self.path, names, [given] if given else usual)
         if len(columns) not in counts or len(set(columns)) < len(columns):
             wanted = {None: "one text or a pair: a,b", True: "pairs: a,b", False: "single texts"}
-            given = f"--text-column {','.join(columns)}"
-            raise InputError(f"{given}: the model classifies {wanted[self.pairs]}")
+            flag = f"--text-column {','.join(columns)}"
+            raise InputError(f"{flag}: the model classifies {wanted[self.pairs]}")
         for field in self.schema:
-            if field.name in columns:
-                if names.count(field.name) > 1:
-                    raise InputError(f"{self.path}: two columns are called {field.name!r}")
-                if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
-                    problem = f"is {field.type}, expected text"
-                    raise InputError(f"{self.path}: the column {field.name!r} {problem}")
+            if field.name in columns and not is_string(field.type):
+                problem = f"is {field.type}, expected text"
+                raise InputError(f"{self.path}: the column {field.name!r} {problem}")
         return columns
 
     def refuse_taken(self, names: Iterable[str], where) -> None:
@@ -121,9 +114,17 @@ class Table:
         return count
 
 
+def piece_sizes(rows: int) -> list[int]:
+    return [min(PIECE, rows - start) for start in range(0, rows, PIECE)]
+
+
 def stamp(path: Path) -> list[int]:
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
+
+
+def is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 # Writing.
@@ -136,11 +137,11 @@ def check_kind(out: Path, table: Table) -> None:
     if out.suffix not in kinds:
         source = f"of a {table.path.suffix} file"
         raise InputError(f"--out {out}: {source} the name must end in {', '.join(kinds)}")
-    names = table.schema.names
     for field in table.schema if out.suffix != ".parquet" else ():
-        if not any(is_flat(field.type) for is_flat in FLAT) or names.count(field.name) > 1:
-            problem = f"the column {field.name!r} is {field.type}, or there twice"
-            raise InputError(f"{table.path}: {problem}, which only .parquet holds; see --out")
+        is_number = pa.types.is_primitive(field.type) and not pa.types.is_temporal(field.type)
+        if not (is_number or is_string(field.type)):
+            problem = f"the column {field.name!r} is {field.type}, which only .parquet holds"
+            raise InputError(f"{table.path}: {problem}; see --out")
 
 
 def write(parts: Iterator[pa.Table], table: Table, path: Path, kind: str) -> None:

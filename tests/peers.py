@@ -1,7 +1,7 @@
-"""transformers and peft, asked in a process of their own, so that more than one release of them can
-be.
+"""transformers and peft, asked in a process of their own, so that more than one release of them
+can be.
 
-    echo FOLDER | python tests/peers.py     # does the jobs of FOLDER/jobs.json, and writes FOLDER/answers.json
+    echo FOLDER | python tests/peers.py   # FOLDER/jobs.json gives FOLDER/answers.json
 
 It goes on so for every line of its input, and says which folder is done. A job is [the name of a
 function below, its keyword arguments]; an answer is what the function returned.

@@ -13,17 +13,26 @@ from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
 from bert import BertConfig, BertForSequenceClassification
 from lora import apply_lora_to_model, find_targets, mark_only_lora_as_trainable
-from support import devices, faster
-from support.files import InputError
+from runtime import devices
+from runtime.kernels import ONEDNN
+from support.errors import InputError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import time_to_accuracy
 from compare_hf import needed_operations
 
+TARGETS = [["query", "value"], ["key"], ["output.dense"], "all-linear"]
 
-@pytest.mark.parametrize(
-    "targets", [["query", "value"], ["key"], ["output.dense"], "all-linear"], ids=str
-)
+
+def count_addmm(y, a, b, out_shape, **_) -> int:
+    return addmm_flop(y, a, b)
+
+
+def count_onednn(x, W, *_, out_shape) -> int:
+    return 2 * math.prod(x) * W[0]
+
+
+@pytest.mark.parametrize("targets", TARGETS, ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
 def test_a_step_does_what_is_needed_and_no_more(targets, dropout):
     """Without padding the matrix products of a step are the needed ones, to the last operation."""
@@ -39,37 +48,37 @@ def test_a_step_does_what_is_needed_and_no_more(targets, dropout):
     adapted = find_targets(model, targets)
     apply_lora_to_model(model, targets, rank=3, dropout=dropout)
     mark_only_lora_as_trainable(model)
-    devices.place(model, [], "cpu", "float32", "no")
+    devices.place(model, device="cpu", dtype="float32")
     # PyTorch counts addmm, but neither addmm_ nor oneDNN's products.
-    more = {torch.ops.aten.addmm_: lambda y, a, b, out_shape, **_: addmm_flop(y, a, b)}
-    if faster.ONEDNN:
-        more[torch.ops.mkldnn._linear_pointwise] = lambda x, W, *_, out_shape: (
-            2 * math.prod(x) * W[0]
-        )
+    more = {torch.ops.aten.addmm_: count_addmm}
+    if ONEDNN:
+        more[torch.ops.mkldnn._linear_pointwise] = count_onednn
     with FlopCounterMode(display=False, custom_mapping=more) as counter:
         logits = model.train()(torch.randint(0, 50, (5, 7)))
         F.cross_entropy(logits, torch.zeros(5, dtype=torch.int64)).backward()
-    assert counter.get_total_flops() == needed_operations(config, adapted, 3, np.full(5, 7))
+    needed = needed_operations(config, adapted, R=3, lengths=np.full(5, 7))
+    assert counter.get_total_flops() == needed
 
 
 @pytest.mark.slow
 def test_trainings_to_a_mark_are_kept_and_their_steps_timed(tiny, some_reviews, tmp_path):
     """Of this project and of transformers + peft, each to its end; the seconds are steps times
     those of one."""
-    settings = {
-        "model": str(tiny),
-        "data": str(some_reviews),
-        "out": str(tmp_path),
-        "device": "cpu",
-        "threads": 1,
-    }
-    settings["max_length"] = 12
-    s, names = SimpleNamespace(**settings, seed=1, every=1, rounds=1), ("ours-2", "hf-grouped")
-    found = {name: [time_to_accuracy.train_once(name, s)] for name in names}
-    assert [[score["step"] for score in found[name][0]] for name in names] == [
-        [1, 2],
-        [1, 2, 3, 4, 5, 6],
-    ]
+    names = ("ours-2", "hf-grouped")
+    s = SimpleNamespace(
+        model=str(tiny),
+        data=str(some_reviews),
+        out=str(tmp_path),
+        device="cpu",
+        threads=1,
+        max_length=12,
+        seed=1,
+        every=1,
+        rounds=1,
+    )
+    found = {name: time_to_accuracy.train_once(name, s) for name in names}
+    assert [score["step"] for score in found["ours-2"]] == [1, 2]
+    assert [score["step"] for score in found["hf-grouped"]] == [1, 2, 3, 4, 5, 6]
     kept = tmp_path / "ours-2-1.json"
     kept.write_text(kept.read_text().replace('"step": 2', '"step": 9'))
     assert time_to_accuracy.train_once("ours-2", s)[1]["step"] == 9  # not trained again
@@ -82,17 +91,11 @@ def test_trainings_to_a_mark_are_kept_and_their_steps_timed(tiny, some_reviews, 
 
 
 def test_a_mark_is_reached_in_a_run_that_ends_above_it():
-    scores = [
-        {"step": 10 * n, "accuracy": accuracy} for n, accuracy in enumerate((0.5, 0.9, 0.7, 0.8), 1)
-    ]
-    assert [time_to_accuracy.steps_to(mark, scores) for mark in (0.5, 0.8, 0.85)] == [
-        10,
-        20,
-        float("inf"),
-    ]
-    text = time_to_accuracy.table(
-        {"ours-2": [scores] * 3}, {"ours-2": [0.1, 0.3, 0.2]}, [0.8, 0.85]
-    )
-    assert (
-        text.splitlines()[-1] == "| ours-2 | 80.00%, 80.00%, 80.00% | 200 | 20, 4 | not reached |"
-    )
+    accuracies = (0.5, 0.9, 0.7, 0.8)
+    scores = [{"step": 10 * n, "accuracy": a} for n, a in enumerate(accuracies, 1)]
+    steps = [time_to_accuracy.steps_to(mark, scores) for mark in (0.5, 0.8, 0.85)]
+    assert steps == [10, 20, float("inf")]
+    found = {"ours-2": [scores] * 3}
+    text = time_to_accuracy.table(found, {"ours-2": [0.1, 0.3, 0.2]}, marks=[0.8, 0.85])
+    last = text.splitlines()[-1]
+    assert last == "| ours-2 | 80.00%, 80.00%, 80.00% | 200 | 20, 4 | not reached |"

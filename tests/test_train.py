@@ -18,84 +18,39 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 import pytest
 import torch
-import transformers
-from helpers import ROOT, edit_json
-from pyarrow import csv, parquet
+from helpers import ROOT, edit_json, write_table
 from safetensors.torch import load_file, save_file
 
 from train import Config, learning_rate, set_up, train_step
 
-ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 WEIGHTS = "best/adapter_model.safetensors"
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 
 
-# Real processes, on MiniLM.
+# Real processes.
 
-STEPS = [
-    "--max-length",
-    "16",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "4",
-    "--log-every",
-    "1",
-    "--eval-every",
-    "10",
-]
+STEPS = ["--max-length", "16", "--epochs", "2", "--batch-size", "4", "--log-every", "1"]
+STEPS += ["--eval-every", "10"]
 
 
 @pytest.fixture(scope="module")
-def finished(minilm, some_reviews, tmp_path_factory) -> Path:
-    """The --out of a run of 30 steps, with what it printed."""
-    out = tmp_path_factory.mktemp("finished")
-    command = [
-        sys.executable,
-        "train.py",
-        "--model",
-        minilm,
-        "--data",
-        some_reviews,
-        "--out",
-        out,
-        *STEPS,
-    ]
-    done = subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
+def command(tiny, some_reviews) -> list[str]:
+    """A run of 30 steps, without --out."""
+    return ["train.py", "--model", str(tiny), "--data", str(some_reviews), *STEPS]
+
+
+@pytest.fixture(scope="module")
+def finished(forks, command, tmp_path_factory) -> Path:
+    """The --out of such a run, with what it printed."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    words = [str(ROOT / command[0]), *command[1:], "--out", str(out)]
+    done = forks.run(words, cwd=ROOT, env=ENVIRONMENT, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    (out / "stdout").write_text(done.stdout, encoding="utf-8")
+    out.with_name("stdout").write_text(done.stdout, encoding="utf-8")
     return out
-
-
-def test_a_run_leaves_everything(finished, minilm, some_reviews):
-    for folder in "best", "final":
-        names = {path.name for path in (finished / folder).iterdir()}
-        assert names >= {
-            "adapter_config.json",
-            "adapter_model.safetensors",
-            "config.json",
-            "README.md",
-        }
-    assert (finished / "training_curves.png").read_bytes().startswith(b"\x89PNG")
-    printed = (finished / "stdout").read_text(encoding="utf-8")
-    assert (finished / "training_log.txt").read_text(encoding="utf-8") == printed
-    assert "58 sentences to train on, 6 to validate" in printed and "73,728" in printed
-    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in records if "train_loss" in r] == list(range(1, 31))
-    assert [r["step"] for r in records if "validation_accuracy" in r] == [10, 15, 20, 30]
-    config = tomllib.loads((finished / "config.toml").read_text())
-    assert config == config | {
-        "model": minilm,
-        "data": str(some_reviews),
-        "batch_size": 4,
-        "lr": 5e-4,
-        "seed": 42,
-    }
 
 
 def assert_same_run(first, second):
@@ -103,66 +58,121 @@ def assert_same_run(first, second):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+def test_a_run_leaves_everything(finished, tiny, some_reviews):
+    for folder in "best", "final":
+        names = {path.name for path in (finished / folder).iterdir()}
+        adapter = {"adapter_config.json", "adapter_model.safetensors", "config.json", "README.md"}
+        assert names == adapter
+    assert (finished / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+    printed = finished.with_name("stdout").read_text(encoding="utf-8")
+    assert (finished / "training_log.txt").read_text(encoding="utf-8") == printed
+    assert "58 sentences to train on, 6 to validate" in printed and "2,114 trained" in printed
+    assert f"best validation accuracy 0.3333, kept in {finished}/best\n" in printed
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [r["step"] for r in records if "train_loss" in r] == list(range(1, 31))
+    assert [r["step"] for r in records if "validation_accuracy" in r] == [10, 15, 20, 30]
+    config = tomllib.loads((finished / "config.toml").read_text())
+    wanted = {"model": str(tiny), "data": str(some_reviews), "batch_size": 4, "lr": 5e-4}
+    assert config == config | wanted | {"seed": 42}
+
+
 def test_a_run_repeats_from_its_config_to_the_byte(run, finished, tmp_path):
-    done = run("train.py", "--config", finished / "config.toml", "--out", tmp_path)
+    done = run("train.py", "--config", finished / "config.toml", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert_same_run(finished, tmp_path)
+    assert_same_run(finished, tmp_path / "out")
 
 
-def interrupt(command: list[str], step: int, number: int) -> tuple[int, str]:
-    """Sends the signal when the log has come to the step; returns the exit status and the last
-    line."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-    )
+def start(command: list[str], **streams) -> subprocess.Popen:
+    words = [sys.executable, *map(str, command)]
+    streams = {"stdout": subprocess.PIPE} | streams
+    return subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, text=True, **streams)
+
+
+def interrupt(process: subprocess.Popen, step: int, number: int) -> tuple[int, str]:
+    """Sends the signal when the log has come to the step; the exit status and the last line."""
     next(line for line in process.stdout if line.startswith(f"step {step}/"))
     process.send_signal(number)
-    return process.wait(60), process.stdout.read().splitlines()[-1]
+    rest = process.stdout.read().splitlines()
+    return process.wait(60), rest[-1] if rest else ""
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(
-    run, finished, minilm, some_reviews, tmp_path
-):
-    command = [
-        sys.executable,
-        "train.py",
-        "--model",
-        minilm,
-        "--data",
-        str(some_reviews),
-        "--out",
-        str(tmp_path),
-        *STEPS,
-    ]
-    for step, number, status in (3, signal.SIGTERM, 143), (17, signal.SIGINT, 130):
-        code, last = interrupt(command, step, number)
-        assert code == status and not (tmp_path / "final").exists()
-        stopped, command = re.fullmatch(r"stopped at step (\d+) of 30.*?: (.*)", last).groups()
-        command = shlex.split(command)
-        assert command[0] == sys.executable and step <= int(stopped) < 30
-    done = run(*command[1:])
-    assert done.returncode == 0 and f"resuming at step {stopped} of 30" in done.stdout, done.stderr
-    assert_same_run(finished, tmp_path)
+def test_a_stopped_and_a_killed_run_go_on_to_the_same_bytes(run, finished, command, tmp_path):
+    """Stopped by a signal it says how to go on; killed it loses what no checkpoint has."""
+    out = tmp_path / "my out"
+    process = start([*command, "--out", out, "--save-every", 1])
+    for step, number, status in (3, signal.SIGTERM, 143), (12, signal.SIGINT, 130):
+        code, last = interrupt(process, step, number)
+        assert code == status and not (out / "final").exists()
+        pattern = r"stopped at step (\d+) of 30; to go on: (.*)"
+        stopped, words = re.fullmatch(pattern, last).groups()
+        assert step <= int(stopped) < 30
+        python, *words = shlex.split(words)
+        assert python == sys.executable and words == ["train.py", "--resume", f"--out={out}"]
+        process = start(words)
+    next(line for line in process.stdout if line == f"resuming at step {stopped} of 30\n")
+    assert interrupt(process, 21, signal.SIGKILL)[0] == -9
+    done = run(*words)
+    resumed = re.search(r"^resuming at step (\d+) of 30$", done.stdout, re.MULTILINE)
+    assert done.returncode == 0 and int(resumed[1]) >= 20, done.stderr
+    assert_same_run(finished, out)
 
 
-def test_a_terminal_gets_a_bar(tiny, some_reviews, finished, tmp_path):
+TWICE = """
+import os, signal, sys, train
+from support import errors
+step = train.train_step
+def train_step(*given):
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    return step(*given)
+train.train_step = train_step
+errors.run_main(train.main)
+"""
+
+
+def test_a_second_signal_ends_a_run_at_once(run, command, tmp_path):
+    """Nothing of worth is there yet, but a kill cannot clear up; --resume goes on."""
+    done = run("-c", TWICE, *command[1:], "--out", tmp_path / "out")
+    assert done.returncode == -signal.SIGINT
+    assert not (tmp_path / "out" / "checkpoint").exists()
+    assert run("train.py", "--resume", "--out", tmp_path / "out").returncode == 0
+
+
+def test_an_edit_of_the_code_is_said(run, finished, tmp_path):
+    """Where comments alone were edited, nothing is."""
+    for name in "bert.py", "lora.py", "data.py", "train.py":
+        shutil.copy(ROOT / name, tmp_path)
+    for name in "support", "runtime":
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copytree(finished, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "final")
+    shutil.copytree(tmp_path / "out", tmp_path / "again")
+    note = "the code of bert.py was edited since: from here on the run is another one"
+    model = (tmp_path / "bert.py").read_text()
+    (tmp_path / "bert.py").write_text(model + "\n# A remark.\n")
+    done = run("train.py", "--resume", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0 and "edited" not in done.stdout, done.stderr
+    assert "resuming at step 30 of 30" in done.stdout
+    edited = model.replace("math.sqrt(q.shape[-1])", "math.sqrt(2 * q.shape[-1])")
+    assert edited != model
+    (tmp_path / "bert.py").write_text(edited)
+    done = run("train.py", "--resume", "--out", "again", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming at step 30 of 30\n{note}\n" in done.stdout
+
+
+# Terminals.
+
+
+def watched(command: list, out: Path, leave: bool) -> tuple[int, bytes, str]:
+    """Trains with a terminal for standard error, which may leave early.
+
+    Returns the exit status, what the terminal was shown, and the standard output.
+    """
     screen, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
-    command = [
-        sys.executable,
-        "train.py",
-        "--model",
-        tiny,
-        "--data",
-        some_reviews,
-        "--out",
-        tmp_path,
-        "--max-length",
-        "16",
-    ]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=terminal
-    )
+    process = start([*command, "--out", out], stderr=terminal)
     timer = threading.Timer(60, process.kill)
     timer.start()
     os.close(terminal)
@@ -170,18 +180,43 @@ def test_a_terminal_gets_a_bar(tiny, some_reviews, finished, tmp_path):
     with contextlib.suppress(OSError):  # how Linux says that the other side is closed
         while chunk := os.read(screen, 4096):
             shown += chunk
+            if leave and b"%|" in shown:
+                break
+    os.close(screen)
+    said = process.stdout.read()
     timer.cancel()
-    assert process.wait(60) == 0 and b"174/174" in shown and b"100%|" in shown
-    assert (
-        b"step " not in process.stdout.read()
-        and "\nstep 30/30  loss " in (finished / "stdout").read_text()
-    )
+    return process.wait(60), shown, said
 
 
-def test_a_bad_input_is_one_line_of_a_real_process(run, some_reviews, tmp_path):
-    done = run("train.py", "--model", tmp_path, "--data", some_reviews, "--out", tmp_path / "out")
-    assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (2, "", [])
-    assert re.fullmatch(r"error: .*the directory has no .*\n", done.stderr)
+def test_a_terminal_gets_a_bar(command, finished, tmp_path):
+    status, shown, said = watched(command, tmp_path / "out", leave=False)
+    assert status == 0 and b"116/116" in shown and b"100%|" in shown
+    assert "\nstep " not in said
+    assert "\nstep 30/30  loss " in finished.with_name("stdout").read_text()
+    assert_same_run_but_for_its_log(finished, tmp_path / "out")
+
+
+def assert_same_run_but_for_its_log(first, second):
+    for folder in "best", "final":
+        name = f"{folder}/adapter_model.safetensors"
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_a_run_outlives_its_terminal(command, finished, tmp_path):
+    status, _, _ = watched(command, tmp_path / "out", leave=True)
+    assert status == 0
+    assert_same_run_but_for_its_log(finished, tmp_path / "out")
+
+
+@pytest.mark.parametrize("where", ["| head -1", "> /dev/full 2>&1", "<&- >&- 2>&-"])
+def test_a_run_outlives_its_output(command, finished, tmp_path, where):
+    shell = f'"$@" {where}; exit ${{PIPESTATUS[0]}}'
+    words = ["bash", "-c", shell, "bash", sys.executable, *command, "--out", tmp_path / "out"]
+    done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert_same_run(finished, tmp_path / "out")
+    log = (tmp_path / "out" / "training_log.txt").read_text()
+    assert log.splitlines()[-1].startswith("best validation accuracy 0.3333, kept in ")
 
 
 # The same in this process, on a tiny BERT.
@@ -197,95 +232,66 @@ def test_the_seed_decides_the_bytes(quick, tmp_path):
 def test_accumulated_batches_train_as_one(tiny, quick, tmp_path):
     base = shutil.copytree(tiny, tmp_path / "base")
     edit_json(base / "config.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    whole = quick(tmp_path / "16", "--model", base, "--dropout", 0, "--batch-size", 16)
-    parts = quick(
-        tmp_path / "8 x 2", "--model", base, "--dropout", 0, "--batch-size", 8, "--grad-accum", 2
-    )
+    common = ["--model", base, "--dropout", 0]
+    whole = quick(tmp_path / "16", *common, "--batch-size", 16)
+    parts = quick(tmp_path / "8 x 2", *common, "--batch-size", 8, "--grad-accum", 2)
     assert whole.keys() == parts.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, atol=1e-6, rtol=0)
 
 
 def test_rank_0_trains_everything(quick, tiny, tmp_path):
-    quick(tmp_path, "--rank", 0)
+    import transformers
+
+    quick(tmp_path / "out", "--rank", 0)
     load = transformers.AutoModelForSequenceClassification.from_pretrained
-    model, info = load(tmp_path / "best", output_loading_info=True)
+    model, info = load(tmp_path / "out" / "best", output_loading_info=True)
     assert type(model) is transformers.BertForSequenceClassification and not any(info.values())
     base = load_file(tiny / "model.safetensors")
-    assert not [
-        name for name, tensor in model.state_dict().items() if torch.equal(tensor, base[name])
-    ]
+    same = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, base[name])]
+    assert not same
+    tokenizer = (tmp_path / "out" / "best" / "tokenizer.json").read_bytes()
+    assert tokenizer == (tiny / "tokenizer.json").read_bytes()
 
 
-def test_going_on_from_an_adapter(run, quick, refused, tiny, some_reviews, tmp_path):
-    """Its base, rank, alpha and targets stay; its dropout too, unless told; its classes keep their
-    names."""
+@pytest.fixture
+def numbers(some_reviews, tmp_path) -> Path:
+    """The reviews with the classes 0 and 1."""
+    text = some_reviews.read_text().replace('"negative"', "0").replace('"positive"', "1")
+    (tmp_path / "numbers.csv").write_text(text)
+    return tmp_path / "numbers.csv"
+
+
+def test_going_on_from_an_adapter(run, quick, refused, tiny, some_reviews, numbers, tmp_path):
+    """Its base, rank, alpha and targets stay; its dropout too, unless told; and its classes."""
     quick(tmp_path / "a", "--rank", 4, "--targets", "query", "--dropout", 0.1)
-    common = [
-        "--init-adapter",
-        tmp_path / "a" / "best",
-        "--max-length",
-        16,
-        "--epochs",
-        1,
-        "--batch-size",
-        16,
-    ]
-    for option, value in ("rank", "0"), ("rank", "8"), ("alpha", "3.0"), ("targets", "query,value"):
-        problem = refused(
-            *common, "--data", some_reviews, "--out", tmp_path / "out", f"--{option}={value}"
-        )
-        assert f"--{option} {value} does not go with --init-adapter" in problem
-    numbers = tmp_path / "numbers.csv"
-    numbers.write_text(
-        re.sub(
-            '"(positive|negative)"',
-            lambda m: str(int(m[1] == "positive")),
-            some_reviews.read_text(),
-        )
-    )
-    for name, dropout, data in ("kept", [], numbers), ("told", ["--dropout", "0.5"], some_reviews):
-        done = run("train.py", *common, *dropout, "--data", data, "--out", tmp_path / name)
+    common = ["--init-adapter", tmp_path / "a" / "best", "--max-length", 16, "--epochs", 1]
+    common += ["--batch-size", 16]
+    problem = refused(*common, "--data", some_reviews, "--out", tmp_path / "b", "--rank", 8)
+    assert "--rank 8 does not go with --init-adapter" in problem
+    first_lines = []
+    for name, dropout, data in (
+        ("kept", [], numbers),
+        ("told", ["--dropout", "0.5"], some_reviews),
+    ):
+        out = tmp_path / name
+        done = run("train.py", *common, *dropout, "--data", data, "--out", out)
         assert done.returncode == 0 and "classes negative, positive" in done.stdout, done.stderr
-        options = tomllib.loads((tmp_path / name / "config.toml").read_text())
-        wanted = {
-            "model": str(tiny),
-            "rank": 4,
-            "targets": "query",
-            "dropout": float(dropout[1] if dropout else 0.1),
-        }
-        assert options == options | wanted
-        written = json.loads((tmp_path / name / "best" / "adapter_config.json").read_text())
-        assert (written["r"], written["lora_dropout"]) == (4, wanted["dropout"])
-    losses = [
-        (tmp_path / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("kept", "told")
-    ]
-    assert losses[0] != losses[1]
-    others = tmp_path / "others.csv"
-    others.write_text(
-        some_reviews.read_text().replace('"positive"', '"ham"').replace('"negative"', '"spam"')
-    )
-    problem = refused(*common, "--data", others, "--out", tmp_path / "out")
-    assert "has the 2 classes negative, positive, but the data the 2 ham, spam" in problem
+        wanted = float(dropout[1]) if dropout else 0.1
+        options = tomllib.loads((out / "config.toml").read_text())
+        own = {"model": str(tiny), "rank": 4, "targets": "query", "dropout": wanted}
+        assert options == options | own
+        written = json.loads((out / "best" / "adapter_config.json").read_text())
+        assert (written["r"], written["lora_dropout"]) == (4, wanted)
+        first_lines.append((out / "metrics.jsonl").read_text().splitlines()[0])
+    assert first_lines[0] != first_lines[1]
 
-
-def test_a_run_whose_classes_were_renamed_is_not_gone_on_with(
-    quick, refused, some_reviews, tmp_path
-):
-    rows = csv.read_csv(some_reviews)
-    numbers = rows.set_column(
-        rows.column_names.index("label"), "label", pc.equal(rows["label"], "positive").cast("int8")
-    )
-    for names in ["negative", "positive"], ["positive", "negative"]:
-        told = {
-            b"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}}).encode()
-        }
-        parquet.write_table(numbers.replace_schema_metadata(told), tmp_path / "reviews.parquet")
-        if names[0] == "negative":
-            quick(tmp_path / "out", "--data", tmp_path / "reviews.parquet")
-            shutil.rmtree(tmp_path / "out" / "final")
-    problem = refused("--config", tmp_path / "out" / "config.toml", "--resume")
-    assert "started with classes ['negative', 'positive'], not ['positive', 'negative']" in problem
+    again = run("train.py", "--resume", "--out", tmp_path / "kept")
+    assert again.returncode == 0 and "holds a finished run" in again.stdout, again.stderr
+    others = some_reviews.read_text().replace('"positive"', '"ham"').replace('"negative"', '"spam"')
+    (tmp_path / "others.csv").write_text(others)
+    problem = refused(*common, "--data", tmp_path / "others.csv", "--out", tmp_path / "b")
+    assert "has the classes negative, positive (2), and the data ham, spam (2)" in problem
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -294,109 +300,137 @@ def test_recomputed_layers_train_to_the_same_bytes(quick, tmp_path, rank):
     kept = []
     for name, more in ("kept", []), ("recomputed", ["--gradient-checkpointing"]):
         sizes = []
-        count = lambda tensor, sizes=sizes: sizes.append(tensor.nbytes) or tensor
+
+        def count(tensor, sizes=sizes):
+            sizes.append(tensor.nbytes)
+            return tensor
+
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             quick(tmp_path / name, "--rank", rank, *more)
         kept.append(sum(sizes))
-    for file in "metrics.jsonl", f"best/{'adapter_' * bool(rank)}model.safetensors":
-        assert (tmp_path / "kept" / file).read_bytes() == (
-            tmp_path / "recomputed" / file
-        ).read_bytes()
+    weights = "adapter_model.safetensors" if rank else "model.safetensors"
+    for file in "metrics.jsonl", f"best/{weights}":
+        ours, theirs = ((tmp_path / name / file).read_bytes() for name in ("kept", "recomputed"))
+        assert ours == theirs
     assert kept[1] < kept[0] / 2, kept
 
 
-@pytest.mark.parametrize("arguments, problem", [
+# Mistakes.
+
+
+def test_a_bad_input_is_one_line_of_a_real_process(run, some_reviews, tmp_path):
+    done = run("train.py", "--model", tmp_path, "--data", some_reviews, "--out", tmp_path / "out")
+    assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (2, "", [])
+    assert re.fullmatch(rf"error: {tmp_path}: holds no tokenizer.*\n", done.stderr)
+
+
+BAD_OPTIONS = [
     ("--rank -1", "--rank -1 is not at least 0"),
     ("--batch-size 0", "--batch-size 0 is not at least 1"),
-    ("--dropout 1", "--dropout 1.0 is not at least 0 and below 1"),
-    ("--warmup-ratio 1.5", "--warmup-ratio 1.5 is not from 0 to 1"),
+    ("--dropout 1", "--dropout 1.0 is not below 1"),
+    ("--warmup-ratio 1.5", "--warmup-ratio 1.5 is not at most 1"),
     ("--lr nan", "--lr nan is not a finite number"),
     ("--rank 33", "--rank 33 is more than 32, the rank of a whole weight"),
     (f"--rank {10**18}", "is more than 32"),
     ("--epochs many", "invalid int value: 'many'"),
     ("--learnrate 1", "unrecognized arguments: --learnrate"),
-    ("--config nowhere.toml", "nowhere.toml: No such file"),
+    ("--config nowhere.toml", "nowhere.toml: cannot be read (No such file"),
     ("--data nowhere.csv", "nowhere.csv: no such file"),
     ("--data nowhere", "nowhere: no such file"),
     ("--model no/where/at/all", "no such directory"),
-    ("--targets querry,value", "'querry' matches no linear layer of this model; closest: query"),
+    ("--targets querry,value", "the target 'querry' matches no linear layer; "),
     ("--max-length 41", "--max-length 41 is more than the 40 positions"),
-    ("--text-columns words", "no column 'words'"),
-    ("--out=", "--out '' is not the name of a directory"),
-    ("--out=/", "--out / is not the name of a directory"),
+    ("--text-columns words", "no column words among sentence, label"),
     ("--metric f2", "--metric f2 is not one of"),
-    ("--label-names no,yes", "row 1 has the label 'negative', expected 0 to 1"),
-    ("--text-columns a,b,c", "--text-columns a,b,c: give one column, or the two of a pair"),
+    ("--label-names no,yes", "row 1 has the label 'negative', expected one of 0, 1"),
+    ("--text-columns a,b,c", "no column a+b+c among"),
     pytest.param("--device cuda", "--device cuda cannot be used", marks=no_cuda),
-])  # fmt: skip
+]
+
+
+@pytest.mark.parametrize("arguments, problem", BAD_OPTIONS)
 def test_bad_options_are_one_line(refused, tiny, some_reviews, tmp_path, arguments, problem):
-    common = [
-        "--model",
-        tiny,
-        "--data",
-        some_reviews,
-        "--out",
-        tmp_path / "out",
-        "--max-length",
-        16,
-    ]
-    assert problem in refused(*common, *arguments.split()) and not (tmp_path / "out").exists()
+    common = ["--model", tiny, "--data", some_reviews, "--out", tmp_path / "out"]
+    assert problem in refused(*common, "--max-length", 16, *arguments.split())
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("damage, problem", [
-    (lambda model: model.joinpath("config.json").unlink(), "the directory has no config.json"),
-    (lambda model: model.joinpath("model.safetensors").rename(model / "pytorch_model.bin"), "is a pickle"),
-    (lambda model: os.truncate(model / "model.safetensors", 1_000_000), "not a whole safetensors file"),
-    (lambda model: save_file({"wte.weight": torch.zeros(2)}, model / "model.safetensors"), "surplus tensor wte.weight"),
-    (lambda model: edit_json(model / "config.json", hidden_size=16), "has the shape [32], expected [16]"),
-], ids=["empty", "pickle", "truncated", "foreign", "narrower"])  # fmt: skip
-def test_a_damaged_model_is_one_line(refused, tiny, some_reviews, tmp_path, damage, problem):
+DAMAGE = {
+    "empty": lambda model: (model / "config.json").unlink(),
+    "pickle": lambda model: (model / "model.safetensors").rename(model / "pytorch_model.bin"),
+    "truncated": lambda model: os.truncate(model / "model.safetensors", 1_000_000),
+    "foreign": lambda model: save_file({"wte.weight": torch.zeros(2)}, model / "model.safetensors"),
+    "narrower": lambda model: edit_json(model / "config.json", hidden_size=16),
+    "one segment": lambda model: edit_json(model / "config.json", type_vocab_size=1),
+}
+PROBLEMS = {
+    "empty": "config.json: cannot be read (No such file or directory)",
+    "pickle": "is a pickle",
+    "truncated": "cannot be read (",
+    "foreign": "surplus tensor wte.weight",
+    "narrower": "of [32], expected floats of [16]",
+    "one segment": "of [2, 32], expected floats of [1, 32]",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_model_is_one_line(refused, tiny, some_reviews, tmp_path, damage):
     model = shutil.copytree(tiny, tmp_path / "model")
-    damage(model)
-    assert problem in refused(
-        "--model", model, "--data", some_reviews, "--out", tmp_path / "out", "--max-length", 16
-    )
+    DAMAGE[damage](model)
+    words = ["--model", model, "--data", some_reviews, "--out", tmp_path / "out"]
+    assert PROBLEMS[damage] in refused(*words, "--max-length", 16)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-# Options, rates and scores.
+def test_pairs_need_a_second_segment(refused, tiny, tmp_path):
+    """As in RoBERTa's way to train, which some BERTs follow."""
+    base = shutil.copytree(tiny, tmp_path / "base")
+    edit_json(base / "config.json", type_vocab_size=1)
+    weights = load_file(base / "model.safetensors")
+    name = "bert.embeddings.token_type_embeddings.weight"
+    weights[name] = weights[name][:1].clone()
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    table = {"sentence1": list("abcdefghijkl"), "sentence2": ["b"] * 12, "label": [0, 1] * 6}
+    data = write_table(tmp_path / "pairs.csv", table)
+    words = ["--model", base, "--data", data, "--max-length", 16, "--out", tmp_path / "out"]
+    assert "has no second segment" in refused(*words) and not (tmp_path / "out").exists()
+
+
+# Rates, and other methods.
 
 
 @pytest.mark.parametrize("steps", [1, 7, 100])
 @pytest.mark.parametrize("ratio", [0.0, 0.06, 0.5, 1.0])
 def test_the_learning_rate_is_transformers(ratio, steps):
+    import transformers
+
     config = Config(lr=3e-4, warmup_ratio=ratio)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
-    schedule = transformers.get_linear_schedule_with_warmup(
-        optimizer, math.ceil(ratio * steps), steps
-    )
+    warmup = math.ceil(ratio * steps)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
     for step in range(steps):
-        assert learning_rate(config, step, steps) == pytest.approx(
-            schedule.get_last_lr()[0], rel=1e-12, abs=0
-        )
+        theirs = schedule.get_last_lr()[0]
+        assert learning_rate(config, step, steps) == pytest.approx(theirs, rel=1e-12, abs=0)
         optimizer.step()
         schedule.step()
 
 
-# Another method, as in examples/.
-
-
 def test_what_is_trained_is_what_rewriting_leaves(tiny, some_reviews):
-    """BitFit (Zaken et al., 2022), the biases alone, in two lines."""
+    """BitFit (Zaken et al., 2022), the biases alone, in two lines; as in examples/."""
 
     def biases(model):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.endswith("bias"))
         return model
 
-    run = set_up(Config(str(tiny), str(some_reviews), rank=0, max_length=16, device="cpu"), biases)
-    before = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
-    for rows in np.arange(8).reshape(4, 2):
-        train_step(run, rows)
-        run.progress.step += 1
+    config = Config(str(tiny), str(some_reviews), rank=0, max_length=16, device="cpu")
+    setup = set_up(config, biases)
+    before = {name: parameter.clone() for name, parameter in setup.model.named_parameters()}
+    for step, rows in enumerate(np.arange(8).reshape(4, 2)):
+        train_step(setup, rows, step)
     changed = {
         name
-        for name, parameter in run.model.named_parameters()
+        for name, parameter in setup.model.named_parameters()
         if not torch.equal(parameter, before[name])
     }
     assert changed == {name for name in before if name.endswith("bias")}

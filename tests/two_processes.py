@@ -1,73 +1,126 @@
-"""Two processes of torchrun that compare support/distributed.py with PyTorch's own;
-test_distributed.py starts them."""
+"""Two processes of torchrun, which tests/support/test_parallel.py starts: one of the tasks below.
+
+torchrun --nproc-per-node 2 tests/two_processes.py TASK FOLDER
+"""
 
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from support import distributed
+from support import parallel
+from support.errors import InputError, run_main, say
 
-folder = Path(sys.argv[1])
 
-
-def main() -> None:
-    distributed.start()
+def compare_with_pytorch(folder: Path) -> None:
+    """Gradients are those of DistributedDataParallel; a silent process adds zeros."""
     torch.manual_seed(0)
     layer, x = nn.Linear(7, 5), torch.randn(2, 11, 7)
     theirs = DistributedDataParallel(nn.Linear(7, 5))
     theirs.module.load_state_dict(layer.state_dict())
-    mine = x[distributed.RANK]
+    mine = x[parallel.RANK]
     theirs(mine).square().sum().backward()
     loss = layer(mine).square().sum()
     (loss / 2).backward()  # DistributedDataParallel takes the mean over the processes
-    total, count = distributed.sum_gradients(
-        [*layer.parameters()], loss.detach(), torch.tensor(11.0)
-    )
+    counts = (loss.detach(), torch.tensor(11.0))
+    total, count = parallel.sum_gradients([*layer.parameters()], *counts)
     for ours, other in zip(layer.parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(ours.grad, other.grad, rtol=1e-6, atol=1e-7)
-    assert count == 22 and torch.isclose(total, layer(x).square().sum(), rtol=1e-6)
-    silent = nn.Linear(3, 2)  # a process without a part of the batch
-    if distributed.RANK == 1:
+        torch.testing.assert_close(ours.grad, other.grad, rtol=1e-6, atol=1e-7)
+    assert count == 22
+    torch.testing.assert_close(total, layer(x).square().sum(), rtol=1e-6, atol=0)
+    silent = nn.Linear(3, 2)
+    if parallel.RANK == 1:
         silent(torch.ones(1, 3)).sum().backward()
-    distributed.sum_gradients([*silent.parameters()], torch.zeros(()))
+    parallel.sum_gradients([*silent.parameters()], torch.zeros(()))
     assert silent.weight.grad.eq(1).all() and silent.bias.grad.eq(1).all()
 
-    def make() -> tuple:
-        with open(folder / "read", "a") as file:
-            file.write("once\n")
-        return {"names": ["a", "b"]}, [
-            {"ids": torch.arange(9), "starts": np.arange(4), "types": None},
-            {},
-        ]
 
-    told, (first, second) = distributed.once_a_machine(make)
-    assert told == {"names": ["a", "b"]} and second == {} and first["types"] is None
-    assert torch.equal(first["ids"], torch.arange(9)) and np.array_equal(
-        first["starts"], np.arange(4)
-    )
-    assert (
-        "made.safetensors" in Path("/proc/self/maps").read_text()
-    )  # one copy in memory, whoever reads it
-    assert isinstance(first["starts"], np.ndarray)
+def exchange(folder: Path) -> None:
+    """Tensors and values of every kind."""
+    rank = parallel.RANK
+    assert (2, 2, rank) == (parallel.SIZE, parallel.LOCAL_SIZE, parallel.LOCAL_RANK)
+    assert parallel.mine([*range(5)]) == [[0, 2, 4], [1, 3]][rank]
+    assert parallel.all_max(rank, -rank, 7 - 2**62 * rank) == [1, 0, 7]
+    assert parallel.all_sum(torch.full((3,), rank + 0.5)).tolist() == [2, 2, 2]
+    doubles = parallel.all_sum(torch.full((2,), rank + 2.0**-40, dtype=torch.float64))
+    assert doubles.tolist() == [1 + 2.0**-39] * 2
+    bytes_ = parallel.all_gather(torch.tensor([rank], dtype=torch.uint8))
+    assert [tensor.tolist() for tensor in bytes_] == [[0], [1]]
+    tensors = [torch.full((3,), rank), torch.full((2, 2), rank, dtype=torch.bfloat16)]
+    assert parallel.broadcast_tensors(tensors) is tensors
+    assert not any(tensor.any() for tensor in tensors)
+    parallel.barrier()
 
-    rank = distributed.RANK
-    assert distributed.from_first(lambda: [rank, "é"]) == [0, "é"] and distributed.largest(
-        rank, -rank
-    ) == [1, 0]
-    assert [int(tensor) for tensor in distributed.gathered(torch.tensor(rank))] == [0, 1]
-    told, tensors = distributed.tensors_from_first(
-        lambda: ({"rank": rank}, {"a": torch.full((3,), rank)})
-    )
-    assert told == {"rank": 0} and tensors["a"].tolist() == [0, 0, 0]
-    assert distributed.sums(np.full(3, rank + 0.5)).tolist() == [2, 2, 2]
+    def make():
+        with open(folder / "made", "a") as file:
+            file.write(f"by {rank}\n")
+        return {"é": [rank, None, 1.5, "😀"]}
+
+    assert parallel.broadcast(make) == {"é": [0, None, 1.5, "😀"]}
+    assert parallel.broadcast([rank]) == [0] and parallel.broadcast("") == ""
+    parallel.same_everywhere("the same")
+    say(f"{rank} says this")
+    print(f"{rank} prints this")
 
 
-main()
-os._exit(0)  # as distributed.leave()
+def fail(folder: Path) -> None:
+    """What differs is refused by all; where the first fails, the others end quietly."""
+
+    def make():
+        raise InputError("a.csv: no such file")
+
+    problem = "the processes were given other options, weights or data; give all of them the same"
+    try:
+        parallel.same_everywhere(f"rank {parallel.RANK}")
+    except InputError as error:
+        assert str(error) == problem
+    else:
+        raise AssertionError
+    try:
+        parallel.broadcast(make)
+    except InputError as error:
+        assert (parallel.RANK, str(error)) == (0, "a.csv: no such file")
+    except SystemExit as stop:
+        assert (parallel.RANK, stop.code) == (1, 2)
+    else:
+        raise AssertionError
+
+
+def work(folder: Path) -> None:
+    parallel.start()
+    compare_with_pytorch(folder)
+    exchange(folder)
+    fail(folder)
+
+
+def go_on_after_losses(folder: Path) -> None:
+    """One process is killed: in the first start at work, in the second before it has joined."""
+    start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    second = os.environ["RANK"] == "1"
+    if start == 1 and second:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if start == 2 and not second:
+        time.sleep(2)  # until then the second sees nothing but what lost processes have left
+    parallel.start()
+    for step in range(5):
+        if step == 3 and start == 0 and second:
+            os.kill(os.getpid(), signal.SIGKILL)
+        assert parallel.all_sum(torch.ones(1)) == 2
+    assert parallel.broadcast(parallel.RANK) == 0
+    say(f"whole in start {start}")
+
+
+def main() -> None:
+    task, folder = sys.argv[1:]
+    {"work": work, "go_on_after_losses": go_on_after_losses}[task](Path(folder))
+
+
+if __name__ == "__main__":
+    run_main(main)

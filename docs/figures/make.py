@@ -1,7 +1,7 @@
-"""The pictures of docs/guide.md, each from real runs: `make figures`, about a quarter of an hour on
-two CPU cores.
+"""The pictures of docs/guide.md, each from real runs: `make figures`.
 
-A run that is finished is not run again; one that was stopped goes on. The runs lie in out-figures/.
+It takes about a quarter of an hour on two CPU cores. A run that is finished is not run again; one
+that was stopped goes on. The runs lie in out-figures/.
 """
 
 import argparse
@@ -18,20 +18,25 @@ import torch
 from pyarrow import parquet
 
 from bert import BertForSequenceClassification
-from data import load_tokenizer
+from data import batches_by_length, encode, load_data, load_tokenizer, predict
 from lora import LinearWithLoRA, find_targets, open_adapter
-from sample import classify
 from support.offline import offline_pair
 
-OUT, REVIEWS, FEW = "out-figures", "offline/movie-reviews", "out-figures/few"
-TRAIN = "train.py --model offline/all-MiniLM-L6-v2"
+OUT = "out-figures"
+FEW = "out-figures/few"
+MINILM = "offline/all-MiniLM-L6-v2"
+REVIEWS = "offline/movie-reviews"
 RATES = ["1e-4", "1e-3", "1e-2", "3e-2"]
-RUNS = {
-    f"lr-{lr}": f"{TRAIN} --data {REVIEWS} --epochs 1 --eval-every 40 --log-every 10 --lr {lr}"
+RUNS = {  # the options of train.py
+    f"lr-{lr}": f"--data {REVIEWS} --epochs 1 --eval-every 40 --log-every 10 --lr {lr}"
     for lr in RATES
-} | {
-    "long": f"{TRAIN} --data {FEW} --epochs 12 --log-every 8 --rank 0 --lr 1e-4",
-    "full": f"{TRAIN} --data {REVIEWS} --epochs 1 --rank 0 --lr 5e-5",
+}
+RUNS["long"] = f"--data {FEW} --epochs 12 --log-every 8 --rank 0 --lr 1e-4"
+RUNS["full"] = f"--data {REVIEWS} --epochs 1 --rank 0 --lr 5e-5"
+SPECTRA = {  # the label and the colour of each line
+    "W": ("W, the base", "0.6"),
+    "full": ("ΔW, every weight trained", "C0"),
+    "lora": ("ΔW, LoRA", "C1"),
 }
 
 
@@ -44,18 +49,17 @@ def write_few() -> None:
 
 
 def run(name: str) -> None:
-    if not (ROOT / OUT / name / "final").exists():
-        words = [sys.executable, *RUNS[name].split(), "--out", f"{OUT}/{name}", "--resume"]
-        print("python", *words[1:], flush=True)
-        subprocess.run(words, cwd=ROOT, check=True)
+    if not (ROOT / OUT / name / "final" / "README.md").exists():  # a run's last file
+        words = ["train.py", "--model", MINILM, *RUNS[name].split()]
+        words += ["--out", f"{OUT}/{name}", "--resume"]
+        print("python", *words, flush=True)
+        subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
 
 
 def history(name: str, quantity: str) -> tuple[list[int], list[float]]:
     """The steps of a run at which `quantity` was noted, and its values."""
-    records = [
-        json.loads(line) for line in (ROOT / OUT / name / "metrics.jsonl").read_text().splitlines()
-    ]
-    records = [record for record in records if quantity in record]
+    lines = (ROOT / OUT / name / "metrics.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if quantity in record]
     return [record["step"] for record in records], [record[quantity] for record in records]
 
 
@@ -89,9 +93,8 @@ def draw_long() -> None:
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
         for split, color in ("train", "0.6"), ("validation", "C0"):
             steps, values = history("long", f"{split}_{name}")
-            axis.plot(
-                [step / 32 for step in steps], values, color=color, label=split
-            )  # 1,000 reviews: 32 steps
+            epochs = [step / 32 for step in steps]  # 1,000 reviews in batches of 32
+            axis.plot(epochs, values, color=color, label=split)
         axis.set(xlabel="epoch", title=name)
         axis.legend()
     save(drawn, "too_long.png")
@@ -100,17 +103,13 @@ def draw_long() -> None:
 def weight(model: torch.nn.Module, name: str) -> torch.Tensor:
     """W + ΔW of a linear layer, with or without an adapter."""
     layer = model.get_submodule(name)
-    weight = (
-        layer.linear.weight + layer.lora.delta()
-        if isinstance(layer, LinearWithLoRA)
-        else layer.weight
-    )
-    return weight.detach()
+    linear = layer.merged() if isinstance(layer, LinearWithLoRA) else layer
+    return linear.weight.detach()
 
 
 def spectra() -> dict[str, dict[str, torch.Tensor]]:
     """By layer the singular values (D,), largest first, of W, and of ΔW as both runs found it."""
-    base = BertForSequenceClassification.from_pretrained("offline/all-MiniLM-L6-v2")
+    base = BertForSequenceClassification.from_pretrained(MINILM)
     full = BertForSequenceClassification.from_pretrained(f"{OUT}/full/final")
     lora = open_adapter(f"{OUT}/lr-1e-3/final")
     found = {}
@@ -118,9 +117,10 @@ def spectra() -> dict[str, dict[str, torch.Tensor]]:
         for kind in "query", "value":
             name = f"bert.encoder.layer.{n}.attention.self.{kind}"
             W = weight(base, name)
-            changes = {"full": weight(full, name) - W, "lora": weight(lora, name) - W}
             found[f"{kind} {n}"] = {
-                k: torch.linalg.svdvals(M) for k, M in ({"W": W} | changes).items()
+                "W": torch.linalg.svdvals(W),
+                "full": torch.linalg.svdvals(weight(full, name) - W),
+                "lora": torch.linalg.svdvals(weight(lora, name) - W),
             }
     return found
 
@@ -132,37 +132,33 @@ def energy(values: torch.Tensor, rank: int) -> float:
 
 def accuracy(model: BertForSequenceClassification) -> float:
     """On the 1,000 reviews that are held out."""
-    table = parquet.read_table(f"{REVIEWS}/validation-00000-of-00001.parquet")
-    probabilities = classify(
-        model, load_tokenizer("offline/all-MiniLM-L6-v2", 128), table["sentence"].to_pylist()
-    )
-    truth = [label == "positive" for label in table["label"].to_pylist()]
-    return ((probabilities[:, 1] > 0.5) == truth).mean().item()
+    reviews = load_data(REVIEWS).validation
+    encoded = encode(load_tokenizer(MINILM, 128), reviews.texts)
+    batches = batches_by_length(encoded.lengths)
+    logits = predict(model, encoded, batches, torch.autocast("cpu", enabled=False))  # (N, 2)
+    return (logits.argmax(-1).numpy() == reviews.labels).mean().item()
 
 
 @torch.no_grad()
 def print_truncated() -> None:
     """The model with every weight trained, where ΔW of each layer's six linear layers is cut to a
     low rank."""
-    base = BertForSequenceClassification.from_pretrained("offline/all-MiniLM-L6-v2")
+    base = BertForSequenceClassification.from_pretrained(MINILM)
     for rank in 0, 1, 2, 4, 8, 384:
         model = BertForSequenceClassification.from_pretrained(f"{OUT}/full/final")
-        for name in [name for name in find_targets(model, "all-linear") if ".encoder." in name]:
-            layer, W = model.get_submodule(name), base.get_submodule(name).weight
-            U, S, Vt = torch.linalg.svd(layer.weight - W, full_matrices=False)
-            layer.weight.copy_(W + U[:, :rank] * S[:rank] @ Vt[:rank])
+        for name in find_targets(model, "all-linear"):
+            if ".encoder." in name:
+                layer, W = model.get_submodule(name), base.get_submodule(name).weight
+                U, S, Vt = torch.linalg.svd(layer.weight - W, full_matrices=False)
+                layer.weight.copy_(W + U[:, :rank] * S[:rank] @ Vt[:rank])
         print(f"every weight trained, ΔW cut to rank {rank:>3}: accuracy {accuracy(model):.1%}")
 
 
 def draw_spectra() -> None:
-    found, (drawn, axes) = spectra(), figure(2)
-    labels = {
-        "W": ("W, the base", "0.6"),
-        "full": ("ΔW, every weight trained", "C0"),
-        "lora": ("ΔW, LoRA", "C1"),
-    }
+    found = spectra()
+    drawn, axes = figure(2)
     for axis, layer in zip(axes, ("query 5", "value 5"), strict=True):
-        for kind, (label, color) in labels.items():
+        for kind, (label, color) in SPECTRA.items():
             values = found[layer][kind]
             kept = values[:8] if kind == "lora" else values
             axis.loglog(range(1, len(kept) + 1), kept, ".-", color=color, label=label, markersize=4)
@@ -170,19 +166,20 @@ def draw_spectra() -> None:
         axis.set(xlabel="number of the singular value", title=f"{layer[:5]}, layer 5")
     axes[0].legend()
     save(drawn, "singular_values.png")
-    print(
-        "rank   W     ΔW full  ΔW LoRA: the part of the squared length in so many singular values, mean of 12 matrices"
-    )
+    print("The part of the squared length in so many singular values, the mean of 12 matrices:")
+    print("rank   W     ΔW full  ΔW LoRA")
     for rank in 1, 8, 32, 96:
-        means = [sum(energy(v[kind], rank) for v in found.values()) / len(found) for kind in labels]
-        print(f"{rank:>4}", *[f"{mean:6.1%}" for mean in means])
+        means = []
+        for kind in SPECTRA:
+            parts = [energy(values[kind], rank) for values in found.values()]
+            means.append(f"{sum(parts) / len(parts):6.1%}")
+        print(f"{rank:>4}", *means)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "names", nargs="*", help=f"of {', '.join(RUNS)}: those runs alone, and no picture"
-    )
+    listed = ", ".join(RUNS)
+    parser.add_argument("names", nargs="*", help=f"of {listed}: those runs alone, and no picture")
     names = parser.parse_args().names
     os.chdir(ROOT)
     offline_pair()

@@ -4,18 +4,25 @@ this very process."""
 import time
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from hub_server import PATTERN, Hub
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from pyarrow import parquet
 
-from support.hub import out_of_reach
+
+def forget() -> None:
+    """What this process has found out about the Hub so far."""
+    from support import hub
+
+    close_session()
+    cached = getattr(hub.out_of_reach, "cache_clear", None)
+    if cached:
+        cached()
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub, and the client of this process pointed at it, with an empty cache, and patient without
+    """A Hub, and this process's client pointed at it, with an empty cache, and patient without
     waiting."""
     with Hub() as hub:
         settings = {
@@ -31,33 +38,33 @@ def hub(tmp_path, monkeypatch):
             monkeypatch.setattr(constants, name, value)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
-        huggingface_hub.close_session()
-        out_of_reach.cache_clear()
+        forget()
         yield hub
-        out_of_reach.cache_clear()
-        huggingface_hub.close_session()
+        forget()
 
 
-@pytest.fixture(scope="module")
-def sst2(reviews, tmp_path_factory) -> Path:
-    """A data set of 64 and 8 reviews that passes for GLUE."""
-    folder = tmp_path_factory.mktemp("glue")
-    (folder / "sst2").mkdir()
-    for split, rows in ("train", 64), ("validation", 8):
-        name = f"{split}-00000-of-00001.parquet"
-        parquet.write_table(
-            parquet.read_table(f"{reviews}/{name}").slice(0, rows), folder / "sst2" / name
-        )
-    return folder
+@pytest.fixture(scope="session")
+def sst2(reviews, made_once) -> Path:
+    """A data set of 64 and 8 reviews that passes for GLUE: the folder around sst2/."""
+
+    def make(folder: Path) -> None:
+        (folder / "sst2").mkdir()
+        for split, rows in ("train", 64), ("validation", 8):
+            name = f"{split}-00000-of-00001.parquet"
+            table = parquet.read_table(f"{reviews}/{name}").slice(0, rows)
+            parquet.write_table(table, folder / "sst2" / name)
+
+    return made_once("sst2-of-reviews", make)
 
 
 @pytest.fixture
 def environment(hub, tmp_path) -> dict[str, str]:
     """What points the client of another process at the Hub."""
-    switches = {
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
         "HF_TOKEN": "",
         "no_proxy": "127.0.0.1",
     }
-    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), **switches}

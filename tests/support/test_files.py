@@ -1,95 +1,127 @@
-"""Files that are whole or not there at all, and one line for those that are not what their name
-says."""
+"""Files that are whole or not there at all, that replace nothing they should not, and locks."""
 
 import json
-from pathlib import Path
+import os
+import subprocess
+import sys
 
 import pytest
-import torch
-from helpers import saved_base
-from safetensors.torch import load_file
+from helpers import ROOT
 
-from bert import BertModel
+from support.errors import InputError
 from support.files import (
-    InputError,
-    is_out_of_memory,
+    locked,
     read_json,
     write_json,
-    write_tensors,
+    write_text,
+    written_new,
     written_whole,
 )
 
 
-@pytest.fixture
-def base(tmp_path) -> Path:
-    """The directory of a tiny random classifier."""
-    return saved_base(tmp_path / "base")
-
-
-@pytest.mark.parametrize("size", [0, 4, 100, 20_000])
-def test_truncated_file_is_refused(base, size):
-    path = base / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(InputError, match="not a whole safetensors file"):
-        BertModel.from_pretrained(base)
-
-
-def test_what_fails_in_the_middle_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"a": "ü"})
-    with pytest.raises(KeyboardInterrupt), written_whole(path) as temporary:
+@pytest.mark.parametrize("written", [written_whole, written_new])
+def test_what_fails_in_the_middle_leaves_what_was_there(tmp_path, written):
+    if written is written_whole:
+        write_json(tmp_path / "a.json", {"a": "ü"})
+    with pytest.raises(KeyboardInterrupt), written(tmp_path / "a.json") as temporary:
         temporary.write_text("half of")
         raise KeyboardInterrupt
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and json.loads(path.read_text()) == {
-        "a": "ü"
-    }
+    if written is written_whole:
+        assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"a": "ü"}
+        (tmp_path / "a.json").unlink()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
+    (tmp_path / ".a.tmp").write_text("half of")
+    (tmp_path / ".b.tmp").mkdir()
+    (tmp_path / ".b.tmp" / "half").touch()
+    for name in "a", "b":
+        with written_new(tmp_path / name) as temporary:
+            temporary.write_text("whole")
+        assert (tmp_path / name).read_text() == "whole"
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 def test_a_link_in_the_way_is_not_written_through(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / ".a.json.tmp").symlink_to(tmp_path / "mine")
     write_json(tmp_path / "a.json", {"a": 1})
-    assert (tmp_path / "mine").read_text() == "mine" and read_json(tmp_path / "a.json") == {"a": 1}
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert read_json(tmp_path / "a.json") == {"a": 1} and not (tmp_path / "a.json").is_symlink()
 
 
-def test_safetensors_reads_what_was_written(tmp_path):
-    tensors = {"a": torch.randn(3, 4).t(), "b": torch.arange(5)}  # the first is not contiguous
-    write_tensors(tmp_path / "x.safetensors", tensors, {"format": "pt"})
-    found = load_file(tmp_path / "x.safetensors")
-    assert found.keys() == tensors.keys() and all(
-        torch.equal(found[name], tensors[name]) for name in tensors
-    )
+@pytest.mark.parametrize("existing", ["a file", "a folder", "a dangling link"])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_nothing_is_ever_replaced(tmp_path, existing, when):
+    path = tmp_path / "x"
+
+    def appear():
+        if existing == "a file":
+            path.write_text("mine")
+        elif existing == "a folder":
+            path.mkdir()
+        else:
+            path.symlink_to(tmp_path / "nowhere")
+
+    if when == "before":
+        appear()
+    with pytest.raises(InputError, match="x: is there already"), written_new(path) as temporary:
+        assert when == "meanwhile"
+        temporary.write_text("new")
+        appear()
+    assert os.listdir(tmp_path) == ["x"]
+    assert {"a file": path.is_file(), "a folder": path.is_dir()}.get(existing, path.is_symlink())
+    assert existing != "a file" or path.read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[1]", "null", '{"a": "\\ud800"}', "[" * 10**5, '{"a": 1', "{'a': 1}"]
-)
-def test_what_is_no_json_object_is_refused(tmp_path, content):
+def test_a_folder_is_there_whole(tmp_path):
+    with written_new(tmp_path / "model") as folder:
+        (folder / "in").mkdir(parents=True)
+        write_text(folder / "in" / "a.txt", "a")
+        assert not (tmp_path / "model").exists()
+    assert (tmp_path / "model" / "in" / "a.txt").read_text() == "a"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", "3"])
+def test_json_that_is_no_object_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(InputError, match=r"a\.json: (not a JSON file|holds a JSON)"):
+    with pytest.raises(InputError, match=r"a\.json: holds a JSON"):
         read_json(tmp_path / "a.json")
 
 
-def test_an_out_of_memory_error_is_known():
-    with pytest.raises(RuntimeError) as error:
-        torch.empty(2**50)
-    assert is_out_of_memory(error.value)
-    assert is_out_of_memory(
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-    )
-    with pytest.raises(RuntimeError) as error:
-        torch.ones(2, 3) @ torch.ones(2, 3)
-    assert not is_out_of_memory(error.value)
+@pytest.mark.parametrize("content", [
+    b"", b'{"a": "\\ud800"}', b"[" * 10**5, b'{"a": 1', b"{'a': 1}", b'{"a": "\xff"}',
+    b'{"a": ' + b"9" * 5000 + b"}",
+])  # fmt: skip
+def test_what_is_no_json_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json: cannot be read"):
+        read_json(tmp_path / "a.json")
 
 
-def test_more_errors_of_memory():
-    for error in (
-        MemoryError(),
-        RuntimeError("std::bad_alloc"),
-        OSError(12, "Cannot allocate memory"),
-    ):
-        assert is_out_of_memory(error)
-    with pytest.raises(RuntimeError) as error:
-        torch.empty(2**61, 2**61)
-    assert is_out_of_memory(error.value)
-    assert not is_out_of_memory(OSError(28, "No space left on device"))
+HOLDS = """
+import sys
+from support.files import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_lock_keeps_other_processes_out_and_ends_with_its_process(tmp_path, kind):
+    path = tmp_path / "x"
+    if kind == "folder":
+        path.mkdir()
+    command = [sys.executable, "-c", HOLDS, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="x: another process"), locked(path):
+            pass
+        process.kill()
+    for _ in range(2):
+        with locked(path):
+            pass

@@ -1,41 +1,35 @@
-"""Tables of every format, whole or spoilt, and what is held out of them."""
+"""Tables of every format, whole or spoilt, at once and streamed."""
 
-import json
-import os
 import re
+import subprocess
+import sys
+import tracemalloc
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from helpers import texts_of, write_table
+from helpers import ROOT, write_table
 from pyarrow import parquet
-from transformers import AutoTokenizer
 
-from data import load_task, load_tokenizer
-from support.files import InputError
+from data import load_data
+from support.errors import InputError
+from support.tables import BLOCK, find_splits, is_blank, stream
 
-GOOD, BAD = "Good, \"very\" 'good'", '"007" bad 1.0'
+GOOD = "Good, \"very\" 'good'"
+BAD = '"007" bad 1.0'
 TABLE = {"text": [f"{GOOD} {i}" for i in range(20)] + [f"{BAD} {i}" for i in range(20)]}
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
 @pytest.mark.parametrize("labels", [["positive", "negative"], [1, 0]], ids=["names", "numbers"])
 def test_single_file(tmp_path, suffix, labels):
-    path = write_table(
-        tmp_path / f"reviews.{suffix}", TABLE | {"label": [labels[0]] * 20 + [labels[1]] * 20}
-    )
-    task = load_task(path)
-    train, validation = texts_of(task.train), texts_of(task.validation)
-    assert (len(train), len(validation), task.metric) == (36, 4, "accuracy")
-    assert sorted(train + validation) == sorted((text,) for text in TABLE["text"])
-    assert task.label_names == (
-        ["negative", "positive"] if labels[0] == "positive" else ["LABEL_0", "LABEL_1"]
-    )
-    for split in task.train, task.validation:
-        assert split.labels.tolist() == [
-            int(text.startswith("Good")) for (text,) in texts_of(split)
-        ]
-    assert texts_of(load_task(path).validation) == validation
+    table = TABLE | {"label": [labels[0]] * 20 + [labels[1]] * 20}
+    data = load_data(write_table(tmp_path / f"reviews.{suffix}", table))
+    assert sorted(data.train.texts + data.validation.texts) == sorted((t,) for t in TABLE["text"])
+    assert (len(data.train.texts), len(data.validation.texts)) == (36, 4)
+    names = sorted(labels) if labels[0] == "positive" else ["LABEL_0", "LABEL_1"]
+    assert (data.task.names, data.task.metric, data.columns) == (names, "accuracy", ["text"])
+    for split in data.train, data.validation:
+        assert split.labels.tolist() == [int(text.startswith("Good")) for (text,) in split.texts]
 
 
 def test_csv_of_a_spreadsheet(tmp_path):
@@ -43,295 +37,168 @@ def test_csv_of_a_spreadsheet(tmp_path):
     too many."""
     content = '\ufeffid,text,label\r\n1,"one, ""two""\r\nthree",yes\r\n2,NA,no\r\n3,007,yes\r\n'
     (tmp_path / "a.csv").write_bytes(content.encode())
-    task = load_task(str(tmp_path / "a.csv"))
-    assert sorted(texts_of(task.train) + texts_of(task.validation)) == [
-        ("007",),
-        ("NA",),
-        ('one, "two"\r\nthree',),
-    ]
-    for split in task.train, task.validation:
-        assert [task.label_names[n] for n in split.labels] == [
-            "no" if t == "NA" else "yes" for (t,) in texts_of(split)
-        ]
+    data = load_data(tmp_path / "a.csv")
+    found = {}
+    for split in data.train, data.validation:
+        for (text,), number in zip(split.texts, split.labels, strict=True):
+            found[text] = data.task.names[number]
+    assert found == {'one, "two"\r\nthree': "yes", "NA": "no", "007": "yes"}
 
 
-def test_hold_out_has_no_text_on_both_sides(tmp_path):
-    texts = [f"text {i % 50}" for i in range(200)]
-    task = load_task(
-        write_table(tmp_path / "repeats.csv", {"text": texts, "label": [i % 2 for i in range(200)]})
-    )
-    assert len(task.train.labels) + len(task.validation.labels) == 200
-    assert not set(texts_of(task.train)) & set(texts_of(task.validation))
-    assert len(set(texts_of(task.validation))) == 5
+# Which files, and which columns.
 
 
-@pytest.mark.parametrize("max_length", [128, 5])
-def test_hold_out_has_no_tokens_on_both_sides(minilm, tmp_path, max_length):
-    """Texts that differ only in what BERT does not see: case, spaces, marks of no width, what is
-    cut off."""
-    plain = [f"film {i} is {word}, as they say" for i in range(30) for word in ("good", "bad")]
-    texts = [
-        *plain,
-        *(t.upper() for t in plain),
-        *(t.replace(" ", "  ") for t in plain),
-        *(t + "\u200b" for t in plain),
-    ]
-    labels = ["good" if "good" in text.lower() else "bad" for text in texts]
-    task = load_task(
-        write_table(tmp_path / "a.jsonl", {"text": texts, "label": labels}),
-        load_tokenizer(minilm, max_length),
-    )
-    theirs = AutoTokenizer.from_pretrained(minilm)
-    seen = lambda split: {
-        tuple(theirs(text, truncation=True, max_length=max_length)["input_ids"])
-        for (text,) in texts_of(split)
-    }
-    assert not seen(task.train) & seen(task.validation)
-    assert len(seen(task.validation)) == (6 if max_length == 128 else 3)
-    assert len(task.train.labels) + len(task.validation.labels) == 240
+def write_tables(folder, names):
+    for name in names:
+        write_table(folder / name, {"text": [f"{name} a", "b"], "label": ["no", "yes"]})
 
 
-@pytest.mark.parametrize("labels, names", [
-    (["+", "-", "+"], ["+", "-"]),
-    (["1.0", "1.1", "b"], ["1.0", "1.1", "b"]),
-    ([True, False, True], ["false", "true"]),
-    ([1.0, 0.0, 1.0], ["LABEL_0", "LABEL_1"]),
-    (["1.0", "0.0", "1.0"], ["LABEL_0", "LABEL_1"]),
-    (["1", "2", "other"], ["1", "2", "other"]),
-    (["yes", "no", "NA"], ["NA", "no", "yes"]),
-], ids=str)  # fmt: skip
-@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
-def test_labels_that_can_be_understood(tmp_path, suffix, labels, names):
-    texts = [f"{label} {i}" for i, label in enumerate(labels * 20)]
-    if suffix == "csv" and not isinstance(labels[0], str):
-        labels = [str(label).lower() for label in labels]  # as pandas and Arrow write them
-    task = load_task(write_table(tmp_path / f"a.{suffix}", {"text": texts, "label": labels * 20}))
-    assert task.label_names == names
-    for (text,), number in zip(texts_of(task.train), task.train.labels, strict=True):
-        label = text.split()[0].lower() if "true" in names else text.split()[0]
-        assert label == names[number] or (names[0] == "LABEL_0" and float(label) == number)
+@pytest.mark.parametrize("names", [
+    ("train.csv", "validation.csv"),
+    ("train.jsonl", "validation.parquet"),
+    ("train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"),
+    ("train.tsv", "validation_matched.tsv"),
+    ("train.csv", "validation_matched-00000-of-00001.csv", "validation_mismatched.csv"),
+])  # fmt: skip
+def test_directory(tmp_path, names):
+    """Files of a test split, and others, are not read."""
+    write_tables(tmp_path, names)
+    for other in "test.csv", "test_matched.csv", "notes.txt", "train.py":
+        (tmp_path / other).write_text("not for training")
+    data = load_data(tmp_path)
+    splits = [data.train, data.validation, data.mismatched][: len(names)]
+    for name, split in zip(names, splits, strict=True):
+        assert split.texts == [(f"{name} a",), ("b",)] and split.labels.tolist() == [0, 1]
+    assert data.task.names == ["no", "yes"]
 
 
-def split_table(folder, train, validation, suffix="csv"):
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, labels in ("train", train), ("validation", validation):
-        write_table(
-            folder / f"{split}.{suffix}",
-            {"text": [f"{split} {i}" for i in range(len(labels))], "label": labels},
-        )
-    return str(folder)
+def test_shards_and_chosen_columns(tmp_path):
+    for n in range(3):
+        table = {"sentence": ["x"], "mine": [f"part {n}"], "stars": [n]}
+        write_table(tmp_path / f"train-0000{n}-of-00003.parquet", table)
+    write_table(tmp_path / "validation.csv", {"mine": ["part 9"], "stars": [2]})
+    data = load_data(tmp_path, text_columns=["mine"], label_column="stars")
+    assert data.train.texts == [("part 0",), ("part 1",), ("part 2",)]
+    assert (data.train.labels.tolist(), data.validation.labels.tolist()) == ([0, 1, 2], [2])
 
 
-def test_the_training_split_alone_decides_the_classes(tmp_path):
-    task = load_task(split_table(tmp_path / "a", ["1", "2", "3", "other"], ["1", "3", "2"]))
-    assert (task.label_names, task.validation.labels.tolist()) == (
-        ["1", "2", "3", "other"],
-        [0, 2, 1],
-    )
-    assert load_task(
-        split_table(tmp_path / "b", ["0", "1", "2"], ["2", "2"])
-    ).validation.labels.tolist() == [2, 2]
-    for train, validation in (
-        (["no", "yes"], ["no", "maybe"]),
-        (["0", "1"], ["1", "2"]),
-        (["0", "1"], ["0", "yes"]),
-    ):
-        with pytest.raises(
-            InputError, match=r"validation.csv: row 2 has the label .*, as in the training split"
-        ):
-            load_task(split_table(tmp_path / "c", train, validation))
-
-
-def with_schema(path, table, names):
-    """A parquet file as the Hub's data sets write it: the names of the classes stand in its
-    schema."""
-    features = {
-        "label": {"names": names, "_type": "ClassLabel"},
-        "text": {"dtype": "string", "_type": "Value"},
-    }
-    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    parquet.write_table(pa.table(table).replace_schema_metadata(told), path)
-
-
-def test_names_and_metric_come_from_the_file_the_folder_or_the_user(tmp_path, monkeypatch):
-    names, table = (
-        ["unacceptable", "acceptable"],
-        {"text": ["one", "two", "three"], "label": [1, 0, 1]},
-    )
-    cola = split_table(tmp_path / "x@y" / "cola", [1, 0], [1], "parquet")
-    copied = tmp_path / "my copy"
-    copied.mkdir()
-    for split in "train", "validation":
-        with_schema(copied / f"{split}.parquet", table, names)
-    told = lambda *args, **more: (lambda task: (task.label_names, task.metric))(
-        load_task(*args, **more)
-    )
-    assert told(cola) == told(f"{cola}/") == told(str(copied)) == (names, "matthews_correlation")
-    monkeypatch.chdir(cola)
-    assert told(".") == (names, "matthews_correlation")
-    assert told(cola, label_names=["bad", "good"]) == (["bad", "good"], "matthews_correlation")
-    assert told(cola, metric="f1") == (names, "f1")
-    with_schema(copied / "validation.parquet", table, names[::-1])
-    with pytest.raises(
-        InputError, match="names the classes acceptable, unacceptable, but the training split"
-    ):
-        load_task(str(copied))
-    stars = split_table(tmp_path / "stars", ["1", "2", "3"], ["3"])
-    with pytest.raises(InputError, match=r"label 3, expected 0 to 2 .*--label-names=1,2,3"):
-        load_task(stars)
-    assert load_task(stars, label_names=["1", "2", "3"]).validation.labels.tolist() == [2]
-    with pytest.raises(InputError, match="--metric f1 is one of two classes, and the data has 3"):
-        load_task(stars, label_names=["1", "2", "3"], metric="f1")
-
-
-def test_files_that_lack_or_contradict_each_other_are_named(tmp_path):
-    table = {"text": ["one", "two", "three"], "label": [1, 0, 1]}
-    for name in "train-00000-of-00003.csv", "train-00002-of-00003.csv", "validation.csv":
-        write_table(tmp_path / name, table)
-    with pytest.raises(
-        InputError, match=r"one of 3 parts, of which train-00001-of-00003.csv is missing"
-    ):
-        load_task(str(tmp_path))
-    write_table(tmp_path / "train-00001-of-00003.csv", table | {"label": [1, None, 1]})
-    with pytest.raises(InputError, match=r"train-00001-of-00003.csv: row 2 has no label"):
-        load_task(str(tmp_path))
-    write_table(tmp_path / "train-00001-of-00003.csv", {"word": ["one"], "label": [1]})
-    with pytest.raises(InputError, match=r"train-00001-of-00003.csv: cannot be read"):
-        load_task(str(tmp_path))
-    write_table(tmp_path / "train-00001-of-00003.csv", table)
-    assert len(load_task(str(tmp_path)).train.labels) == 9
+def test_files_that_are_missing_or_contradict_each_other_are_named(tmp_path):
+    with pytest.raises(InputError, match="nothing: no such file or directory"):
+        find_splits(tmp_path / "nothing")
+    write_tables(tmp_path, ["train-00000-of-00003.csv", "train-00002-of-00003.csv"])
+    with pytest.raises(InputError, match=r"no validation file there, such as validation\.csv"):
+        find_splits(tmp_path)
+    write_tables(tmp_path, ["validation.csv"])
+    with pytest.raises(InputError, match=r"train-00002-of-00003.csv: expected one file, or all"):
+        find_splits(tmp_path)
+    write_tables(tmp_path, ["train-00001-of-00003.csv"])
+    assert len(load_data(tmp_path).train.labels) == 6
     for other in (
         "train.parquet",
         "train.csv",
         "train-00000-of-00002.csv",
+        "train-00001-of-00003.tsv",
         "validation_matched.csv",
         "Train.csv",
+        "validation-mismatched.CSV",
     ):
-        path = tmp_path / other
-        write_table(path, table)
-        with pytest.raises(InputError, match="only one of them can be meant"):
-            load_task(str(tmp_path))
-        os.remove(path)
+        write_tables(tmp_path, [other])
+        with pytest.raises(InputError, match=r"expected one file|not read; the names are"):
+            find_splits(tmp_path)
+        (tmp_path / other).unlink()
 
 
-def test_numbers_are_indices_of_the_names_that_a_file_tells(tmp_path):
-    """Also where the names are numbers themselves: 2 is the third name, which here is "10"."""
-    names = sorted(map(str, range(11)))
-    for split in "train", "validation":
-        table = {"text": [f"{split} {name}" for name in names], "label": list(range(11))}
-        with_schema(tmp_path / f"{split}.parquet", table, names)
-    task = load_task(str(tmp_path))
-    assert [task.label_names[n] for n in task.train.labels] == names
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [["1", "2", "3"], ["1.0", "2.0", "3.0"], ["01", "+2", "3."], [1, 2, 3], [1.0, 2.0, 3.0]],
-)
-def test_numbers_mean_the_same_however_they_are_written(tmp_path, labels):
-    stars = split_table(tmp_path / "stars", labels, labels, "parquet")
-    task = load_task(stars, label_names=["1", "2", "3", "4"])
-    assert task.train.labels.tolist() == [0, 1, 2]
-
-
-def test_classes_that_cannot_be_told_apart_are_refused(tmp_path):
-    folder = split_table(tmp_path / "a", ["0", "1"], ["0", "1"])
-    for names in ["a", "a"], ["1", "1.0"], ["a", " "]:
-        with pytest.raises(InputError, match="each needs a name of its own"):
-            load_task(folder, label_names=names)
-    alike = [
-        ("1", "1.0", "x"),
-        ("caf\u00e9", "cafe\u0301"),
-        ("very good", "very  good"),
-        ("\uff11", "1", "x"),
-    ]
-    alike += [("\u2764", "\u2764\ufe0f"), ("'a'", "a"), ("-1", "pos")]
-    for n, pair in enumerate(alike):
-        with pytest.raises(InputError, match=r"row .* has the label"):
-            load_task(split_table(tmp_path / str(n), list(pair), list(pair)))
+def test_parts_fit_each_other(tmp_path):
+    """A row is named by the part that it stands in."""
+    table = {"text": ["one", "two"], "label": [1, 0]}
+    for name in "train-00000-of-00002.csv", "train-00001-of-00002.csv", "validation.csv":
+        write_table(tmp_path / name, table)
+    second = tmp_path / "train-00001-of-00002.csv"
+    write_table(second, table | {"label": [1, None]})
+    with pytest.raises(InputError, match=f"^{second}: row 2 has no label"):
+        load_data(tmp_path)
+    write_table(second, table | {"text": ["", "two"]})
+    with pytest.raises(InputError, match=f"^{second}: row 1 has no text in 'text'"):
+        load_data(tmp_path)
+    write_table(second, {"word": ["one"], "label": [1]})
+    with pytest.raises(InputError, match=f"^{second}: has other columns or classes than train-0"):
+        load_data(tmp_path)
 
 
 def test_validation_reads_the_columns_that_training_reads(tmp_path):
     texts = {"text": ["good", "bad"], "label": [1, 0]}
     write_table(tmp_path / "train.csv", texts)
     write_table(tmp_path / "validation.csv", texts | {"sentence": ["id0", "id1"]})
-    assert texts_of(load_task(str(tmp_path)).validation) == [("good",), ("bad",)]
-    write_table(
-        tmp_path / "train.csv", {"question": ["a", "b"], "sentence": ["c", "d"], "label": [1, 0]}
-    )
-    with pytest.raises(InputError, match=r"validation.csv: no column 'question'"):
-        load_task(str(tmp_path))
-    for columns in ["label"], ["sentence", "label"], ["sentence", "sentence"]:
-        with pytest.raises(InputError, match="must be different columns"):
-            load_task(str(tmp_path), text_columns=columns)
-
-
-def test_parts_that_tell_other_classes_are_refused(tmp_path):
-    table = {"text": ["one", "two"], "label": [1, 0]}
-    for n, names in enumerate([["negative", "positive"], ["positive", "negative"]]):
-        with_schema(tmp_path / f"train-0000{n}-of-00002.parquet", table, names)
-    with_schema(tmp_path / "validation.parquet", table, ["negative", "positive"])
-    with pytest.raises(
-        InputError, match=r"train-00001-of-00002.parquet: tells of other columns or classes"
+    assert load_data(tmp_path).validation.texts == [("good",), ("bad",)]
+    pairs = {"question": ["a", "b"], "sentence": ["c", "d"], "label": [1, 0]}
+    write_table(tmp_path / "train.csv", pairs)
+    with pytest.raises(InputError, match=r"validation.csv: no column question\+sentence among"):
+        load_data(tmp_path)
+    for columns in (
+        ["label"],
+        ["sentence", "label"],
+        ["sentence"] * 2,
+        ["question", "sentence", "a"],
     ):
-        load_task(str(tmp_path))
+        write_table(tmp_path / "train.csv", pairs | {"a": ["x", "y"]})
+        with pytest.raises(InputError, match="name one or two columns of texts"):
+            load_data(tmp_path, text_columns=columns)
 
 
-def test_a_class_that_is_held_out_whole_is_refused(tmp_path):
-    texts = [f"text {i}" for i in range(20)]
-    for row in range(20):
-        labels = ["rare" if i == row else "common" if i % 2 else "other" for i in range(20)]
-        path = write_table(tmp_path / "a.csv", {"text": texts, "label": labels})
-        try:
-            assert set(load_task(path).train.labels) == {0, 1, 2}
-        except InputError as error:
-            assert "the few rows of the class 'rare' are all held out" in str(error)
-            break
-    else:
-        pytest.fail("no row was held out")
+@pytest.mark.parametrize("task", ["mrpc", "qqp", "mnli", "qnli", "rte", "wnli", "stsb"])
+def test_a_task_of_pairs_is_not_trained_on_one_text(tmp_path, task):
+    """Though its other column is there, or a column that texts usually have."""
+    texts = ["one", "two", "three"]
+    (tmp_path / task).mkdir()
+    for split in "train", "validation":
+        table = {"sentence": texts, "text": texts, "label": [0, 1, 1]}
+        write_table(tmp_path / task / f"{split}.csv", table)
+    with pytest.raises(InputError, match=r"no column .* among sentence, text, label; name yours"):
+        load_data(tmp_path / task)
+    assert load_data(tmp_path / task, text_columns=["text"]).columns == ["text"]  # it was said
 
+
+def test_mismatched_is_read_by_the_classes_of_training(tmp_path):
+    write_table(tmp_path / "train.csv", {"text": ["1", "2", "3"], "label": ["a", "b", "c"]})
+    write_table(tmp_path / "validation.csv", {"text": ["x"], "label": ["a"]})
+    assert load_data(tmp_path).mismatched is None
+    mismatched = tmp_path / "validation_mismatched.csv"
+    write_table(mismatched, {"text": ["x", "y"], "label": ["c", "b"]})
+    assert load_data(tmp_path).mismatched.labels.tolist() == [2, 1]
+    write_table(mismatched, {"text": ["x", "y"], "label": ["c", "d"]})
+    with pytest.raises(InputError, match=r"validation_mismatched.csv: row 2 has the label 'd'"):
+        load_data(tmp_path)
+
+
+# Spoilt tables.
 
 TWO = {"sentence": ["good", "bad"], "label": [1, 0]}
 
 
 @pytest.mark.parametrize("name, table, problem", [
-    ("a.parquet", {"words": ["good"], "label": [1]}, "no column 'sentence'"),
-    ("b.csv", {"sentence": ["good"], "stars": [1]}, "no column 'label'"),
-    ("c.parquet", TWO | {"label": [0, -1]}, "row 2 .*label -1"),
-    ("d.csv", TWO | {"label": [-1, 0]}, "row 1 .*label -1"),
-    ("e.jsonl", TWO | {"label": [0, 2]}, "row 2 .*label 2"),
-    ("f.parquet", TWO | {"label": [0.0, 0.5]}, "row 2 .*label 0.5, expected a whole number or a name"),
-    ("g.parquet", TWO | {"label": [None, 1]}, "row 1 has no label"),
-    ("g.parquet", TWO | {"label": [1, None]}, "row 2 has no label"),
-    ("g.parquet", TWO | {"label": [1.0, float("nan")]}, "row 2 has no label"),
-    ("g.parquet", TWO | {"label": [[1], [0]]}, r"row 1 has the label \[1\], expected a whole number or a name"),
-    ("g.csv", TWO | {"label": ["good", ""]}, "row 2 has no label"),
-    ("g.csv", TWO | {"label": ["good", " "]}, "row 2 has no label"),
-    ("g.csv", TWO | {"label": ["1", "NA"]}, "row 2 has the label 'NA' among others"),
-    ("g.csv", TWO | {"label": ["1", " 0"]}, "row 2 has the label ' 0', a number with spaces"),
-    ("g.csv", TWO | {"label": ["good", "Good "]}, "row 2 has the label 'Good ', others 'good'; .*--label-names"),
-    ("g.csv", TWO | {"label": ["good", "go\u200bod"]}, "row 2 has the label .*, others 'good'"),
-    ("g.csv", {"sentence": [f"text {i}" for i in range(50)], "label": [f"id {i}" for i in range(50)]},
-     "50 different labels in 50 rows"),
-    ("g.csv", b"sentence,sentence,label\ngood,x,1\nbad,y,0\n", "2 columns 'sentence'"),
-    ("h.parquet", TWO | {"sentence": [1.5, 2.5]}, "'sentence' is double"),
-    ("i.parquet", TWO | {"sentence": ["good", ""]}, "row 2 has no text"),
-    ("j.csv", TWO | {"sentence": [" ", "bad"]}, "row 1 has no text"),
-    ("k.parquet", TWO | {"sentence": ["good", None]}, "row 2 has no text"),
-    ("l.csv", b"", "cannot be read as csv"),
-    ("m.jsonl", b"", "cannot be read as jsonl"),
-    ("n.csv", b"sentence,label\n", "holds no rows"),
-    ("o.csv", "sentence,label\ncaf\xe9,1\nbad,0\n".encode("latin-1"), "cannot be read as csv"),
-    ("p.csv", "sentence,label,\xe9\ngood,1,x\nbad,0,y\n".encode("latin-1"), "cannot be read as csv"),
-    ("q.csv", b"sentence,label\ngood,1\na,b,c\n", "cannot be read as csv"),
-    ("r.parquet", b"PAR1 of no use", "cannot be read as parquet"),
-    ("s.parquet", "truncated", "cannot be read as parquet"),
-    ("t.txt", b"good\n", "must end in .parquet"),
-    ("u.csv", b"sentence,label\ngood,1\ngood,0\n", "two different texts"),
-    ("v.csv", b"sentence,label\ngood,0\nbad,0\n", "same label"),
-    ("w.csv", None, "no such file"),
+    ("a.parquet", {"words": ["good"], "label": [1]}, r": no column .* or sentence or .* words"),
+    ("b.csv", {"sentence": ["good"], "stars": [1]}, ": no column label among sentence, stars"),
+    ("c.csv", b"sentence,sentence,label\ngood,x,1\nbad,y,0\n", ": cannot be read .*sentence"),
+    ("d.parquet", TWO | {"sentence": [1.5, 2.5]}, ": the column 'sentence' is double, ex"),
+    ("e.parquet", TWO | {"sentence": ["good", ""]}, ": row 2 has no text in 'sentence'"),
+    ("f.csv", TWO | {"sentence": [" ", "bad"]}, ": row 1 has no text"),
+    ("g.parquet", TWO | {"sentence": ["good", None]}, ": row 2 has no text"),
+    ("h.jsonl", TWO | {"sentence": ["\u2003\u00a0\t", "bad"]}, ": row 1 has no text"),
+    ("i.csv", b"", ": cannot be read"),
+    ("j.jsonl", b"", ": cannot be read"),
+    ("k.csv", b"sentence,label\n", ": holds no rows"),
+    ("l.csv", "sentence,label\ncaf\xe9,1\nbad,0\n".encode("latin-1"), ": cannot be read"),
+    ("m.csv", "sentence,label,\xe9\ngood,1,x\nbad,0,y\n".encode("latin-1"), ": cannot be read"),
+    ("n.csv", b"sentence,label\ngood,1\na,b,c\n", ": cannot be read"),
+    ("o.parquet", b"PAR1 of no use", ": cannot be read"),
+    ("p.parquet", "truncated", ": cannot be read"),
+    ("q.parquet", TWO | {"sentence": pa.array([b"\xff", b"bad"])}, ": .*binary|cannot be read"),
+    ("r.txt", b"good\n", ": the name must end in .parquet, .csv, .tsv, .jsonl"),
+    ("s.csv", b'sentence,label\n"good,1\n' + b"bad,0\n" * 10**6, ": cannot be read .*good"),
+    ("u.jsonl", b'{"sentence": "' + b"x" * 3 * BLOCK + b'", "label": 1}', ": a row is lon"),
+    ("t.csv", None, ": no such file"),
 ])  # fmt: skip
-def test_bad_tables_are_named_in_one_line(tmp_path, name, table, problem):
+def test_spoilt_tables_are_named_in_one_line(tmp_path, name, table, problem):
     path = tmp_path / name
     if isinstance(table, dict):
         write_table(path, table)
@@ -341,172 +208,84 @@ def test_bad_tables_are_named_in_one_line(tmp_path, name, table, problem):
     elif table is not None:
         path.write_bytes(table)
     with pytest.raises(InputError) as error:
-        load_task(str(path))
-    assert re.search(f"{name}: .*{problem}", str(error.value)) and "\n" not in str(error.value)
+        load_data(path)
+    assert re.match(f"{path}{problem}", str(error.value)) and "\n" not in str(error.value)
 
 
-# Numbers instead of classes.
-
-SCORES = {"train": [4.25, 0.0, 5.0, 1.5, 3.0, 2.25], "validation": [1.25, 4.0]}
-
-
-@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
-def test_the_labels_of_a_regression_stand_for_themselves(tmp_path, suffix):
-    """With --metric pearson or spearman, or in a folder that is called stsb; whole numbers too."""
-    for name, metric in ("mine", "pearson"), ("mine", "spearman"), ("stsb", ""):
-        folder = split_table(tmp_path / name, *SCORES.values(), suffix)
-        task = load_task(folder, text_columns=["text"], metric=metric)
-        assert (task.metric, task.label_names) == (metric or "pearson", ["LABEL_0"])
-        for split in SCORES:
-            labels = getattr(task, split).labels
-            assert labels.dtype == np.float32 and labels.tolist() == SCORES[split]
-    folder = split_table(tmp_path / "whole", [1, 2, 5], [3, 4], suffix)
-    assert load_task(folder, metric="pearson").validation.labels.tolist() == [3, 4]
+def test_text_that_is_no_utf8_is_refused(tmp_path):
+    """Arrow itself does not look at it when it reads a parquet file."""
+    text = pa.StringArray.from_buffers(2, *pa.array([b"good", b"\xff\xfe"]).buffers()[1:])
+    parquet.write_table(pa.table({"sentence": text, "label": [1, 0]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a.parquet: cannot be read \(.*UTF8"):
+        load_data(tmp_path / "a.parquet")
 
 
-def test_a_regression_is_not_guessed(tmp_path):
-    """Fractions are refused with the ways out, whatever the format; both ways lead out."""
-    ways = r"--metric pearson trains a regression on such numbers"
-    for suffix in "parquet", "jsonl":
-        with pytest.raises(
-            InputError,
-            match=rf"train.{suffix}: row 1 has the label 4.25, expected a whole .*{ways}",
-        ):
-            load_task(split_table(tmp_path / suffix, SCORES["train"], [1.5, 2.5], suffix))
-    for suffix in "csv", "tsv":
-        with pytest.raises(
-            InputError,
-            match=rf"train.{suffix}: row 1 has the label 4.25, a number that is .*{ways}",
-        ):
-            load_task(split_table(tmp_path / suffix, SCORES["train"], [1.5, 2.5], suffix))
-    many = [f"{n / 7:.4f}" for n in range(100)]
-    with pytest.raises(
-        InputError, match=rf"a number that is not whole: {ways}, --label-names takes them as names"
-    ):
-        load_task(split_table(tmp_path / "many", many, many))
-    versions = split_table(tmp_path / "versions", ["1.0", "1.1", "1.0"], ["1.1", "1.0"])
-    with pytest.raises(
-        InputError, match=r"row 2 has the label 1.1, .* --label-names=1.0,1.1 takes them as names"
-    ):
-        load_task(versions)
-    assert load_task(versions, label_names=["1.0", "1.1"]).train.labels.tolist() == [0, 1, 0]
-    assert (
-        load_task(versions, metric="pearson").train.labels.tolist()
-        == np.float32([1.0, 1.1, 1.0]).tolist()
-    )
-    stsb = split_table(tmp_path / "stsb", SCORES["train"], [1.5, 2.5], "parquet")
-    with pytest.raises(
-        InputError, match=r"row 1 has the label 4.25, expected a whole number or a name"
-    ):
-        load_task(stsb, text_columns=["text"], metric="accuracy")
+# Streams.
+
+ROWS = {"text": [f"{GOOD} {i}" for i in range(9000)], "label": [f"00{i}" for i in range(9000)]}
 
 
-def test_stsb_has_numbers_from_0_to_5(tmp_path):
-    """GLUE's -1, which says that there is no label, is trained on in no row; elsewhere a number may
-    be negative."""
-    expected = "expected one from 0 to 5, as of STS-B"
-    for wrong, problem in (-1.0, rf"-1, {expected} \(GLUE marks rows"), (5.5, f"5.5, {expected}"):
-        stsb = split_table(tmp_path / "stsb", [4.25, wrong, 3.0], [1.5, 2.5])
-        with pytest.raises(InputError, match=f"train.csv: row 2 has the label {problem}"):
-            load_task(stsb, text_columns=["text"])
-        assert load_task(stsb, text_columns=["text"], metric="pearson").train.labels[1] == wrong
-        mine = split_table(tmp_path / "a", [4.25, wrong], [1.5, 2.5])
-        assert load_task(mine, metric="pearson").train.labels[1] == wrong
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv"])
+def test_a_stream_has_all_rows_in_order(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    write_table(path, ROWS)
+    schema, batches = stream(path)
+    assert schema == pa.schema({"text": pa.string(), "label": pa.string()})
+    assert pa.Table.from_batches(batches, schema).to_pydict() == ROWS
+    schema, batches = stream(path, columns=["label"])
+    assert schema.names == ["text", "label"]  # those of the file
+    assert pa.Table.from_batches(batches).to_pydict() == {"label": ROWS["label"]}
 
 
-@pytest.mark.parametrize("task", ["mrpc", "qqp", "mnli", "qnli", "rte", "wnli", "stsb"])
-def test_a_task_of_pairs_is_not_trained_on_one_text(tmp_path, task):
-    """Though its other column is there, or a column that texts usually have."""
-    texts = ["one", "two", "three"]
-    (tmp_path / task).mkdir()
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_lines_are_streamed_as_they_stand(tmp_path, suffix):
+    """Only a byte-order mark and the ends of the lines are left out, and blank lines of .jsonl."""
+    lines = ['{"a": 1.00}\t ', "", 'é\u2028 "x\x0cy', "\ttwo\rparts", "last"]
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines[:3]).encode() + b"\n")
+    with open(path, "ab") as file:
+        file.write("\n".join(lines[3:]).encode())
+    schema, batches = stream(path)
+    assert schema == pa.schema({"line": pa.string()})
+    found = pa.Table.from_batches(batches, schema)["line"].to_pylist()
+    assert found == [line for line in lines if line or suffix == "txt"]
+
+
+def test_a_stream_needs_no_memory_for_the_whole(tmp_path):
+    """Nor does a batch come late: the second half of the file is spoilt, and the first is read."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a film that is long\n".rjust(500) * 10**5 + b"\xff\n")
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"a.txt: cannot be read \(.*utf-8"):
+        for batch in stream(path)[1]:
+            assert batch.num_rows < 10**4
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    row = '"' + "x" * 2**20 + '",0\n'
+    too_long = '"' + "x" * 3 * BLOCK + '",1\n'
+    (tmp_path / "a.csv").write_text("text,label\n" + row * 20 + too_long)
+    sizes = []
+    with pytest.raises(InputError, match=r"a.csv: a row is longer than 4 MiB, or a quotation mark"):
+        sizes.extend(batch.nbytes for batch in stream(tmp_path / "a.csv")[1])
+    assert sum(sizes) > 15 * 2**20 and max(sizes) < 9 * 2**20
+
+
+def test_blank_texts(tmp_path):
+    column = pa.chunked_array([["good", "", None], [" \t\n", "\u2003", " x "]])
+    assert is_blank(column).to_pylist() == [False, True, True, True, True, False]
+
+
+def test_arrow_is_imported_with_the_first_table_only():
+    """It takes longer than the answer to a text."""
+    code = "import sys, support.tables, support.labels; print('pyarrow' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT) == b"False\n"
+
+
+def test_categories_are_labels(tmp_path):
+    """As pandas writes them."""
+    labels = pa.array(["no", "yes", "no"]).dictionary_encode()
+    table = pa.table({"text": ["a", "b", "c"], "label": labels})
     for split in "train", "validation":
-        write_table(
-            tmp_path / task / f"{split}.csv", {"sentence": texts, "text": texts, "label": [0, 1, 1]}
-        )
-    with pytest.raises(
-        InputError, match=r"no column .* among sentence, text, label; say which to read"
-    ):
-        load_task(str(tmp_path / task))
-    assert load_task(str(tmp_path / task), text_columns=["text"]).train.columns == [
-        "text"
-    ]  # it was said
-
-
-@pytest.mark.parametrize("label", ["", "NA", "4,2", "nan", "inf", "1e99", "1_000", "0x1", "\u0664", "four", True, None,
-                                   float("nan"), float("inf"), 10**16, [1.0]])  # fmt: skip
-def test_what_is_no_number_is_named(tmp_path, label):
-    others = {str: ["4.5", "1"], bool: [True, False], list: [[4.5], [2.0]], int: [4, 1]}
-    rows = [*others.get(type(label), [4.5, 1.0]), label]
-    suffix = "jsonl" if isinstance(label, str) else "parquet"
-    row = 1 if isinstance(label, (bool, list)) else 3
-    with pytest.raises(
-        InputError,
-        match=rf"train.{suffix}: row {row} has (the label .*, expected a number|no label)",
-    ):
-        load_task(split_table(tmp_path / "a", rows, [1.0, 2.0], suffix), metric="pearson")
-
-
-def test_labels_that_are_all_the_same_are_refused(tmp_path):
-    """No correlation with them is defined, on either side."""
-    with pytest.raises(
-        InputError,
-        match=r"train.csv: row 1 and every other has the label 2.5; nothing can be compared",
-    ):
-        load_task(split_table(tmp_path / "a", [2.5] * 3, [1.5, 2.5]), metric="pearson")
-    with pytest.raises(
-        InputError, match=r"validation.csv: row 1 and every .* label -1; .*GLUE marks rows"
-    ):
-        load_task(split_table(tmp_path / "b", [1.5, 2.5], [-1.0, -1.0]), metric="pearson")
-    texts = [f"text {i}" for i in range(30)]
-    one = write_table(tmp_path / "one.csv", {"text": texts, "label": [1.5] + [2.5] * 29})
-    with pytest.raises(
-        InputError, match=r"one.csv: all the rows (held out|left to train on) have the same label"
-    ):
-        load_task(one, metric="pearson")
-    path = write_table(tmp_path / "all.csv", {"text": texts, "label": [n / 4 for n in range(30)]})
-    task = load_task(path, metric="pearson")
-    for split, rows in (task.train, 27), (task.validation, 3):
-        assert (
-            split.labels.tolist() == [int(text.split()[1]) / 4 for (text,) in texts_of(split)]
-            and len(split.labels) == rows
-        )
-
-
-def test_a_regression_has_no_classes(tmp_path):
-    folder = split_table(tmp_path / "a", [1.5, 2.5], [1.5, 2.5])
-    with pytest.raises(
-        InputError,
-        match="classes are a, b, but a regression is on numbers; leave out --label-names",
-    ):
-        load_task(folder, label_names=["a", "b"], metric="spearman")
-    told = tmp_path / "told.parquet"
-    with_schema(told, {"text": ["one", "two"], "label": [0, 1]}, ["no", "yes"])
-    with pytest.raises(InputError, match="classes are no, yes, but a regression is on numbers"):
-        load_task(str(told), metric="pearson")
-
-
-def test_mismatched_is_read_where_matched_is(tmp_path):
-    """By the classes of the training split. A file of another name, which would not be read, is
-    refused."""
-    folder = tmp_path / "mine"
-    split_table(folder, ["a", "b", "c"], ["a"])
-    assert load_task(str(folder)).mismatched is None
-    for name in (
-        "validation_mismatched.txt",
-        "Validation_Mismatched.csv",
-        "validation-mismatched.csv",
-    ):
-        (folder / name).write_text("text,label\nx,c\n")
-        with pytest.raises(
-            InputError, match=f"{name}: not read, as its name is none of validation_mismatched.csv"
-        ):
-            load_task(str(folder))
-        (folder / name).unlink()
-    write_table(folder / "validation_mismatched.csv", {"text": ["x", "y"], "label": ["c", "b"]})
-    for name in "validation.csv", "validation_matched.csv":
-        (folder / "validation.csv").rename(folder / name)
-        task = load_task(str(folder))
-        assert (task.validation.labels.tolist(), task.mismatched.labels.tolist()) == ([0], [2, 1])
-    write_table(folder / "validation_mismatched.csv", {"text": ["x", "y"], "label": ["c", "d"]})
-    with pytest.raises(InputError, match=r"validation_mismatched.csv: row 2 has the label 'd'"):
-        load_task(str(folder))
+        parquet.write_table(table, tmp_path / f"{split}.parquet")
+    data = load_data(tmp_path)
+    assert (data.task.names, data.train.labels.tolist()) == (["no", "yes"], [0, 1, 0])

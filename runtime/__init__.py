@@ -1,0 +1,14 @@
+"""What the two programs share: above bert, lora and data, below train.py and sample.py.
+
+    devices     cuda, mps or cpu; bfloat16, torch.compile
+    fast        a finished model rewritten: the same results, sooner
+    kernels     what a CPU computes in fewer passes, with gradients written by hand
+    run         where a run stands, what it says, and how it goes on
+    run_folder  the folder of a run, in which nothing is replaced
+    checkpoint  a run's state as one file, exactly
+    report      the table of parameters, the curves, the model card
+    adapters    folding an adapter into its base, uploading one, going on with its training
+    bank        many adapters on one base
+    texts       texts to classify: from the command line, a file, standard input
+    labelling   a whole table labelled in pieces, which goes on after a kill
+"""

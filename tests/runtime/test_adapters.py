@@ -1,0 +1,196 @@
+"""Merging into a new folder and no other; what an adapter decides when its training goes on."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, adapted, difference, edit_json, open_theirs
+from safetensors.torch import load_file
+
+from bert import BertConfig
+from lora import save_adapter
+from runtime import adapters
+from support.errors import InputError
+from train import Config
+
+MERGE = ("-m", "runtime.adapters", "merge")
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny, tmp_path_factory) -> Path:
+    """An adapter with random A and B, which nobody may change; its model."""
+    folder = tmp_path_factory.mktemp("trained") / "adapter"
+    model = adapted(tiny, ["query", "value"], rank=4, alpha=6, dropout=0.1)
+    save_adapter(model, folder, str(tiny))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+# Merging.
+
+
+def test_a_merged_adapter_is_a_plain_bert(run, tiny, adapter, tmp_path):
+    """Which transformers opens; it answers as base and adapter do."""
+    done = run(*MERGE, adapter, f"{tmp_path}/merged/")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert os.listdir(tmp_path) == ["merged"]
+    names = {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "merged").iterdir()} == names
+    tokenizer = (tmp_path / "merged" / "tokenizer.json").read_bytes()
+    assert tokenizer == (tiny / "tokenizer.json").read_bytes()
+    model = adapted(tiny, ["query", "value"], rank=4, alpha=6)
+    input_ids = torch.arange(1000, 1012).view(2, 6)
+    with torch.no_grad():
+        theirs = open_theirs(tmp_path / "merged")(input_ids).logits
+        assert difference(theirs, model(input_ids)) < 1e-5
+
+
+def test_a_merge_replaces_nothing(run, adapter, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = run(*MERGE, adapter, tmp_path / "empty", "--dtype", "float16")
+    assert done.returncode == 0, done.stderr
+    weights = load_file(tmp_path / "empty" / "model.safetensors").values()
+    assert {tensor.dtype for tensor in weights} == {torch.float16}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    before = contents(tmp_path)
+    for name in "empty", "mine", "file", "link", "empty/..":
+        done = run(*MERGE, adapter, tmp_path / name)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, name
+        assert ": is there already; give another name, or remove it" in done.stderr
+        assert contents(tmp_path) == before
+
+
+def test_a_merge_that_is_killed_leaves_no_half(run, adapter, tmp_path):
+    """And does not stand in the way of the next one."""
+    kill = (
+        "import os, sys, bert\n"
+        "from runtime import adapters\n"
+        "bert.PretrainedModel.save_pretrained = lambda self, folder: (\n"
+        "    folder.mkdir(), (folder / 'config.json').touch(), os._exit(9))\n"
+        "adapters.main()\n"
+    )
+    command = [sys.executable, "-c", kill, "merge", adapter, tmp_path / "merged"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 9
+    assert not (tmp_path / "merged").exists()
+    assert run(*MERGE, adapter, tmp_path / "merged").returncode == 0
+    assert os.listdir(tmp_path) == ["merged"]
+
+
+def test_a_merge_that_fails_is_one_line_and_leaves_nothing(run, tiny, adapter, tmp_path):
+    moved = shutil.copytree(adapter, tmp_path / "moved")
+    edit_json(moved / "adapter_config.json", base_model_name_or_path=None)
+    broken = shutil.copytree(adapter, tmp_path / "broken")
+    os.truncate(broken / "adapter_model.safetensors", 500)
+    before, m = os.listdir(tmp_path), tmp_path / "m"
+    for words, problem in (
+        ([tmp_path / "nowhere", m], "nowhere: no such directory"),
+        ([moved, m], "names no base model; give one"),
+        ([moved, m, "--model", broken], f"{broken}: cannot be read ("),
+        ([broken, m], f"{broken}: cannot be read ("),
+        ([adapter], "the following arguments are required: folder"),
+        ([adapter, m, "--dtype", "int8"], "invalid choice: 'int8'"),
+    ):
+        done = run(*MERGE, *words)
+        assert (done.returncode, done.stdout) == (2, ""), words
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+        assert problem in done.stderr
+        assert os.listdir(tmp_path) == before
+    assert run(*MERGE, moved, m, "--model", tiny).returncode == 0
+
+
+def test_make_merge(run, adapter, tmp_path):
+    alone = {"MAKEFLAGS": "", "MAKEOVERRIDES": "", "ARGS": ""}  # no part of a make around it
+    shutil.copytree(adapter, tmp_path / "out" / "best")
+    for name in "bert.py", "lora.py", "data.py", "support", "runtime", "Makefile":
+        (tmp_path / name).symlink_to(ROOT / name)
+    words = f"PYTHON={sys.executable}"
+    command = f"import os; os.execlp('make', 'make', 'merge', {words!r})"
+    done = run("-c", command, cwd=tmp_path, env=alone)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+# Going on with the training of an adapter.
+
+
+def test_what_an_adapter_decides(adapter, tiny):
+    own = {"rank": 4, "alpha": 6.0, "targets": "query,value", "dropout": 0.1, "model": str(tiny)}
+    named = {"init_adapter": str(adapter)}
+    assert adapters.options_of(named) == own and adapters.options_of({"rank": 8}) == {}
+    given = {"model": "other", "dropout": 0.5, "lr": 1e-3, "rank": 4, "alpha": 6.0}
+    assert adapters.options_of(named | given) == own | {"model": "other", "dropout": 0.5}
+    for name, value in ("rank", 0), ("rank", 8), ("alpha", 3.0), ("targets", "query"):
+        problem = f"^--{name} {value} does not go with --init-adapter: {adapter} has "
+        with pytest.raises(InputError, match=problem):
+            adapters.options_of(named | {name: value})
+
+
+@pytest.mark.parametrize("targets", ["query,value", "value, query", " query , value"])
+def test_the_targets_of_an_adapter_may_be_spelled_as_any_list(adapter, targets):
+    named = {"init_adapter": str(adapter)}
+    assert adapters.options_of(named | {"targets": targets})["targets"] == "query,value"
+    with pytest.raises(InputError, match="does not go with --init-adapter"):
+        adapters.options_of(named | {"targets": f"{targets}, key"})
+
+
+def test_an_adapter_that_cannot_be_read_is_named(adapter, tmp_path):
+    broken = shutil.copytree(adapter, tmp_path / "broken")
+    edit_json(broken / "adapter_config.json", use_dora=True)
+    with pytest.raises(InputError, match=r"adapter_config\.json: use_dora = True"):
+        adapters.options_of({"init_adapter": str(broken)})
+    (broken / "adapter_config.json").write_text("{")
+    with pytest.raises(InputError, match=f"^{broken}: cannot be read"):
+        adapters.options_of({"init_adapter": str(broken)})
+
+
+UNNAMED = ["LABEL_0", "LABEL_1"]
+
+
+@pytest.mark.parametrize(
+    "theirs, found, names",
+    [
+        (["bad", "good"], ["bad", "good"], ["bad", "good"]),
+        (["bad", "good"], UNNAMED, ["bad", "good"]),
+        (UNNAMED, ["bad", "good"], ["bad", "good"]),
+        (["bad", "good"], ["good", "bad"], None),
+        (["bad", "good"], ["ham", "spam"], None),
+        (UNNAMED, ["a", "b", "c"], None),
+        (["LABEL_0"], UNNAMED, None),
+    ],
+)
+def test_an_adapter_goes_on_with_its_own_classes(theirs, found, names):
+    if names:
+        assert adapters.same_classes(Path("a"), theirs, found) == names
+        return
+    with pytest.raises(InputError, match=r"^a: has the classes .* and the data .*--label-names"):
+        adapters.same_classes(Path("a"), theirs, found)
+
+
+def test_what_does_not_fit_a_base():
+    small = BertConfig(hidden_size=8, max_position_embeddings=40, type_vocab_size=1)
+    adapters.check_fit(small, Config(model="b", max_length=40, rank=8), pairs=False)
+    for options, pairs, problem in (
+        ({"max_length": 41}, False, "--max-length 41 is more than the 40 positions of b"),
+        ({"rank": 9}, False, "--rank 9 is more than 8, the rank of a whole weight of b"),
+        ({}, True, "b cannot read pairs of texts: .* so it has no second segment"),
+    ):
+        config = Config(**{"model": "b", "max_length": 40} | options)
+        with pytest.raises(InputError, match=f"^{problem}"):
+            adapters.check_fit(small, config, pairs)
+
+
+def test_a_push_takes_an_adapter_and_a_name():
+    for config in Config(push_to_hub=True), Config(hub_model_id="you/a", rank=0):
+        with pytest.raises(InputError, match=r"^--push-to-hub .* takes --hub-model-id owner/name"):
+            adapters.check_push(config)

@@ -1,0 +1,373 @@
+"""Labels of every kind, mistakes in them, and what is held out."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from helpers import write_table
+from pyarrow import parquet
+from transformers import AutoTokenizer
+
+from data import load_data, load_tokenizer
+from support.errors import InputError
+
+
+def split_table(folder, train, validation, suffix="csv"):
+    """A directory with the two splits, of these labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, labels in ("train", train), ("validation", validation):
+        texts = [f"{split} {i}" for i in range(len(labels))]
+        write_table(folder / f"{split}.{suffix}", {"text": texts, "label": labels})
+    return folder
+
+
+def with_names(path, table, names):
+    """A parquet file as the Hub's data sets write it: the names of the classes in its schema."""
+    features = {
+        "label": {"names": names, "_type": "ClassLabel"},
+        "text": {"dtype": "string", "_type": "Value"},
+    }
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    parquet.write_table(pa.table(table).replace_schema_metadata(metadata), path)
+
+
+# Classes.
+
+
+@pytest.mark.parametrize("labels, names", [
+    (["+", "-", "+"], ["+", "-"]),
+    (["1.0", "1.1", "b"], ["1.0", "1.1", "b"]),
+    ([True, False, True], ["false", "true"]),
+    ([1, 0, 1], ["LABEL_0", "LABEL_1"]),
+    ([1.0, 0.0, 1.0], ["LABEL_0", "LABEL_1"]),
+    (["1.0", "0.0", "1.0"], ["LABEL_0", "LABEL_1"]),
+    (["1", " 0", "1"], ["LABEL_0", "LABEL_1"]),
+    (["1", "2", "other"], ["1", "2", "other"]),
+    (["yes", "no", "NA"], ["NA", "no", "yes"]),
+    (["1_0", "1_1", "1_0"], ["1_0", "1_1"]),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_labels_that_can_be_understood(tmp_path, suffix, labels, names):
+    texts = [f"{label} {i}" for i, label in enumerate(labels * 20)]
+    if suffix == "csv" and not isinstance(labels[0], str):
+        labels = [str(label).lower() for label in labels]  # as pandas and Arrow write them
+    table = {"text": texts, "label": labels * 20}
+    data = load_data(write_table(tmp_path / f"a.{suffix}", table))
+    assert data.task.names == names
+    for (text,), number in zip(data.train.texts, data.train.labels, strict=True):
+        label = text.split()[0]
+        if names[0] == "LABEL_0":
+            assert float(label) == number
+        else:
+            assert names[number] in (label, label.lower())
+
+
+@pytest.mark.parametrize("type", ["int8", "uint64", "int64", "float16", "float64"])
+def test_numbers_of_every_type_are_classes(tmp_path, type):
+    table = pa.table({"text": list("abcd"), "label": np.array([2, 0, 1, 1], dtype=type)})
+    for split in "train", "validation":
+        parquet.write_table(table, tmp_path / f"{split}.parquet")
+    labels = load_data(tmp_path).train.labels
+    assert labels.dtype == np.int64 and labels.tolist() == [2, 0, 1, 1]
+
+
+def test_the_training_split_alone_decides_the_classes(tmp_path):
+    data = load_data(split_table(tmp_path / "a", ["1", "2", "3", "other"], ["1", "3", "2"]))
+    assert data.task.names == ["1", "2", "3", "other"]
+    assert data.validation.labels.tolist() == [0, 2, 1]
+    data = load_data(split_table(tmp_path / "b", ["0", "1", "2"], ["2", "2"]))
+    assert data.validation.labels.tolist() == [2, 2]
+    for train, validation in [
+        (["no", "yes"], ["no", "maybe"]),
+        (["0", "1"], ["1", "2"]),
+        (["0", "1"], ["0", "yes"]),
+        ([0, 1], [1, 3]),
+    ]:
+        folder = split_table(tmp_path / "c", train, validation)
+        with pytest.raises(InputError, match=r"on.csv: row 2 has .*, as in the training split"):
+            load_data(folder)
+
+
+def test_names_and_metric_come_from_the_file_the_folder_or_the_user(tmp_path, monkeypatch):
+    def told(path, **settings):
+        task = load_data(path, **settings).task
+        return task.names, task.metric
+
+    names = ["unacceptable", "acceptable"]
+    cola = split_table(tmp_path / "x@y" / "cola", [1, 0], [1], "parquet")
+    copied = tmp_path / "my copy"
+    copied.mkdir()
+    table = {"text": ["one", "two", "three"], "label": [1, 0, 1]}
+    for split in "train", "validation":
+        with_names(copied / f"{split}.parquet", table, names)
+    expected = (names, "matthews_correlation")
+    assert told(cola) == told(f"{cola}/") == told(copied) == expected
+    assert told(tmp_path / "my copy", name="sst2") == (names, "accuracy")
+    monkeypatch.chdir(cola)
+    assert told(".") == expected
+    assert told(cola, label_names=["bad", "good"]) == (["bad", "good"], "matthews_correlation")
+    assert told(cola, metric="f1") == (names, "f1")
+    with_names(copied / "validation.parquet", table, names[::-1])
+    with pytest.raises(InputError, match="names the classes acceptable, unacceptable, the train"):
+        load_data(copied)
+    assert load_data(copied, label_names=["no", "yes"]).validation.labels.tolist() == [1, 0, 1]
+
+
+def test_numbers_are_indices_of_the_names_that_a_file_tells(tmp_path):
+    """Also where the names are numbers themselves: 2 is the third name, which here is "10"."""
+    names = sorted(map(str, range(11)))
+    for split in "train", "validation":
+        table = {"text": [f"{split} {name}" for name in names], "label": list(range(11))}
+        with_names(tmp_path / f"{split}.parquet", table, names)
+    data = load_data(tmp_path)
+    assert [data.task.names[n] for n in data.train.labels] == names
+
+
+def test_parts_that_tell_other_classes_are_refused(tmp_path):
+    table = {"text": ["one", "two"], "label": [1, 0]}
+    for n, names in enumerate([["negative", "positive"], ["positive", "negative"]]):
+        with_names(tmp_path / f"train-0000{n}-of-00002.parquet", table, names)
+    with_names(tmp_path / "validation.parquet", table, ["negative", "positive"])
+    with pytest.raises(InputError, match=r"train-00001-of-00002.parquet: has other .*classes"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [
+    ["1", "2", "3"], ["1.0", "2.0", "3.0"], ["01", "+2", "3."], [1, 2, 3], [1.0, 2.0, 3.0],
+])  # fmt: skip
+def test_numbers_mean_the_same_however_they_are_written(tmp_path, labels):
+    """Without names 1, 2, 3 have a gap at 0, and the way out is said."""
+    stars = split_table(tmp_path / "stars", labels, labels, "parquet")
+    data = load_data(stars, label_names=["1", "2", "3", "4"])
+    assert data.train.labels.tolist() == data.validation.labels.tolist() == [0, 1, 2]
+    with pytest.raises(
+        InputError, match=r"row 3 has .* expected one of 0, 1, 2; --label-names=.*3.* takes"
+    ):
+        load_data(stars)
+
+
+def test_classes_that_cannot_be_told_apart_are_refused(tmp_path):
+    folder = split_table(tmp_path / "a", ["0", "1"], ["0", "1"])
+    for names in ["a", "a"], ["1", "1.0"], ["a", " "]:
+        with pytest.raises(InputError, match="each needs a name of its own"):
+            load_data(folder, label_names=names)
+    for n, labels in enumerate(
+        [
+            ("1", "1.0", "x"),
+            ("caf\u00e9", "cafe\u0301"),
+            ("very good", "very  good"),
+            ("Good", "good "),
+            ("good", "go\u200bod"),
+            ("\uff11", "1", "x"),
+            ("\uff47ood", "good"),
+        ]
+    ):
+        folder = split_table(tmp_path / str(n), list(labels), list(labels))
+        with pytest.raises(InputError, match=r"row . has the label .*, others .*--label-names"):
+            load_data(folder)
+        if len(labels) == 2:
+            data = load_data(folder, label_names=list(labels))
+            assert data.train.labels.tolist() == [0, 1]
+
+
+def test_metrics_fit_the_classes(tmp_path):
+    folder = split_table(tmp_path / "a", ["a", "b", "c"], ["a", "b"])
+    with pytest.raises(InputError, match="--metric f1 takes two classes; the data has 3"):
+        load_data(folder, metric="f1")
+
+
+TWO = {"sentence": ["good", "bad"], "label": [1, 0]}
+
+
+@pytest.mark.parametrize("name, labels, problem", [
+    ("a.parquet", [0, -1], r"row 2 has the label -1, expected one of 0, 1 \(GLUE marks"),
+    ("a.csv", [-1, 0], "row 1 has the label '-1', expected"),
+    ("a.csv", ["-1", "positive"], "row 1 has the label '-1', among others"),
+    ("a.jsonl", [0, 2], "row 2 has the label 2, expected one of 0, 1; --label-names=0,2 takes"),
+    ("a.parquet", [0.0, 0.5], "row 2 has the label 0.5, a number that is not whole"),
+    ("a.parquet", [None, 1], "row 1 has no label"),
+    ("a.parquet", [1, None], "row 2 has no label"),
+    ("a.parquet", [1.0, float("nan")], "row 2 has no label"),
+    ("a.csv", ["good", ""], "row 2 has no label"),
+    ("a.csv", ["good", " "], "row 2 has no label"),
+    ("a.parquet", [[1], [0]], r"cannot be read \(.*unhashable"),
+    ("a.csv", ["1", "NA"], "row 2 has the label 'NA', among others"),
+    ("a.csv", ["0", "0"], "row 1 has the label '0', as all others"),
+    ("a.csv", ["bad", "bad"], "row 1 has the label 'bad', as all others"),
+])  # fmt: skip
+def test_mistakes_are_named_in_one_line(tmp_path, name, labels, problem):
+    write_table(tmp_path / name, TWO | {"label": labels})
+    with pytest.raises(InputError, match=f"{name}: {problem}") as error:
+        load_data(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_another_column_is_not_taken_for_labels(tmp_path):
+    labels = [f"id {i}" for i in range(50)]
+    folder = split_table(tmp_path / "a", labels, labels)
+    with pytest.raises(InputError, match=r"train.csv: 50 different labels in 50 rows; is that"):
+        load_data(folder)
+    assert load_data(folder, label_names=labels).train.labels.tolist() == list(range(50))
+
+
+# Numbers.
+
+SCORES = {"train": [4.25, 0.0, 5.0, 1.5, 3.0, 2.25], "validation": [1.25, 4.0]}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
+def test_the_labels_of_a_regression_stand_for_themselves(tmp_path, suffix):
+    """With --metric pearson or spearman, or in a folder that is called stsb; whole numbers too."""
+    for name, metric in ("mine", "pearson"), ("mine", "spearman"), ("stsb", ""):
+        folder = split_table(tmp_path / name, *SCORES.values(), suffix)
+        data = load_data(folder, text_columns=["text"], metric=metric)
+        assert (data.task.metric, data.task.names) == (metric or "pearson", ["LABEL_0"])
+        for split in SCORES:
+            labels = getattr(data, split).labels
+            assert labels.dtype == np.float32 and labels.tolist() == SCORES[split]
+    folder = split_table(tmp_path / "whole", [1, 2, 5], [3, 4], suffix)
+    assert load_data(folder, metric="pearson").validation.labels.tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "tsv"])
+def test_a_regression_is_not_guessed(tmp_path, suffix):
+    """Fractions are refused with the ways out, whatever the format; both ways lead out."""
+    ways = "--metric pearson trains a regression on such numbers, --label-names takes them as names"
+    for scores in SCORES["train"], [n / 7 for n in range(100)]:
+        folder = split_table(tmp_path / "a", scores, scores, suffix)
+        with pytest.raises(InputError, match=f"train.{suffix}: row . has the label .*{ways}"):
+            load_data(folder)
+    texts = ["1.0", "1.1", "1.0"] if suffix in ("csv", "tsv") else [1.0, 1.1, 1.0]
+    versions = split_table(tmp_path / "versions", texts, texts, suffix)
+    names = load_data(versions, label_names=["1.0", "1.1"])
+    assert names.train.labels.tolist() == [0, 1, 0]
+    numbers = load_data(versions, metric="pearson")
+    assert numbers.train.labels.tolist() == np.float32([1.0, 1.1, 1.0]).tolist()
+    stsb = split_table(tmp_path / "stsb", SCORES["train"], [1.5, 2.5], suffix)
+    with pytest.raises(InputError, match=r"row 1 has the label .*, a number that is not whole"):
+        load_data(stsb, text_columns=["text"], metric="accuracy")
+
+
+def test_versions_are_names(tmp_path):
+    """1.1 and 1.10 are two of them, though they are one number."""
+    labels = ["1.1", "1.10", "1.2"]
+    folder = split_table(tmp_path / "a", labels, labels)
+    assert load_data(folder, label_names=labels).train.labels.tolist() == [0, 1, 2]
+
+
+def test_stsb_has_numbers_from_0_to_5(tmp_path):
+    """GLUE's -1, which says that there is no label, is trained on in no row; elsewhere a number may
+    be negative."""
+    expected = "expected one from 0 to 5, as of STS-B"
+    for wrong, problem in (-1.0, rf"{expected} \(GLUE marks rows"), (5.5, expected):
+        stsb = split_table(tmp_path / "stsb", [4.25, wrong, 3.0], [1.5, 2.5], "parquet")
+        with pytest.raises(InputError, match=f"train.parquet: row 2 has the label .*, {problem}"):
+            load_data(stsb, text_columns=["text"])
+        for folder in stsb, split_table(tmp_path / "a", [4.25, wrong, 3.0], [1.5, 2.5]):
+            data = load_data(folder, text_columns=["text"], metric="pearson")
+            assert data.train.labels[1] == wrong
+
+
+@pytest.mark.parametrize("label", [
+    "", "NA", "4,2", "nan", "inf", "1e99", "1_000", "0x1", "four", True, None, float("nan"),
+    float("inf"), 10**16, [1.0],
+])  # fmt: skip
+def test_what_is_no_number_is_named(tmp_path, label):
+    others = {str: ["4.5", "1"], bool: [True, False], list: [[4.5], [2.0]], int: [4, 1]}
+    rows = [*others.get(type(label), [4.5, 1.0]), label]
+    suffix = "jsonl" if isinstance(label, str) else "parquet"
+    folder = split_table(tmp_path / "a", rows, [1.0, 2.0], suffix)
+    row = 1 if isinstance(label, bool) else 3
+    problem = rf"row {row} has (the label .*, expected a number|no label)|cannot be read .*list"
+    with pytest.raises(InputError, match=f"train.{suffix}: ({problem})"):
+        load_data(folder, metric="pearson")
+
+
+def test_labels_that_are_all_the_same_are_refused(tmp_path):
+    """No correlation with them is defined, on either side."""
+    folder = split_table(tmp_path / "a", [2.5] * 3, [1.5, 2.5])
+    with pytest.raises(InputError, match=r"train.csv: row 1 has the label '2.5', as all others"):
+        load_data(folder, metric="pearson")
+    folder = split_table(tmp_path / "b", [1.5, 2.5], [-1.0, -1.0])
+    with pytest.raises(InputError, match=r"validation.csv: row 1 has the label '-1', as all"):
+        load_data(folder, metric="pearson")
+    texts = [f"text {i}" for i in range(30)]
+    one = write_table(tmp_path / "one.csv", {"text": texts, "label": [1.5] + [2.5] * 29})
+    with pytest.raises(
+        InputError, match=r"one.csv: all rows held out, or all others, have the same"
+    ):
+        load_data(one, metric="pearson")
+
+
+def test_a_regression_has_no_classes(tmp_path):
+    folder = split_table(tmp_path / "a", [1.5, 2.5], [1.5, 2.5])
+    with pytest.raises(InputError, match="--label-names names classes, but a regression is on"):
+        load_data(folder, label_names=["a", "b"], metric="spearman")
+    with_names(tmp_path / "a.parquet", {"text": ["one", "two"], "label": [0, 1]}, ["no", "yes"])
+    with pytest.raises(InputError, match="names the classes no, yes; a regression is on numbers"):
+        load_data(tmp_path / "a.parquet", metric="pearson")
+
+
+# Holding out.
+
+
+def test_hold_out_has_no_text_on_both_sides(tmp_path):
+    texts = [f"text {i % 50}" for i in range(200)]
+    table = {"text": texts, "label": [i % 50 % 7 / 4 for i in range(200)]}
+    data = load_data(write_table(tmp_path / "repeats.csv", table), metric="pearson")
+    assert len(data.train.labels) + len(data.validation.labels) == 200
+    assert not set(data.train.texts) & set(data.validation.texts)
+    assert len(set(data.validation.texts)) == 5
+    for split in data.train, data.validation:
+        assert split.labels.tolist() == [int(text[5:]) % 7 / 4 for (text,) in split.texts]
+
+
+def test_hold_out_holds_out_the_same_texts_as_ever(tmp_path):
+    """Else a score on them could no longer be compared."""
+    table = {"text": [f"text {i}" for i in range(40)], "label": [i % 2 for i in range(40)]}
+    data = load_data(write_table(tmp_path / "a.csv", table))
+    assert data.validation.texts == [("text 4",), ("text 11",), ("text 24",), ("text 27",)]
+
+
+@pytest.mark.parametrize("max_length", [128, 5])
+def test_hold_out_has_no_tokens_on_both_sides(minilm, tmp_path, max_length):
+    """Texts that differ only in what BERT does not see: case, spaces, marks of no width, what is
+    cut off."""
+    plain = [f"film {i} is {word}, as they say" for i in range(30) for word in ("good", "bad")]
+    texts = [*plain]
+    texts += [text.upper() for text in plain]
+    texts += [text.replace(" ", "  ") for text in plain]
+    texts += [text + "\u200b" for text in plain]
+    labels = ["good" if "good" in text.lower() else "bad" for text in texts]
+    path = write_table(tmp_path / "a.jsonl", {"text": texts, "label": labels})
+    data = load_data(path, load_tokenizer(minilm, max_length))
+    theirs = AutoTokenizer.from_pretrained(minilm)
+    seen = []
+    for split in data.train, data.validation:
+        found = theirs([text for (text,) in split.texts], truncation=True, max_length=max_length)
+        seen.append({tuple(ids) for ids in found["input_ids"]})
+    assert not seen[0] & seen[1]
+    assert len(seen[1]) == (6 if max_length == 128 else 3)
+    assert len(data.train.labels) + len(data.validation.labels) == 240
+
+
+def test_a_class_that_is_held_out_whole_is_refused(tmp_path):
+    texts = [f"text {i}" for i in range(20)]
+    for row in range(20):
+        labels = ["common" if i % 2 else "other" for i in range(20)]
+        labels[row] = "rare"
+        path = write_table(tmp_path / "a.csv", {"text": texts, "label": labels})
+        try:
+            assert set(load_data(path).train.labels) == {0, 1, 2}
+        except InputError as error:
+            assert "the few rows of the class 'rare' are all held out" in str(error)
+            break
+    else:
+        pytest.fail("no row was held out")
+
+
+def test_one_text_cannot_be_held_out(tmp_path):
+    path = write_table(tmp_path / "a.csv", {"text": ["good", "good"], "label": [1, 0]})
+    with pytest.raises(InputError, match=r"a.csv: needs two different texts at least"):
+        load_data(path)

@@ -1,0 +1,186 @@
+"""What a task knows: its loss and its answers as transformers', its scores as scikit-learn's."""
+
+import numpy as np
+import pytest
+import sklearn.dummy
+import sklearn.metrics
+import torch
+import transformers
+from helpers import TINY, draw
+
+from bert import BertConfig
+from support.errors import InputError
+from support.glue import TASKS as GLUE_TASKS
+from support.tasks import TASKS, Classification, Regression, task_of
+
+KINDS = {
+    "classes": (Classification(["bad", "so-so", "good"]), torch.tensor([2, 0, 1, 1])),
+    "numbers": (Regression(["LABEL_0"]), torch.tensor([0.5, 4.0, -1.25, 3.0])),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return KINDS[request.param]
+
+
+@pytest.fixture
+def theirs(kind):
+    """A random model of transformers' for the task."""
+    task, _ = kind
+    config = transformers.BertConfig(
+        **TINY, num_labels=len(task.names), id2label=dict(enumerate(task.names))
+    )
+    model = transformers.BertForSequenceClassification(config)
+    draw(model, std=0.3)
+    return model.eval()
+
+
+INPUTS = torch.arange(24).reshape(4, 6)
+
+
+def test_the_loss_is_that_of_transformers(kind, theirs):
+    """Its own for so many labels; here it is summed, and there it is the mean."""
+    task, labels = kind
+    output = theirs(INPUTS, labels=labels)
+    assert theirs.config.problem_type == task.problem_type  # which it has gathered itself
+    loss = task.loss(output.logits, labels)
+    assert torch.allclose(loss / len(labels), output.loss)
+    ours = torch.autograd.grad(loss / len(labels), output.logits, retain_graph=True)[0]
+    assert torch.allclose(ours, torch.autograd.grad(output.loss, output.logits)[0])
+
+
+@torch.no_grad()
+def test_answers_are_those_of_a_pipeline(kind, theirs):
+    task, labels = kind
+    logits = theirs(INPUTS).logits
+    pipeline = transformers.TextClassificationPipeline.__new__(
+        transformers.TextClassificationPipeline
+    )
+    pipeline.model = theirs
+    pipeline.framework = "pt"
+    pipeline.return_all_scores = True
+    theirs.config.problem_type = task.problem_type
+    columns = task.columns(logits)
+    predicted = task.predict(logits)
+    for row in range(len(logits)):
+        output = {"logits": logits[row : row + 1]}
+        expected = pipeline.postprocess(output, top_k=None, _legacy=False)
+        answer = task.answer(logits[row])
+        if task.names == ["LABEL_0"]:
+            assert answer == {"score": pytest.approx(expected[0]["score"], abs=1e-6)}
+            assert predicted[row] == pytest.approx(expected[0]["score"])
+        else:
+            scores = {one["label"]: one["score"] for one in expected}
+            assert answer["scores"] == pytest.approx(scores, abs=1e-6)
+            assert answer["label"] == expected[0]["label"] == task.names[predicted[row]]
+            assert answer["confidence"] == max(answer["scores"].values())
+        assert {name: values[row] for name, values in columns.items()} == {
+            name: value for name, value in answer.items() if name != "scores"
+        }
+    right = sum(int(p == label) for p, label in zip(predicted, labels, strict=True))
+    assert task.count_right(logits, labels) == (right if task.step_metric else 0)
+
+
+def test_an_answer_is_a_column_of_text():
+    """The texts after it stand in one column too."""
+    classes, numbers = (task for task, _ in KINDS.values())
+    shown = [
+        classes.as_text({"label": "good", "confidence": 0.98765}),
+        classes.as_text({"label": "so-so", "confidence": 1.0}),
+        numbers.as_text({"score": 3.14159}),
+        numbers.as_text({"score": -12.0}),
+    ]
+    assert [text.split() for text in shown] == [
+        ["good", "98.8%"],
+        ["so-so", "100.0%"],
+        ["3.142"],
+        ["-12.000"],
+    ]
+    assert len({len(text) for text in shown}) == 1
+
+
+def test_scores_are_those_of_the_metric():
+    random = np.random.default_rng(0)
+    predicted, labels = random.integers(0, 2, (2, 100))
+    for metric in "accuracy", "f1", "matthews_correlation":
+        assert metric in Classification(["a", "b"], metric).scores(predicted, labels)
+    assert Regression(["LABEL_0"]).scores(predicted, labels).keys() == {"pearson", "spearman"}
+
+
+@pytest.mark.filterwarnings("ignore:A single label")
+@pytest.mark.parametrize("name", [name for name in GLUE_TASKS if name != "stsb"])
+def test_one_answer_for_all_is_that_of_a_dummy(name):
+    """The commonest class of the training split, scored on the validation split by sklearn."""
+    metric, names, _ = GLUE_TASKS[name]
+    a, b = np.random.default_rng(0).integers(0, 2, (2, 500))
+    train = (a | b)[:300]  # mostly 1
+    labels = (a & b)[300:]  # mostly 0
+    dummy = sklearn.dummy.DummyClassifier(strategy="most_frequent").fit(train, train)
+    predicted = dummy.predict(labels)
+    expected = {"accuracy": sklearn.metrics.accuracy_score(labels, predicted)}
+    if metric == "f1":
+        expected["f1"] = sklearn.metrics.f1_score(labels, predicted)
+    if metric == "matthews_correlation":
+        expected[metric] = sklearn.metrics.matthews_corrcoef(labels, predicted)
+    what, scores = Classification(names).constant_scores(train, labels)
+    assert what == names[1] and scores == pytest.approx(expected)
+
+
+def test_one_number_for_all_is_that_of_a_dummy():
+    numbers = np.random.default_rng(1).normal(2, 1, 1000).astype(np.float32)
+    train, labels = numbers[:600], numbers[600:]
+    dummy = sklearn.dummy.DummyRegressor(strategy="mean").fit(train, train)
+    loss = sklearn.metrics.mean_squared_error(labels, dummy.predict(labels))
+    what, scores = Regression(["LABEL_0"], "spearman").constant_scores(train, labels)
+    assert what == f"the mean, {dummy.constant_.item():.3f},"
+    assert scores == pytest.approx({"loss": loss, "pearson": 0.0, "spearman": 0.0})
+
+
+def test_a_task_says_what_it_is():
+    assert Classification(["no", "yes"]).describe() == "classes no, yes"
+    many = Classification([str(n) for n in range(12)])
+    assert many.describe() == "classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …"
+    assert Regression(["LABEL_0"]).describe() == "one number, a regression"
+
+
+@pytest.mark.parametrize("names, metric, problem", [
+    (["a", "b"], "pearson", "pearson is one of numbers"),
+    (["a", "b", "c"], "f1", "f1 takes two classes; the data has 3"),
+    (["a", "b", "c"], "matthews_correlation", "matthews_correlation takes two classes"),
+    (["a"], "", "two classes or more"),
+])  # fmt: skip
+def test_a_metric_fits_the_task(names, metric, problem):
+    with pytest.raises(InputError, match=problem):
+        Classification(names, metric)
+
+
+@pytest.mark.parametrize("labels, told, meant", [
+    (1, None, "regression"),
+    (1, "regression", "regression"),
+    (2, None, "single_label_classification"),
+    (3, "single_label_classification", "single_label_classification"),
+    (1, "single_label_classification", None),
+    (2, "regression", None),
+    (3, "multi_label_classification", None),
+    (3, "no problem", None),
+])  # fmt: skip
+def test_the_task_of_a_model_is_that_of_its_config(labels, told, meant):
+    """As in transformers: of one label a regression, of more a classification, where it is not
+    told. Several numbers, and several classes for a text, are refused."""
+    names = [f"LABEL_{n}" for n in range(labels)]
+    config = BertConfig(id2label=dict(enumerate(names)), problem_type=told)
+    if meant is None:
+        with pytest.raises(InputError, match=r"regression has one|two classes|not supported"):
+            task_of(config)
+    else:
+        task = task_of(config)
+        assert (task.problem_type, task.names) == (meant, names)
+        assert isinstance(task, TASKS[meant])
+
+
+def test_the_metric_of_a_model_is_that_of_the_task_with_its_classes():
+    for _, names, _ in GLUE_TASKS.values():
+        if names:
+            config = BertConfig(id2label=dict(enumerate(names)))
+            assert task_of(config).metric == Classification(names).metric
