@@ -82,6 +82,8 @@ class BertConfig:
         """Writes a config.json that transformers reads; `more` adds fields."""
         label2id = {label: number for number, label in self.id2label.items()}
         values = {**SUPPORTED, **asdict(self), "label2id": label2id, **more}
+        if self.num_labels == 1:  # else transformers' pipeline would show the number's sigmoid
+            values["problem_type"] = "regression"
         write_json(Path(path), values)
 
 
@@ -244,17 +246,19 @@ class PretrainedModel(nn.Module):
             )
         config = BertConfig.from_json(folder / "config.json")
         others = label_names and not same_classes([*config.id2label.values()], label_names)
-        if others:
+        if label_names:
             config.id2label = dict(enumerate(label_names))
         with torch.device("meta"), NoInit():  # shapes without numbers, which the file brings
             model = cls(config)
         wanted = model.state_dict()
         if others:
+            config.problem_type = None
             del wanted["classifier.weight"], wanted["classifier.bias"]
         weights = read_weights(folder / "model.safetensors", wanted)
         model.load_state_dict(weights, strict=False, assign=True)
         for path, layer in model.named_modules():
-            if path.endswith(("pooler.dense", "classifier")) and layer.weight.is_meta:
+            may_lack = path.endswith(("pooler.dense", "classifier"))
+            if may_lack and layer.weight.is_meta and layer.bias.is_meta:
                 layer.to_empty(device="cpu")
                 nn.init.normal_(layer.weight, std=config.initializer_range)
                 nn.init.zeros_(layer.bias)

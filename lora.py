@@ -81,16 +81,9 @@ class LinearWithLoRA(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """One nn.Linear that computes the same, with W + ΔW for its weight; W stays as it is.
-
-        Raises ValueError where the path is no product with ΔW, as after an edit of its forward.
-        """
-        linear, lora = copy.deepcopy(self.linear), copy.deepcopy(self.lora).eval()
-        delta = lora.delta()  # (out, in)
-        x = torch.linspace(-1, 1, delta.shape[1], device=delta.device)  # (in,), any one would do
-        if not torch.allclose(lora(x), delta @ x, rtol=1e-3, atol=1e-3 * float(delta.norm())):
-            raise ValueError("LoRALayer.forward is not scaling · B(A(x)), and cannot be merged")
-        linear.weight += delta.to(linear.weight.dtype)
+        """One nn.Linear that computes the same, with W + ΔW for its weight; W stays as it is."""
+        linear = copy.deepcopy(self.linear)
+        linear.weight += self.lora.delta().to(linear.weight.dtype)
         return linear
 
 
@@ -120,12 +113,14 @@ def find_targets(model: PretrainedModel, target_modules: Sequence[str]) -> list[
     if target_modules == "all-linear":
         return names
     if isinstance(target_modules, str):
-        return [name for name in names if re.fullmatch(target_modules, name)]
-    for target in target_modules:
-        if not any(matches(name, target) for name in names):
+        found = {target_modules: [n for n in names if re.fullmatch(target_modules, n)]}
+    else:
+        found = {target: [n for n in names if matches(n, target)] for target in target_modules}
+    for target, meant in found.items():
+        if not meant:
             ends = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
             raise ValueError(f"the target {target!r} matches no linear layer; they are {ends}")
-    return [name for name in names if any(matches(name, target) for target in target_modules)]
+    return [name for name in names if any(name in meant for meant in found.values())]
 
 
 def matches(name: str, target: str) -> bool:
@@ -156,8 +151,6 @@ def apply_lora_to_model(
         lora = LoRALayer(W.shape[1], W.shape[0], rank, alpha, dropout, use_rslora)
         both = LinearWithLoRA(linear, lora.to(W.device))
         model.set_submodule(name, both.train(linear.training))
-    if POOLER in fully_trained(model):
-        target_modules = names  # one by one: PEFT would count the pooler among "all-linear"
     # PEFT's names of the settings.
     model.lora_config = {
         "target_modules": target_modules if isinstance(target_modules, str) else [*target_modules],
@@ -191,16 +184,26 @@ def count_lora_parameters(model: PretrainedModel) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if ".lora." in name)
 
 
+@torch.no_grad()
 def merge_lora_weights(model: PretrainedModel) -> PretrainedModel:
     """Folds every adapter into its layer, in place: the model is a plain BERT again.
 
-    Raises ValueError for what cannot be folded in. What was folded in before computes the same.
+    Raises ValueError for what cannot be folded in, as a layer whose forward was edited; then the
+    model is as it was.
     """
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LinearWithLoRA):
-            model.set_submodule(name, module.merged())
-    if left := [name for name, _ in model.named_parameters() if ".lora." in name]:
-        raise ValueError(f"{left[0]} stands in no LinearWithLoRA, and cannot be merged")
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, LinearWithLoRA)}
+    for name, _ in model.named_parameters():
+        if ".lora." in name and name.partition(".lora.")[0] not in layers:
+            raise ValueError(f"{name} stands in no LinearWithLoRA, and cannot be merged")
+    for name, layer in layers.items():
+        both = copy.deepcopy(layer).double().eval()
+        delta = both.lora.delta()  # (out, in)
+        x = torch.linspace(-1, 2, delta.shape[1]).to(delta)  # (in,), any one would do
+        if not isinstance(both.linear, nn.Linear) or not torch.allclose(both.merged()(x), both(x)):
+            raise ValueError(f"{name} is not Wx + b + scaling · B(A(x)), and cannot be merged")
+    merged = {name: layer.merged() for name, layer in layers.items()}
+    for name, linear in merged.items():
+        model.set_submodule(name, linear)
     return model
 
 

@@ -88,6 +88,12 @@ def test_a_module_can_be_imported_first_of_all(loaded_by, module):
     assert found <= BELOW[top] | {top}
 
 
+@pytest.mark.parametrize("module", ["train", "sample"])
+def test_a_program_starts_at_once(loaded_by, module):
+    """What an answer to one text does not need is imported late."""
+    assert not loaded_by[module] & {"huggingface_hub", "matplotlib", "pyarrow", "sklearn"}
+
+
 @pytest.mark.parametrize("module", FILES)
 def test_nothing_of_unix_alone_and_no_pickle(module):
     """A lock is filelock's, which is there on Windows too; files and messages are data."""
