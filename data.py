@@ -26,6 +26,7 @@ the tokens of SST-2, in batches of 32). (The letters of the shapes are explained
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from support import glue, tables
-from support.errors import InputError
-from support.labels import ClassLabels, NumberLabels, hold_out
+from support import glue
 from support.tasks import Classification, Regression
 from support.wordpiece import load_tokenizer as load_tokenizer
 
@@ -70,44 +69,36 @@ def load_data(
 ) -> Data:
     """Reads a classification, or with a `metric` of numbers, as STS-B's pearson, a regression.
 
-    `path` is a directory with train and validation files, as `train-00000-of-00001.parquet` or
-    `train.csv`, or one file: then a tenth of its distinct texts, always the same ones, is held
-    out for validation; with a `tokenizer` texts of the same tokens count as one. Two
-    `text_columns` are a pair. `name` is that of the data set, by which GLUE's tasks are known.
-    `label_names` and `metric` win over what the file or that name says. Raises InputError for
-    whatever is missing, empty, of another type or out of range.
+    `path` is a directory with train and validation files (train.csv, train-00000-of-00001.parquet)
+    or one file: a tenth of its distinct texts, always the same ones, is held out; with a
+    `tokenizer` texts of the same tokens count as one. Two `text_columns` are a pair. `name` is
+    that of the data set, by which GLUE's tasks are known. Raises InputError.
     """
+    from support import labels, tables  # late: Arrow takes a while to import
+
     known = glue.TASKS.get(name or glue.name_of(str(path)))
     usual_metric, usual_names, usual_columns = known or ("", [], [])
-    candidates = [list(text_columns)] if text_columns else glue.text_columns(usual_columns)
-    files = tables.find_splits(Path(path))
-    train = tables.read_rows(files["train"], candidates, label_column)
+    columns = list(text_columns or usual_columns)
+    rows = {}
+    for split, files in tables.find_splits(Path(path)).items():
+        rows[split] = tables.read_rows(files, columns, label_column)
+        columns = rows[split].columns  # the same in all splits
     if (metric or usual_metric) in glue.NUMBER_METRICS:
-        low, high = (-math.inf, math.inf) if metric else glue.STSB_RANGE
-        if label_names:
-            raise InputError("--label-names names classes, but a regression is on numbers")
-        labels = NumberLabels(low, high)
-        task = Regression(["LABEL_0"], metric or usual_metric)
+        task = Regression(list(label_names) or ["LABEL_0"], metric or usual_metric)
+        reader = labels.NumberLabels() if metric else labels.NumberLabels(*glue.STSB_RANGE)
     else:
-        labels = ClassLabels(train, list(label_names), usual_names)
-        task = Classification(labels.names, metric or usual_metric)
-
-    splits = {"train": Split(train.texts, labels.read(train))}
-    for part in "validation", "validation_mismatched":
-        if part in files:
-            rows = tables.read_rows(files[part], [train.columns], label_column)
-            splits[part] = Split(rows.texts, labels.read(rows))
+        reader = labels.ClassLabels(rows["train"], list(label_names), usual_names)
+        task = Classification(reader.names, metric or usual_metric)
+    splits = {split: Split(each.texts, reader.read(each)) for split, each in rows.items()}
     if "validation" not in splits:
-        kept, held = hold_out(splits["train"], tokenizer, Path(path))
-        labels.check_held_out(kept.labels, held.labels, Path(path))
-        splits = {"train": kept, "validation": held}
-    return Data(
-        task=task,
-        columns=train.columns,
-        train=splits["train"],
-        validation=splits["validation"],
-        mismatched=splits.get("validation_mismatched"),
-    )
+        whole = splits["train"]
+        keys = token_keys(tokenizer, whole.texts) if tokenizer else whole.texts
+        is_held = labels.hold_out(keys)
+        for split, mask in ("train", ~is_held), ("validation", is_held):
+            splits[split] = Split(list(compress(whole.texts, mask)), whole.labels[mask])
+        reader.check_held_out(splits["train"].labels, splits["validation"].labels)
+    mismatched = splits.pop("validation_mismatched", None)
+    return Data(task=task, columns=columns, mismatched=mismatched, **splits)
 
 
 # Tokens.
@@ -141,18 +132,17 @@ class Encoded:
 def encode(tokenizer: Tokenizer, texts: list[tuple[str, ...]], labels=None) -> Encoded:
     """Tokenizes N texts or pairs; `labels` (N,) go along."""
     pairs = len(texts[0]) == 2
-    ids, types, lengths = [], [], []
+    ids, types = [], []
     for start in range(0, len(texts), 512):  # in pieces: an encoding takes a kilobyte, or far more
         piece = texts[start : start + 512]
         if tokenizer.truncation:  # no token comes of more than 1,000 characters
             most = 1000 * tokenizer.truncation["max_length"]
             piece = [tuple(part[:most] for part in text) for text in piece]
         encodings = tokenizer.encode_batch_fast(piece if pairs else [text for (text,) in piece])
-        lengths += [len(encoding) for encoding in encodings]
         ids += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         if pairs:
             types += [np.array(encoding.type_ids, dtype=np.uint8) for encoding in encodings]
-    lengths = np.array(lengths)  # (N,)
+    lengths = np.array([len(row) for row in ids])  # (N,)
     return Encoded(
         input_ids=torch.from_numpy(np.concatenate(ids)),
         token_type_ids=torch.from_numpy(np.concatenate(types)) if pairs else None,
@@ -160,6 +150,14 @@ def encode(tokenizer: Tokenizer, texts: list[tuple[str, ...]], labels=None) -> E
         lengths=lengths,
         labels=None if labels is None else torch.from_numpy(labels),
     )
+
+
+def token_keys(tokenizer: Tokenizer, texts: list[tuple[str, ...]]) -> list[bytes]:
+    """What a model sees of each text: its tokens."""
+    data = encode(tokenizer, texts)
+    ends = data.starts + data.lengths
+    ids = data.input_ids.numpy()
+    return [ids[start:end].tobytes() for start, end in zip(data.starts, ends, strict=True)]
 
 
 # Batches.

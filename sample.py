@@ -74,7 +74,7 @@ def open_model(
         except ValueError as error:  # a form of LoRA was edited
             devices.note(f"{error}; the adapter stays beside its layers, which is slower")
     tokenizer = load_tokenizer(source, max_length or model.config.max_position_embeddings)
-    placement = devices.place(model, device=device, dtype=dtype)
+    placement = devices.place(model.requires_grad_(False), device=device, dtype=dtype)
     return Model(name, model, tokenizer, task_of(model.config), placement)
 
 

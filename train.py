@@ -185,7 +185,7 @@ def build_model(
             model = open_adapter(adapter, base, config.dropout)
         label_names = adapters.same_classes(adapter, [*model.config.id2label.values()], label_names)
     else:
-        hub.require(base, "model.safetensors")
+        hub.require_weights(base)
         with errors.reading(base):
             model = BertForSequenceClassification.from_pretrained(base, label_names)
     adapters.check_fit(model.config, config, pairs)
@@ -337,7 +337,8 @@ def main() -> None:
     if given.get("offline_fallback") and not given.keys() & {"model", "data"}:
         pair, notice = parallel.broadcast(offline.official_or_offline)
     own = adapters.options_of(given)
-    config = options.combined(Config, pair, {"processes": parallel.SIZE}, given, own)
+    given.setdefault("processes", parallel.SIZE)
+    config = Config(**pair | given | own)  # the later one wins
     train(config, notice)
 
 

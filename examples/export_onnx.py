@@ -87,7 +87,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")  # the exporter's remarks on its own workings
-    with files.written_new(given.folder) as folder:
+    with files.written_whole(given.folder, new=True) as folder:
         adapter = hub.folder(given.adapter)
         base = hub.folder(named_base(adapter))
         model = merge_lora_weights(open_adapter(adapter, base))

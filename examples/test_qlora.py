@@ -164,6 +164,7 @@ def test_it_leaves_an_ordinary_adapter(tmp_path, monkeypatch, capsys):
     with torch.inference_mode():
         ours = open_adapter(out)(input_ids, mask)
         assert difference(ours, theirs(input_ids, mask).logits) < 1e-5
+    capsys.readouterr()
     with pytest.raises(SystemExit):
         run_main(qlora.main)
     assert capsys.readouterr().err.startswith(f"error: {out}: is there already")

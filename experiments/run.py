@@ -35,7 +35,7 @@ import ideas
 from runtime.run_folder import LAST, LOG, METRICS, OPTIONS
 from support import errors, files, hub, offline, options, tables
 from support.errors import InputError, run_main
-from support.options import OneLineParser, flag
+from support.options import OneLineParser
 
 DONE = "result.json"
 MEASURED = ("accuracy", "loss", "stored", "trained", "seconds", "bytes")
@@ -58,7 +58,7 @@ def options_of(setting: dict) -> dict:
     odd = [name for name in setting if name not in allowed]
     if odd:
         raise InputError(f"{odd[0]!r} is no option that a setting can have")
-    config = ideas.Config(**setting)
+    config = ideas.Config(**options.parse(ideas.Config, options.as_flags(setting)))
     return {"ideas": config.ideas} | {name: getattr(config, name) for name in allowed}
 
 
@@ -176,9 +176,8 @@ def folder_of(out: Path, name: str, seed: int) -> Path:
 def command(plan: Plan, setting: dict, seed: int, out: Path, model: str, data: str) -> list[str]:
     given = plan.common | setting
     script = "experiments/ideas.py" if given.get("ideas") else "train.py"
-    given |= {"model": model, "data": data, "out": out, "seed": seed}
-    flags = [f"{flag(name)}={value}" for name, value in given.items()]
-    return [sys.executable, str(ROOT / script), *flags, "--resume"]
+    given |= {"model": model, "data": data, "out": out, "seed": seed, "resume": True}
+    return [sys.executable, str(ROOT / script), *options.as_flags(given)]
 
 
 def start(words: list[str], out: Path, environment: dict[str, str]) -> None:

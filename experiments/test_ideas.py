@@ -385,7 +385,7 @@ def test_a_stopped_run_goes_on_with_its_ideas_alone(run, options, tmp_path):
     assert done.returncode == 143, done.stderr
     assert f"experiments/ideas.py --resume --out={out}" in done.stdout
     refused = run("train.py", "--resume", "--out", out)
-    assert refused.returncode == 2 and "unknown option 'ideas'" in refused.stderr, refused.stderr
+    assert refused.returncode == 2 and "--ideas=loraplus" in refused.stderr, refused.stderr
     other = run("experiments/ideas.py", "average=0.8", "--resume", "--out", out)
     assert other.returncode == 2 and "started with ideas 'loraplus_lr_ratio=4" in other.stderr
     done = run("experiments/ideas.py", "--resume", "--out", out)

@@ -42,7 +42,7 @@ REFUSED_PLANS = {
     "seeds = [1]" + GROUP + "['rank']": "'rank' is not a table",
     "seeds = [1]" + GROUP + "[{ lrr = 3 }]": "'lrr' is no option",
     "seeds = [1]" + GROUP + "[{ seed = 3 }]": "'seed' is no option",
-    "seeds = [1]" + GROUP + "[{ rank = 'x' }]": "--rank x is not of type int",
+    "seeds = [1]" + GROUP + "[{ rank = 'x' }]": "invalid int value: 'x'",
     "seeds = [1]" + GROUP + "[{ ideas = 'cosin' }]": "cosin: none of the ideas",
     "seeds = [1]\ncommon = { rank = 0 }" + GROUP + "[{ ideas = 'pissa' }]": "without adapters",
     "seeds = [9223372036854775808]" + GROUP + "[{}]": "seeds is not a list",

@@ -99,7 +99,7 @@ def merge(adapter: str, folder: str, base: str = "", dtype: str = "float32") -> 
     target = Path(folder).absolute()
     if target.is_dir() and not any(target.iterdir()):
         target.rmdir()
-    with files.written_new(target) as temporary:
+    with files.written_whole(target, new=True) as temporary:
         model.to(getattr(torch, dtype)).save_pretrained(temporary)
         copy_tokenizer(below, temporary)
 
@@ -119,7 +119,7 @@ def push(folder: str | Path, repository: str, private: bool = False) -> None:
     names = (*hub.ADAPTER_FILES, "config.json", "README.md", "../training_curves.png")
     found = [folder / name for name in names if (folder / name).is_file()]
     if parallel.is_first():
-        hub.push(found, repository, private, message="Upload a LoRA adapter")
+        hub.push(found, repository, private)
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 import bert
 from bert import BertForSequenceClassification, BertModel, BertSelfAttention
 from lora import LinearWithLoRA, LoRALayer
-from runtime.kernels import ONEDNN, Dropout, Frozen, LinearsPlusLoRA, draw_kept, product
+from runtime import kernels
 
 PLAIN: dict[type[nn.Module], str] = {
     LoRALayer: "return self.lora_B(self.lora_A(self.dropout(x))) * self.scaling",
@@ -131,7 +131,7 @@ def are_alike(layers: Sequence[Layer]) -> bool:
     """Whether some of these layers have adapters, alike except for A and B, and none is unknown."""
     loras = [layer.lora for layer in layers if type(layer) is CpuLinearWithLoRA]
     linears = [layer for layer in layers if type(layer) in (nn.Linear, CpuLinear)]
-    settings = {(lora.training, dropout_rate(lora), lora.scaling) for lora in loras}
+    settings = {(dropout_rate(lora), lora.scaling) for lora in loras}
     return len(settings) == 1 and len(loras) + len(linears) == len(layers)
 
 
@@ -144,7 +144,7 @@ class CpuDropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and 0 < self.p < 1:
-            return Dropout.apply(x, self.p)
+            return kernels.Dropout.apply(x, self.p)
         return super().forward(x)
 
 
@@ -154,11 +154,11 @@ class CpuLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.requires_grad:  # it is trained after all
             return super().forward(x)
-        dtype = autocast_dtype(x)
+        dtype = kernels.autocast_dtype(x)
         rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (T, in)
         W = self.weight.to(dtype)
         b = None if self.bias is None else self.bias.to(dtype)
-        return Frozen.apply(rows, W, b).view(*x.shape[:-1], -1)  # (…, out)
+        return kernels.Frozen.apply(rows, W, b).view(*x.shape[:-1], -1)  # (…, out)
 
 
 class PackedLinear(nn.Linear):
@@ -167,7 +167,7 @@ class PackedLinear(nn.Linear):
     packed: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(x, self.packed, self.bias)  # (…, in) -> (…, out)
+        return kernels.product(x, self.packed, self.bias)  # (…, in) -> (…, out)
 
 
 class CpuLinearWithLoRA(LinearWithLoRA):
@@ -185,10 +185,10 @@ def linears_plus_lora(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
     """
     loras = [layer.lora if isinstance(layer, LinearWithLoRA) else None for layer in layers]
     first = next(lora for lora in loras if lora is not None)
-    dtype = autocast_dtype(x)
+    dtype = kernels.autocast_dtype(x)
     rows = x.reshape(-1, x.shape[-1]).to(dtype)  # (T, in)
     p = dropout_rate(first)
-    kept = draw_kept(rows, p) if p else None  # (T, in)
+    kept = kernels.draw_kept(rows, p) if p else None  # (T, in)
     Ws, bs, As, Bs = [], [], [], []
     for layer, lora in zip(layers, loras, strict=True):
         linear = layer.linear if isinstance(layer, LinearWithLoRA) else layer
@@ -198,13 +198,11 @@ def linears_plus_lora(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
         As.append(W.new_empty(0, W.shape[1]) if lora is None else lora.lora_A.weight)  # (R, in)
         Bs.append(W.new_empty(W.shape[0], 0) if lora is None else lora.lora_B.weight)  # (out, R)
     weights = [None if w is None else w.to(dtype) for w in (*Ws, *bs, *As, *Bs)]
-    multiply = product if first.training else F.linear
-    ys = LinearsPlusLoRA.apply(rows, kept, first.scaling / (1 - p), multiply, *weights)  # (T, out)
+    multiply = kernels.product if first.training else F.linear
+    ys = kernels.LinearsPlusLoRA.apply(
+        rows, kept, first.scaling / (1 - p), multiply, *weights
+    )  # (T, out)
     return [y.view(*x.shape[:-1], -1) for y in ys]  # (…, out)
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 # The rewriting.
@@ -258,8 +256,6 @@ def compute_cls_alone(model: BertModel, readers: Iterable[nn.Module] = ()) -> li
     """
     last = model.encoder.layer[-1]
     pooler = getattr(model, "pooler", model)
-    if type(last) in FORMS:
-        return []
     return replace(last, ClsOnlyLayer, [*readers, model, model.encoder, pooler, *last.modules()])
 
 
@@ -273,7 +269,7 @@ def pack(model: nn.Module) -> None:
     """
     for name, linear in model.named_modules():
         known = type(linear) in (nn.Linear, CpuLinear) and name != "classifier"
-        if ONEDNN and known and linear.weight.dtype == torch.float32:
+        if kernels.ONEDNN and known and linear.weight.dtype == torch.float32:
             W = linear.weight.detach()
             linear.packed = torch.ops.mkldnn._reorder_linear_weight(W, 1024)  # for so many tokens
             linear.weight = None
@@ -328,18 +324,17 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
 def is_plain(method: Any, lines: str) -> bool:
     """Whether a method is made of these lines, whatever its docstring, comments and annotations.
 
-    Of a wrapper the source is its own, and where none is to be had the method counts as edited.
+    Of a decorated one it is the decorator's lines that count. Without a source it is not plain.
     """
     try:
         source = inspect.getsource(method.__code__)
         function = ast.parse(textwrap.dedent(source)).body[0]
         assert isinstance(function, ast.FunctionDef)
         body = function.body[1:] if ast.get_docstring(function) else function.body
-        decorated = bool(function.decorator_list)
     except Exception:  # no function, no file, or a file that has changed since it was imported
         return False
     plain = ast.parse(textwrap.dedent(lines)).body
-    return not decorated and [*map(ast.dump, body)] == [*map(ast.dump, plain)]
+    return [*map(ast.dump, body)] == [*map(ast.dump, plain)]
 
 
 def is_simple(lora: LoRALayer) -> bool:

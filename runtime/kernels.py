@@ -53,6 +53,10 @@ def product(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     return F.linear(x, W, b)  # (…, in) -> (…, out)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
 class Frozen(torch.autograd.Function):
     """Wx + b for T tokens at once, and its gradients for x and b."""
 

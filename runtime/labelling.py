@@ -255,7 +255,7 @@ class Parts:
 
     def join(self, rows: int) -> None:
         """Makes OUT of the parts."""
-        with files.written_new(self.out) as path:
+        with files.written_whole(self.out, new=True) as path:
             pieces.write(self.read(rows), self.table, path, self.out.suffix)
             # A run that is killed after this finds at OUT what it knows for its own.
             files.write_json(self.note, self.of | {"joined": pieces.stamp(path)})

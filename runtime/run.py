@@ -217,7 +217,9 @@ class Run:
 
     def say_how_to_go_on(self, steps: int) -> int:
         """For a run that a signal stopped. Returns the exit status."""
-        words = [*parallel.launcher(), sys.argv[0], "--resume", f"--out={self.config.out}"]
+        several = ["torchrun", f"--nproc-per-node={parallel.SIZE}"]
+        program = several if parallel.SIZE > 1 else [sys.executable]
+        words = [*program, sys.argv[0], "--resume", f"--out={self.config.out}"]
         self.say(f"stopped at step {self.step} of {steps}; to go on: {shlex.join(words)}")
         return 128 + self.stopped
 

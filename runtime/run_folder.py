@@ -85,7 +85,7 @@ def what_next(config) -> str:
     out = Path(config.out)
     if not config.resume or not is_finished(out):
         return ""
-    former = options.combined(cls, options.read_toml(cls, out / OPTIONS))
+    former = cls(**options.read_toml(cls, out / OPTIONS))
     if config.epochs > former.epochs:
         if not (out / CHECKPOINT).exists():
             raise InputError(f"{out} holds a finished run without its checkpoint: {OTHER}")

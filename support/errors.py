@@ -21,7 +21,7 @@ OUT_OF_MEMORY = (
     "(?i)out of memory|allocate memory|bad_alloc|size calculation overflowed"
     "|could not create a primitive|failed to map segment|failed to launch worker thread"
 )
-shared_store: Any = None  # in it torchrun's processes count; set by parallel.start
+shared_store: Any = None  # of torchrun's processes, where parallel.start has joined them
 
 
 class InputError(ValueError):
@@ -66,7 +66,7 @@ def reading(path: str | Path):
 
 
 def plain(text: str) -> str:
-    """The text in one line that no terminal obeys: its control characters become \\u001b."""
+    """The text in one line, its control characters as JSON writes them: \\u001b."""
     return text.translate(ESCAPES)
 
 
@@ -77,7 +77,7 @@ def say(text: str) -> None:
 
 
 def escape_as_json(error):
-    """What a stream's encoding lacks becomes \\u7d20, so that printed JSON stays JSON."""
+    """What a stream's encoding lacks is printed as \\u7d20, so that JSON stays JSON."""
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
@@ -117,13 +117,13 @@ def run_main(main) -> None:
 
 
 def complain(error: BaseException) -> None:
-    """Prints what went wrong in one line, which of several processes the first one prints.
+    """Prints the one line that says what went wrong. Several processes print the same line once.
 
     BERT_LORA_DEBUG=1 shows the traceback before it.
     """
     line = plain(" ".join(explain(error).splitlines()))
     with contextlib.suppress(Exception):  # the store may be lost
-        if shared_store and shared_store.add(line, 1) > 1:
+        if shared_store.add(line, 1) > 1:
             return
     with contextlib.suppress(OSError):
         if os.environ.get("BERT_LORA_DEBUG"):
@@ -132,7 +132,6 @@ def complain(error: BaseException) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """What went wrong: in the error's own words if it was foreseen, else with what to do."""
     what = first_line(error)
     if is_out_of_memory(error):
         less = "a smaller --rank, --batch-size, --max-length or base model"

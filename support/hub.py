@@ -1,13 +1,13 @@
 """The Hugging Face Hub: a name becomes a folder, errors become one line, a model is uploaded.
 
-The Hub's own client does the work, with its own settings, such as HF_HOME and HF_HUB_OFFLINE. It
-is imported late: nothing of it is needed where all is in directories.
+The Hub's own client does the work. It is imported late: directories do without.
 """
 
 import contextlib
 import functools
 import re
 import shlex
+import sys
 import threading
 from pathlib import Path
 
@@ -17,7 +17,6 @@ SECONDS = 8.0  # within which the Hub has to answer
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MODEL_FILES = ("config.json", "model.safetensors", *ADAPTER_FILES, *TOKENIZER_FILES)
-LOCAL_DATA = (".parquet", ".csv", ".tsv", ".jsonl", ".txt")
 EXPLANATIONS = {  # of the client's errors, a special one before the general one
     "HFValidationError": "no such directory, and no name of a Hub repository",
     "GatedRepoError": "asks for a login: accept its terms on the Hub, then run `hf auth login`",
@@ -28,13 +27,12 @@ EXPLANATIONS = {  # of the client's errors, a special one before the general one
 }
 
 
-class Unavailable(InputError):
-    """The Hub does not give it, or is out of reach, and the cache does not have it."""
-
-
 def folder(name: str | Path) -> Path:
     """A directory as it is, or a folder with the model in the Hub's `owner/name[@revision]`."""
-    return Path(name) if Path(name).is_dir() else snapshot(str(name), "model", MODEL_FILES)
+    if Path(name).is_dir():
+        return Path(name)
+    repository, _, revision = str(name).partition("@")
+    return snapshot(str(name), MODEL_FILES, repo_id=repository, revision=revision or None)
 
 
 def data_folder(name: str | Path) -> Path:
@@ -44,13 +42,14 @@ def data_folder(name: str | Path) -> Path:
     """
     if Path(name).exists():
         return Path(name)
-    parsed = re.fullmatch(r"([^/@]+/[^/@]+)/?([^@]*?)/?(@.+)?", str(name))
-    if not parsed or str(name).endswith(LOCAL_DATA):
+    parsed = re.fullmatch(r"(\w[^/@]*/\w[^/@]*)/?([^@]*?)/?(?:@(.+))?", str(name))
+    if not parsed:
         raise InputError(f"{name}: no such file, directory or Hub data set (owner/name/folder)")
-    repository, inside, revision = parsed.groups("")
+    repository, inside, revision = parsed.groups()
     places = [f"{inside}/"] if inside else ["", "data/"]
     files = [f"{place}{split}*.parquet" for place in places for split in ("train", "validation")]
-    return snapshot(repository + revision, "dataset", tuple(files))
+    of = {"repo_id": repository, "repo_type": "dataset", "revision": revision}
+    return snapshot(str(name), tuple(files), **of)
 
 
 def require_weights(folder: Path) -> None:
@@ -64,20 +63,20 @@ def client():
     import huggingface_hub
 
     huggingface_hub.logging.set_verbosity_error()
+    if not (sys.stderr and sys.stderr.isatty()):
+        huggingface_hub.utils.disable_progress_bars()
     return huggingface_hub
 
 
 @functools.cache
-def snapshot(name: str, repo_type: str, files: tuple[str, ...]) -> Path:
-    """The cache's folder of those files of `owner/name[@revision]` that match the first pattern."""
+def snapshot(name: str, files: tuple[str, ...], **of) -> Path:
+    """The cache's folder with the files of a repository that match the first of these patterns."""
     hub = client()
-    repository, _, revision = name.partition("@")
-    of = {"repo_id": repository, "repo_type": repo_type, "revision": revision or None}
     download = functools.partial(hub.snapshot_download, **of, allow_patterns=files)
     root = ""
     with hub_errors(name):
-        hub.utils.validate_repo_id(repository)
-        if re.fullmatch("[0-9a-f]{40}", revision):  # a commit, whose files never change
+        hub.utils.validate_repo_id(of["repo_id"])
+        if re.fullmatch("[0-9a-f]{40}", of["revision"] or ""):  # a commit, whose files never change
             missing = (hub.errors.CachedRepoTreeNotFoundError, hub.errors.LocalEntryNotFoundError)
             with contextlib.suppress(*missing):
                 hub.get_cached_repo_tree(**of)  # without it a part would pass for the whole
@@ -116,29 +115,23 @@ def hub_errors(name: str, later: str = ""):
     try:
         yield
     except Exception as error:
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        known = [text for kind, text in EXPLANATIONS.items() if kind in kinds]
-        if known:
-            raise Unavailable(f"{name}: {known[0]}{later}") from error
         text = f"the Hub did not answer as it should ({first_line(error)}); try again"
         if isinstance(error, OSError) and error.strerror:
             place = error.filename or client().constants.HF_HUB_CACHE
             text = f"{error.strerror}: {place}; HF_HOME can name another directory"
-        raise InputError(f"{name}: {text}{later}") from error
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        known = [text for kind, text in EXPLANATIONS.items() if kind in kinds]
+        raise InputError(f"{name}: {[*known, text][0]}{later}") from error
 
 
 def check_login(repository: str) -> None:
-    """Raises InputError if a push to `repository` could not succeed."""
+    """Raises InputError where nobody is logged in to the Hub, or by a token that can only read."""
     with hub_errors(repository):
         if out_of_reach():
             raise ConnectionError(out_of_reach())
         user = client().HfApi().whoami()
-    owners = [user["name"], *(group["name"] for group in user.get("orgs", []))]
-    owner, slash, _ = repository.partition("/")
-    role = user.get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read" or (slash and owner not in owners):
-        problem = f"the token of {user['name']} ({role}) cannot push there"
-        raise InputError(f"{repository}: {problem}; `hf auth login` takes another")
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise InputError(f"{repository}: your token can only read; `hf auth login` takes another")
 
 
 def push(files: list[Path], repository: str, private: bool = False) -> None:

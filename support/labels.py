@@ -1,12 +1,7 @@
-"""Labels: from what stands in a table to classes, or to the numbers of a regression; holding out.
-
-What is checked saves a user from a silent mistake. Which classes there are is decided once, on
-the training split.
-"""
+"""Labels: from what stands in a table to classes, or to the numbers of a regression."""
 
 import math
 import unicodedata
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,53 +12,43 @@ MISSING = {"na", "n/a", "nan", "nil", "none", "null", "?", "-", "--", ".", "-1"}
 
 
 def parse_number(label) -> float:
-    """The number that a label is; NaN of a name, of infinity, and of 1_000, which Python reads."""
-    text = str(label)
+    """The number that a label is, or NaN."""
     try:
-        number = float(text)
+        return float(str(label))
     except ValueError:
         return math.nan
-    return number if abs(number) <= 1e15 and "_" not in text else math.nan
 
 
 def canonical(label) -> int | str:
-    """The label, as a whole number if it is one, written as 1, +1 or 1.0."""
+    """The label, as a whole number if it is one, written as 1, +1 or 1.0; and "" for none."""
+    if label is None or label != label:
+        return ""
     number = parse_number(label)
-    return int(number) if number % 1 == 0 else str(label)
+    if number % 1 == 0 and abs(number) < 2**53:
+        return int(number)
+    return str(label)
 
 
 def refusal(rows: Rows, label, why: str) -> InputError:
-    """The error that names the first row with the label."""
-    row = rows.labels.index(label) + 1
-    return InputError(f"{rows.source}: row {row} has the label {label!r:.40}, {why}")
-
-
-def look_up(rows: Rows, numbers: dict, expected: str) -> np.ndarray:
-    """The numbers (N,) of the labels, by their canonical form. Raises InputError for another."""
-    found = {}
-    for label in dict.fromkeys(rows.labels):
-        found[label] = numbers.get(canonical(label))
-        if found[label] is None:
-            raise refusal(rows, label, f"expected {expected}")
-    return np.array([found[label] for label in rows.labels])
+    """An error that names the first row with the label."""
+    row = rows.labels.index(label)
+    return InputError(f"{rows.source}: row {row + 1} has the label {label!r:.40}, {why}")
 
 
 class ClassLabels:
     """The classes 0, 1, …, decided on the training split.
 
-    Their `names` are those that the user gives, or the file tells, or the task usually has; or
-    else those that stand there, or LABEL_0, LABEL_1, … if what stands there are numbers. Raises
-    InputError where it is not clear what is meant.
+    Their `names` are those that are given, or told by the file, or usual, or else found there.
     """
 
     def __init__(self, train: Rows, given: list[str], usual: list[str]):
-        labels = {canonical(label): label for label in dict.fromkeys(train.labels)}
+        labels = {canonical(label): label for label in train.different}
         if len(labels) == 1:
             raise refusal(train, train.labels[0], "as all others; there is nothing to learn")
-        self.are_given = bool(given)
+        self.given = given
         self.names = given or train.class_names or usual or found_names(train, labels)
         self.numbers = {canonical(name): number for number, name in enumerate(self.names)}
-        if len(self.numbers) < len(self.names) or "" in map(str.strip, self.names):
+        if len(self.numbers) < len(self.names):
             raise InputError(f"the classes {listing(self.names)}: each needs a name of its own")
         # Numbers are indices of the names that a file tells, also of names such as "2".
         are_indices = train.class_names and not given
@@ -72,65 +57,70 @@ class ClassLabels:
 
     def read(self, rows: Rows) -> np.ndarray:
         """The classes (N,) of the rows, int64. Raises InputError for a label that is none."""
-        if rows.class_names not in ([], self.names) and not self.are_given:
+        if rows.class_names not in ([], self.names) and not self.given:
             names = listing(rows.class_names)
             raise InputError(f"{rows.source}: names the classes {names}, the training split others")
-        names = listing([str(name) for name in self.numbers])
-        expected = f"one of {names}; --label-names says which classes there are"
-        return look_up(rows, self.numbers, expected)
+        classes = {}
+        for label in rows.different:
+            classes[label] = self.numbers.get(canonical(label))
+            if classes[label] is None:
+                names = listing([*map(str, self.numbers)])
+                hint = "--label-names says which classes there are"
+                raise refusal(rows, label, f"expected one of {names}; {hint}")
+        return np.array([classes[label] for label in rows.labels])
 
     def check_held_out(self, kept: np.ndarray, held: np.ndarray) -> None:
         """Raises InputError if a class has been held out whole."""
         missing = np.setdiff1d(held, kept)
         if len(missing):
-            rare = f"the few rows of the class {self.names[missing[0]]!r:.40} are all held out"
-            raise InputError(f"{rare}; add rows of it, or drop it")
+            rare = self.names[missing[0]]
+            raise InputError(f"the few rows of the class {rare!r:.40} are all held out; add some")
 
 
 def found_names(train: Rows, labels: dict) -> list[str]:
-    """The labels, by their canonical form, as names; or LABEL_0, LABEL_1, … if they are numbers.
-
-    Raises InputError for quantities, for what is no column of labels, and for look-alikes.
-    """
-    if len(labels) > max(20, len(train.labels) / 2):
-        many = f"{len(labels)} different labels in {len(train.labels)} rows"
-        raise InputError(f"{train.source}: {many}; is that their column?")
+    """The labels, by their canonical form, as names; or LABEL_0, LABEL_1, … of numbers."""
     words = [label for form, label in labels.items() if isinstance(form, str)]
-    if not words:
-        return [f"LABEL_{number}" for number in range(len(labels))]
-    if not any(math.isnan(parse_number(label)) for label in words):
+    numbers = [parse_number(label) for label in words]
+    if words and not any(map(math.isnan, numbers)):
         regression = "--metric pearson trains a regression on such numbers"
         names = "--label-names takes them as names"
         raise refusal(train, words[0], f"a number that is not whole: {regression}, {names}")
-    seen = set(MISSING) if len(words) < len(labels) else set()
-    for label in labels.values():
-        text = unicodedata.normalize("NFKC", label).casefold()
-        form = " ".join(text.split())
-        if form in seen:
-            problem = "which looks like another, or like none"
-            raise refusal(train, label, f"{problem}; mend it, or name the classes by --label-names")
-        seen.add(form)
-    return sorted(labels.values())
+    count = len(train.labels)
+    if len(labels) > max(20, count / 2):
+        many = f"{len(labels)} different labels in {count} rows"
+        raise InputError(f"{train.source}: {many}; is that their column?")
+    if not words:
+        return [f"LABEL_{number}" for number in range(len(labels))]
+    seen = {""}
+    if len(words) < len(labels):  # some are numbers
+        seen |= MISSING
+    for form, label in labels.items():
+        text = unicodedata.normalize("NFKC", str(form))
+        text = " ".join(text.casefold().split())
+        if text in seen:
+            hint = "mend it, or name the classes by --label-names"
+            raise refusal(train, label, f"which looks like another, or like none; {hint}")
+        seen.add(text)
+    return sorted(map(str, labels.values()))
 
 
-@dataclass
 class NumberLabels:
-    """The numbers of a regression."""
+    """The numbers of a regression, from `low` to `high`."""
 
-    low: float
-    high: float
+    def __init__(self, low: float = -1e15, high: float = 1e15):
+        self.low = low
+        self.high = high
 
     def read(self, rows: Rows) -> np.ndarray:
         """The numbers (N,) of the rows, float32. Raises InputError for a label that is none."""
-        numbers = {}
-        for label in dict.fromkeys(rows.labels):
-            number = parse_number(label)
-            if self.low <= number <= self.high:
-                numbers[canonical(label)] = number
-        expected = f"a number from {self.low:g} to {self.high:g}"
-        labels = look_up(rows, numbers, expected)
-        self.check_held_out(labels, labels)
-        return labels.astype(np.float32)
+        numbers = np.array([parse_number(label) for label in rows.labels])
+        is_within = (self.low <= numbers) & (numbers <= self.high)
+        if not is_within.all():
+            label = rows.labels[is_within.argmin()]
+            expected = f"expected a number from {self.low:g} to {self.high:g}"
+            raise refusal(rows, label, expected)
+        self.check_held_out(numbers, numbers)
+        return numbers.astype(np.float32)
 
     def check_held_out(self, kept: np.ndarray, held: np.ndarray) -> None:
         """Raises InputError if one of the two parts has the same label everywhere."""
@@ -139,13 +129,11 @@ class NumberLabels:
 
 
 def hold_out(keys: list) -> np.ndarray:
-    """Whether each of N rows is held out (N,): a tenth of the different keys, always the same.
-
-    Raises InputError if there are less than two.
-    """
+    """Whether each of N rows is held out (N,): a tenth of the different keys, always the same."""
     different = list(dict.fromkeys(keys))
     if len(different) < 2:
         raise InputError("needs two different texts at least, one of them to validate on")
     order = np.random.default_rng(0).permutation(len(different))
-    held = {different[number] for number in order[: len(different) // 10 or 1]}
+    count = len(different) // 10 or 1
+    held = {different[number] for number in order[:count]}
     return np.array([key in held for key in keys])

@@ -6,84 +6,69 @@ Its field `batch_size: int = option(32, "sentences in a batch", at_least=1)` is 
 import argparse
 import json
 import math
-import operator
 import tomllib
 from dataclasses import field, fields
+from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import Any
 
 from support.errors import InputError, reading
 
-LIMITS = {
-    "at_least": operator.ge,
-    "above": operator.gt,
-    "at_most": operator.le,
-    "below": operator.lt,
-}
+LIMITS = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
 
 
-def option(default, help: str, *, choices=None, also="", decides=True, **limits):
-    """A field of type int, float, str or bool, within `limits`: at_least, above, at_most, below.
+def option(default, help: str, **about):
+    """A field of type int, float, str or bool.
 
-    `also` is another name that people know it by. It `decides` if the result depends on it.
+    What may be said `about` it: its limits, `choices`, `also`, which is another name that people
+    know it by, and `decides=False` where the result does not depend on it.
     """
-    about = {"help": help, "choices": choices, "also": also, "decides": decides, "limits": limits}
-    return field(default=default, metadata=about)
+    if isinstance(default, float):
+        about = {"below": math.inf} | about
+    return field(default=default, metadata={"help": help} | about)
 
 
 def check(config) -> None:
-    """Makes whole numbers floats in a field of floats. Raises InputError for a wrong value."""
+    """Raises InputError for a value beyond its limits."""
     for f in fields(config):
         value = getattr(config, f.name)
-        if f.type is float and type(value) is int:
-            value = float(value)
-            setattr(config, f.name, value)
-        problem = wrong(f, value)
-        if problem:
-            raise InputError(f"{flag(f.name)} {value!s:.80} is not {problem}")
-
-
-def wrong(f, value) -> str:
-    """What a value of the field would have to be and is not, or ""."""
-    if type(value) is not f.type:
-        return f"of type {f.type.__name__}"
-    if f.type is float and not math.isfinite(value):
-        return "a finite number"
-    choices = f.metadata["choices"]
-    if choices and value not in choices:
-        return f"one of {', '.join(filter(None, choices))}"
-    for limit, bound in f.metadata["limits"].items():
-        if not LIMITS[limit](value, bound):
-            return f"{limit.replace('_', ' ')} {bound}"
-    return ""
+        for limit, holds in LIMITS.items():
+            bound = f.metadata.get(limit)
+            if bound is not None and not holds(value, bound):
+                wanted = f"{limit.replace('_', ' ')} {bound}"
+                raise InputError(f"{flag(f.name)} {value!s:.80} is not {wanted}")
 
 
 def split_list(text: str) -> list[str]:
-    """The names in "a, b". Raises InputError where one is empty."""
-    names = [name.strip() for name in text.split(",")] if text else []
-    if not all(names):
-        raise InputError(f"{text!r}: an empty place in a list of names; leave that comma out")
-    return names
+    """The names in "a, b"."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def flags(f) -> list[str]:
-    return [flag(name) for name in (f.name, f.metadata["also"]) if name]
+def as_flags(values: dict) -> list[str]:
+    """The words of a command line that give these options."""
+    words = []
+    for name, value in values.items():
+        word = f"{flag(name)}={value}"
+        if isinstance(value, bool):
+            word = flag(name if value else f"no-{name}")
+        words.append(word)
+    return words
 
 
 def deciding(config) -> dict:
-    """The options on which the result depends."""
-    return {f.name: getattr(config, f.name) for f in fields(config) if f.metadata["decides"]}
+    """The options on which the result depends; of the class, their defaults."""
+    names = [f.name for f in fields(config) if f.metadata.get("decides", True)]
+    return {name: getattr(config, name) for name in names}
 
 
 def changed_flags(config) -> list[str]:
     """The flags that, with the defaults, repeat the same training."""
-    values = deciding(config)
-    default = type(config)  # a dataclass has its defaults as attributes
-    return [f"{flag(name)}={v}" for name, v in values.items() if v != getattr(default, name)]
+    unchanged = deciding(type(config)).items()
+    return as_flags(dict(item for item in deciding(config).items() if item not in unchanged))
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -99,41 +84,38 @@ class OneLineParser(argparse.ArgumentParser):
 def parse(cls: type[Any], arguments: list[str], description: str = "") -> dict:
     """The options of `cls` that a command line and its --config file give; a flag wins.
 
-    Underscores work as dashes do. Raises InputError for an unknown name or an unreadable file.
+    Underscores work as dashes do. Raises InputError for a name or a value that is none.
     """
     parser = OneLineParser(description, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help="a TOML file of these options; flags win")
     for f in fields(cls):
-        kind: dict[str, Any] = {"type": f.type}
+        kind: dict[str, Any] = {"type": f.type, "choices": f.metadata.get("choices")}
         if f.type is bool:
             kind = {"action": argparse.BooleanOptionalAction}
         default = f" (default: {f.default})" if f.default else ""
-        parser.add_argument(*flags(f), dest=f.name, help=f.metadata["help"] + default, **kind)
-    given = vars(parser.parse_args([with_dashes(argument) for argument in arguments]))
-    from_file = read_toml(cls, given.pop("config")) if "config" in given else {}
-    return from_file | given
-
-
-def with_dashes(argument: str) -> str:
-    """--batch_size=8 as --batch-size=8."""
-    name, equals, value = argument.partition("=")
-    return flag(name[2:]) + equals + value if name.startswith("--") else argument
+        names = [flag(name) for name in (f.name, f.metadata.get("also")) if name]
+        parser.add_argument(*names, dest=f.name, help=f.metadata["help"] + default, **kind)
+    words = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        words.append(flag(name[2:]) + equals + value if word.startswith("--") else word)
+    given = vars(parser.parse_args(words))
+    if "config" in given:
+        given = read_toml(cls, given.pop("config")) | given
+    return given
 
 
 def read_toml(cls: type[Any], path: str | Path) -> dict:
-    """The options in a TOML file, under any of the names of their flags, with dashes or not."""
+    """The options in a TOML file, each read as its flag is. InputError names the file."""
     with reading(path):
         text = Path(path).read_text(encoding="utf-8")
         if len(text) > 2**16:  # tomllib would take minutes for some
             raise ValueError("too long for a file of options")
-        found = tomllib.loads(text)
-    known = {name: f.name for f in fields(cls) for name in flags(f)}
-    options = {}
-    for key, value in found.items():
-        if flag(key) not in known:
-            raise InputError(f"{path}: unknown option {key!r} (--help lists the options)")
-        options[known[flag(key)]] = value
-    return options
+        words = as_flags(tomllib.loads(text))
+    try:
+        return parse(cls, words)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def write_toml(values: dict) -> str:

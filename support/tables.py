@@ -1,7 +1,6 @@
 """Tables: parquet, csv, tsv and jsonl, as texts and labels in memory, or streamed.
 
-pyarrow reads. It takes a while to import, so this file is imported late: an answer to one text
-needs no table.
+pyarrow takes a while to import: this file is imported late, where there is a table to read.
 """
 
 import json
@@ -15,6 +14,7 @@ import pyarrow.compute as compute
 from pyarrow import csv, parquet
 from pyarrow import json as arrow_json
 
+from support import glue
 from support.errors import InputError, listing, reading
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
@@ -26,10 +26,7 @@ pa.set_memory_pool(pa.system_memory_pool())
 
 
 def find_splits(path: Path) -> dict[str, list[Path]]:
-    """The files of each split: "train", "validation", maybe "validation_mismatched".
-
-    A single file is "train" alone. Raises InputError for a split that is missing or ambiguous.
-    """
+    """The files of each split of SPLITS. A single file is "train" alone. Raises InputError."""
     if path.is_file():
         return {"train": [path]}
     splits = {"train": [], "validation": []}
@@ -48,11 +45,8 @@ def find_splits(path: Path) -> dict[str, list[Path]]:
     return splits
 
 
-# Reading.
-
-
-def stream(path: Path, columns: list[str] | None = None) -> tuple[pa.Schema, Iterator]:
-    """The columns of a table, and its rows as record batches of a bounded size.
+def stream(path: Path, columns: list[str] | None = None) -> tuple:
+    """The pa.Schema of a table, and an iterator of pa.RecordBatches of a bounded size.
 
     Every column of a .csv or .tsv is text. A .jsonl or .txt has one, "line": its lines as they
     stand, without their ends; blank ones of .jsonl are left out. With `columns` the batches hold
@@ -69,7 +63,7 @@ def stream(path: Path, columns: list[str] | None = None) -> tuple[pa.Schema, Ite
             schema = pa.schema([("line", pa.string())])
             batches = stream_lines(path)
         else:
-            raise InputError(f"{path}: the name must end in {', '.join(SUFFIXES)} or .txt")
+            raise InputError(f"{path}: the name must end in .parquet, .csv, .tsv, .jsonl or .txt")
     return schema, validated(path, batches)
 
 
@@ -127,17 +121,6 @@ def choose_columns(path: Path, existing: list[str], candidates: list[list[str]])
     raise InputError(f"{path}: no column {wanted} among {listing(existing)}; name yours by {flags}")
 
 
-def is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whether each of the N values of a column is missing, or nothing but spaces."""
-    if column.type not in (pa.string(), pa.large_string()):
-        return column.is_null(nan_is_null=True)
-    trimmed = compute.utf8_trim_whitespace(compute.fill_null(column, ""))
-    return compute.equal(trimmed, "")
-
-
-# Rows.
-
-
 @dataclass
 class Rows:
     """The N rows of a split."""
@@ -145,14 +128,15 @@ class Rows:
     source: str  # its files
     texts: list[tuple[str, ...]]  # of one string each, or of the two of a pair
     labels: list  # as they stand in the table
+    different: list  # labels, in the order of their first rows
     columns: list[str]  # where the texts stood
     class_names: list[str]  # that a parquet file of the Hub tells, or []
 
 
-def read_rows(paths: list[Path], candidates: list[list[str]], label_column: str) -> Rows:
-    """The rows of a split's files. The texts stand in the first `candidates` that are all there.
+def read_rows(paths: list[Path], columns: list[str], label_column: str) -> Rows:
+    """The rows of a split's files, with the texts in one or two `columns`, or the usual ones.
 
-    Raises InputError for a column that cannot be used, and for a row without a text or a label.
+    Raises InputError for a column that cannot be used, and for a row without a text.
     """
     source = listing([str(path) for path in paths])
     with reading(source):
@@ -161,26 +145,30 @@ def read_rows(paths: list[Path], candidates: list[list[str]], label_column: str)
         told = features(table.schema)
         if any(features(part.schema) != told for part in parts):
             raise InputError(f"{source}: the parts have different classes")
-        columns = choose_columns(paths[0], table.column_names, candidates)
-        choose_columns(paths[0], table.column_names, [[label_column]])
+        candidates = [columns] if columns else glue.TEXT_COLUMNS
+        existing = table.column_names
+        columns = choose_columns(paths[0], existing, candidates)
+        choose_columns(paths[0], existing, [[label_column]])
         if len(columns) > 2 or len({*columns, label_column}) <= len(columns):
             flags = f"--text-columns {','.join(columns)} --label-column {label_column}"
             raise InputError(f"{flags}: name one or two columns of texts, and another of labels")
         if table.num_rows == 0:
             raise InputError(f"{source}: holds no rows")
-        for name in [*columns, label_column]:
-            row = compute.index(is_blank(table[name]), True).as_py()
+        texts = [table[name].cast(pa.string()) for name in columns]
+        for column in texts:
+            is_blank = compute.equal(compute.utf8_trim_whitespace(column), "")
+            row = compute.index(compute.fill_null(is_blank, True), True).as_py()
             if row >= 0:
-                raise InputError(f"{source}: row {row + 1} has no {name!r}; remove the row")
-        texts = [table[name].cast(pa.string()).to_pylist() for name in columns]
+                raise InputError(f"{source}: row {row + 1} has no text; remove the row")
         labels = table[label_column]
         if labels.type == pa.bool_():
             labels = labels.cast(pa.string())  # "true" is no number
-        names = told.get(label_column, {}).get("names") or []
-    return Rows(
-        source=source,
-        texts=list(zip(*texts, strict=True)),
-        labels=labels.to_pylist(),
-        columns=columns,
-        class_names=[str(name) for name in names],
-    )
+        labels = labels.to_pylist()
+        return Rows(
+            source=source,
+            texts=list(zip(*[column.to_pylist() for column in texts], strict=True)),
+            labels=labels,
+            different=list(dict.fromkeys(labels)),
+            columns=columns,
+            class_names=told.get(label_column, {}).get("names") or [],
+        )

@@ -7,15 +7,9 @@ from tokenizers import BertWordPieceTokenizer, Tokenizer
 from support.errors import InputError, reading
 from support.files import read_json
 
-KINDS = {
-    "model": "WordPiece",
-    "normalizer": "BertNormalizer",
-    "pre_tokenizer": "BertPreTokenizer",
-}
-
 
 def load_tokenizer(folder: str | Path, max_length: int | None = None) -> Tokenizer:
-    """The tokenizer of a directory: tokenizer.json, or else vocab.txt with BERT's own rules.
+    """The tokenizer of a model's directory: tokenizer.json, or else vocab.txt with BERT's rules.
 
     Texts are cut to `max_length` tokens, [CLS] and [SEP] included; nothing is padded. Raises
     InputError for a tokenizer of another kind, or with tokens that the model does not know.
@@ -30,33 +24,30 @@ def load_tokenizer(folder: str | Path, max_length: int | None = None) -> Tokeniz
         tokenizer.no_padding()  # files come with settings of their own
         tokenizer.no_truncation()
         ids = [*tokenizer.get_vocab().values(), *tokenizer.encode("\U00013000").ids]  # [UNK] too
-    known = read_if_there(path.with_name("config.json")).get("vocab_size", 30522)
-    if max(ids) >= known:
-        raise InputError(f"{path}: has a token of number {max(ids)}; the model knows {known}")
+        known = read_json(path.with_name("config.json")).get("vocab_size", 30522)
+        if max(ids) >= known:
+            raise InputError(f"{path}: has a token of number {max(ids)}; the model knows {known}")
     if max_length:
         tokenizer.enable_truncation(max_length)
     return tokenizer
 
 
-def read_if_there(path: Path) -> dict:
-    return read_json(path) if path.is_file() else {}
-
-
 def from_json(path: Path) -> Tokenizer:
     values = read_json(path)
-    found = {part: (values.get(part) or {}).get("type") for part in KINDS}
-    if found != KINDS:
-        raise InputError(f"{path}: not a BERT tokenizer: {found}")
+    parts = [values.get(part) or {} for part in ("model", "normalizer", "pre_tokenizer")]
+    kinds = [part.get("type") for part in parts]
+    if kinds != ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
+        raise InputError(f"{path}: not a BERT tokenizer, but one of {kinds}")
     return Tokenizer.from_file(str(path))
 
 
 def from_vocabulary(path: Path) -> Tokenizer:
-    """With the settings in tokenizer_config.json, if it is there."""
-    settings = read_if_there(path.with_name("tokenizer_config.json"))
+    settings = path.with_name("tokenizer_config.json")
+    values = read_json(settings) if settings.is_file() else {}
     tokenizer = BertWordPieceTokenizer(
         str(path),
-        lowercase=settings.get("do_lower_case", True),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        lowercase=values.get("do_lower_case", True),
+        strip_accents=values.get("strip_accents"),
+        handle_chinese_chars=values.get("tokenize_chinese_chars", True),
     )
     return Tokenizer.from_str(tokenizer.to_str())

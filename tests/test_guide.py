@@ -115,7 +115,8 @@ def test_the_links_into_the_code_name_what_is_there(text):
 def test_what_is_named_in_the_prose_exists(prose):
     quoted = re.findall(r"`([^`]+)`", prose)
     named = {flag for text in quoted for flag in re.findall(FLAG, text)}
-    known = {flag for field in fields(train.Config) for flag in options.flags(field)}
+    known = {options.flag(field.name) for field in fields(train.Config)}
+    known |= {options.flag(field.metadata.get("also", "")) for field in fields(train.Config)}
     known |= {*re.findall(FLAG, read("sample.py") + read("experiments/run.py"))}
     assert named and named <= known | {"--nproc-per-node"}, named - known  # torchrun's
     targets = {*re.findall(r"^(\w+):", read("Makefile"), re.MULTILINE)}

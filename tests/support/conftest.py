@@ -1,23 +1,25 @@
 """What the tests of the Hub and of the offline pair share: a Hub on 127.0.0.1 for the client of
 this very process."""
 
+import shutil
 import time
 from pathlib import Path
 
 import pytest
+from helpers import TINY
 from hub_server import PATTERN, Hub
 from huggingface_hub import close_session, constants
 from pyarrow import parquet
 
+from bert import BertConfig, BertForSequenceClassification
+from support import hub as hub_module
+
 
 def forget() -> None:
     """What this process has found out about the Hub so far."""
-    from support import hub
-
     close_session()
-    cached = getattr(hub.out_of_reach, "cache_clear", None)
-    if cached:
-        cached()
+    hub_module.snapshot.cache_clear()
+    hub_module.out_of_reach.cache_clear()
 
 
 @pytest.fixture
@@ -38,9 +40,22 @@ def hub(tmp_path, monkeypatch):
             monkeypatch.setattr(constants, name, value)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        hub.forget = forget
         forget()
         yield hub
         forget()
+
+
+@pytest.fixture(scope="session")
+def base(minilm, made_once) -> Path:
+    """A random BERT with a real tokenizer, as `tiny`, made without transformers."""
+
+    def make(folder: Path) -> None:
+        config = BertConfig(**TINY | {"vocab_size": 30522})
+        BertForSequenceClassification(config).save_pretrained(folder)
+        shutil.copy(f"{minilm}/tokenizer.json", folder)
+
+    return made_once("random-base", make)
 
 
 @pytest.fixture(scope="session")

@@ -10,17 +10,7 @@ import sklearn.metrics
 from pyarrow import parquet
 
 from data import load_data
-from support.glue import (
-    BINARY_METRICS,
-    METRICS,
-    TASKS,
-    TEXT_COLUMNS,
-    class_scores,
-    name_of,
-    number_scores,
-    text_columns,
-    usual_metric,
-)
+from support.glue import CLASS_METRICS, METRICS, NUMBER_METRICS, TASKS, name_of, usual_metric
 
 # What the Hub's files (nyu-mll/glue) tell: the columns, and the names of the classes.
 SCHEMAS = {
@@ -95,19 +85,11 @@ def test_a_name_is_the_last_part_of_a_path(tmp_path, monkeypatch):
     assert name_of(".") == "x@y"
 
 
-def test_texts_are_looked_for_in_as_many_columns_as_a_task_has():
-    assert text_columns([]) == TEXT_COLUMNS
-    for _, _, own in TASKS.values():
-        first, *others = text_columns(own)
-        assert first == own and {len(columns) for columns in others} == {len(own)}
-
-
 def test_every_task_has_one_of_the_metrics():
     assert len(TASKS) == 9
     for task, (metric, names, _) in TASKS.items():
         assert metric in METRICS and metric == REPORTED.get(task, "accuracy")
         assert usual_metric(names) == (metric if names else "accuracy")
-        assert len(names) == 2 or metric not in BINARY_METRICS
 
 
 A, B = np.random.default_rng(0).integers(0, 2, (2, 500))
@@ -118,23 +100,18 @@ A, B = np.random.default_rng(0).integers(0, 2, (2, 500))
 @pytest.mark.parametrize("labels", [A, A | B, A * 0, A * 0 + 1],
                          ids=["a", "a or b", "zeros", "ones"])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:A single label")
-def test_scores_of_classes_are_those_of_sklearn(predicted, labels):
+def test_metrics_of_classes_are_those_of_sklearn(predicted, labels):
     expected = {
         "accuracy": sklearn.metrics.accuracy_score(labels, predicted),
         "f1": sklearn.metrics.f1_score(labels, predicted, zero_division=0),
         "matthews_correlation": sklearn.metrics.matthews_corrcoef(labels, predicted),
     }
-    for metric in expected:
-        found = class_scores(predicted, labels, metric, ["a", "b"])
-        assert found.keys() == {"accuracy", metric}
-        assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-12)
-    for task, (metric, names, _) in TASKS.items():  # whatever best/ is best by
-        if task != "stsb":
-            found = class_scores(predicted.astype(np.int32), labels, "accuracy", names)
-            assert found.keys() == {"accuracy", metric}
-            assert found[metric] == pytest.approx(expected[metric], abs=1e-12)
-    several = class_scores(predicted * 3, labels * 3, "accuracy", ["a", "b", "c", "d"])
-    assert several == pytest.approx({"accuracy": expected["accuracy"]})
+    for metric, score in expected.items():
+        assert CLASS_METRICS[metric](predicted, labels) == pytest.approx(score, abs=1e-12)
+
+
+def number_scores(predicted, labels):
+    return {name: score(predicted, labels) for name, score in NUMBER_METRICS.items()}
 
 
 draw = np.random.default_rng(1).normal

@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from data import load_data
 from support.errors import InputError
-from support.tables import BLOCK, find_splits, is_blank, stream
+from support.tables import BLOCK, find_splits, stream
 
 GOOD = "Good, \"very\" 'good'"
 BAD = '"007" bad 1.0'
@@ -69,27 +69,13 @@ def test_directory(tmp_path, names):
     splits = [data.train, data.validation, data.mismatched][: len(names)]
     for name, split in zip(names, splits, strict=True):
         assert split.texts == [(f"{name} a",), ("b",)] and split.labels.tolist() == [0, 1]
-    assert data.task.names == ["no", "yes"]
-
-
-def test_shards_and_chosen_columns(tmp_path):
-    for n in range(3):
-        table = {"sentence": ["x"], "mine": [f"part {n}"], "stars": [n]}
-        write_table(tmp_path / f"train-0000{n}-of-00003.parquet", table)
-    write_table(tmp_path / "validation.csv", {"mine": ["part 9"], "stars": [2]})
-    data = load_data(tmp_path, text_columns=["mine"], label_column="stars")
-    assert data.train.texts == [("part 0",), ("part 1",), ("part 2",)]
-    assert (data.train.labels.tolist(), data.validation.labels.tolist()) == ([0, 1, 2], [2])
+    assert data.task.names == ["no", "yes"] and (data.mismatched is None) == (len(names) == 2)
 
 
 def test_files_that_are_missing_or_contradict_each_other_are_named(tmp_path):
-    with pytest.raises(InputError, match="nothing: no such file or directory"):
-        find_splits(tmp_path / "nothing")
     write_tables(tmp_path, ["train-00000-of-00003.csv", "train-00002-of-00003.csv"])
-    with pytest.raises(InputError, match=r"no validation file there, such as validation\.csv"):
-        find_splits(tmp_path)
     write_tables(tmp_path, ["validation.csv"])
-    with pytest.raises(InputError, match=r"train-00002-of-00003.csv: expected one file, or all"):
+    with pytest.raises(InputError, match=r"train-00001-of-.*, found train-00000.*, train-00002"):
         find_splits(tmp_path)
     write_tables(tmp_path, ["train-00001-of-00003.csv"])
     assert len(load_data(tmp_path).train.labels) == 6
@@ -99,30 +85,34 @@ def test_files_that_are_missing_or_contradict_each_other_are_named(tmp_path):
         "train-00000-of-00002.csv",
         "train-00001-of-00003.tsv",
         "validation_matched.csv",
-        "Train.csv",
-        "validation-mismatched.CSV",
     ):
         write_tables(tmp_path, [other])
-        with pytest.raises(InputError, match=r"expected one file|not read; the names are"):
+        with pytest.raises(InputError, match=f"expected .*, found .*{other}|and 1 more"):
             find_splits(tmp_path)
         (tmp_path / other).unlink()
+    (tmp_path / "validation.csv").unlink()
+    with pytest.raises(InputError, match=r"expected validation.csv, found none"):
+        find_splits(tmp_path)
 
 
-def test_parts_fit_each_other(tmp_path):
-    """A row is named by the part that it stands in."""
-    table = {"text": ["one", "two"], "label": [1, 0]}
-    for name in "train-00000-of-00002.csv", "train-00001-of-00002.csv", "validation.csv":
-        write_table(tmp_path / name, table)
-    second = tmp_path / "train-00001-of-00002.csv"
-    write_table(second, table | {"label": [1, None]})
-    with pytest.raises(InputError, match=f"^{second}: row 2 has no label"):
-        load_data(tmp_path)
-    write_table(second, table | {"text": ["", "two"]})
-    with pytest.raises(InputError, match=f"^{second}: row 1 has no text in 'text'"):
-        load_data(tmp_path)
-    write_table(second, {"word": ["one"], "label": [1]})
-    with pytest.raises(InputError, match=f"^{second}: has other columns or classes than train-0"):
-        load_data(tmp_path)
+def test_parts_and_chosen_columns(tmp_path):
+    """A row is counted from the start of the first part."""
+    parts = [tmp_path / f"train-0000{n}-of-00003.parquet" for n in range(3)]
+    for n, part in enumerate(parts):
+        write_table(part, {"sentence": ["x"], "mine": [f"part {n}"], "stars": [n]})
+    write_table(tmp_path / "validation.csv", {"mine": ["part 9"], "stars": [2]})
+    chosen = {"text_columns": ["mine"], "label_column": "stars"}
+    data = load_data(tmp_path, **chosen)
+    assert data.train.texts == [("part 0",), ("part 1",), ("part 2",)]
+    assert (data.train.labels.tolist(), data.validation.labels.tolist()) == ([0, 1, 2], [2])
+    for table, problem in [
+        ({"sentence": ["x"], "mine": [""], "stars": [2]}, "row 3 has no text"),
+        ({"sentence": ["x"], "mine": ["y"], "stars": [4]}, "row 3 has the label 4"),
+        ({"mine": ["y"], "stars": [2]}, "cannot be read .*different"),
+    ]:
+        write_table(parts[2], table)
+        with pytest.raises(InputError, match=f"^{parts[0]}, {parts[1]}, {parts[2]}: {problem}"):
+            load_data(tmp_path, **chosen)
 
 
 def test_validation_reads_the_columns_that_training_reads(tmp_path):
@@ -130,7 +120,7 @@ def test_validation_reads_the_columns_that_training_reads(tmp_path):
     write_table(tmp_path / "train.csv", texts)
     write_table(tmp_path / "validation.csv", texts | {"sentence": ["id0", "id1"]})
     assert load_data(tmp_path).validation.texts == [("good",), ("bad",)]
-    pairs = {"question": ["a", "b"], "sentence": ["c", "d"], "label": [1, 0]}
+    pairs = {"question": ["a", "b"], "sentence": ["c", "d"], "label": [1, 0], "a": ["x", "y"]}
     write_table(tmp_path / "train.csv", pairs)
     with pytest.raises(InputError, match=r"validation.csv: no column question\+sentence among"):
         load_data(tmp_path)
@@ -140,7 +130,6 @@ def test_validation_reads_the_columns_that_training_reads(tmp_path):
         ["sentence"] * 2,
         ["question", "sentence", "a"],
     ):
-        write_table(tmp_path / "train.csv", pairs | {"a": ["x", "y"]})
         with pytest.raises(InputError, match="name one or two columns of texts"):
             load_data(tmp_path, text_columns=columns)
 
@@ -151,36 +140,28 @@ def test_a_task_of_pairs_is_not_trained_on_one_text(tmp_path, task):
     texts = ["one", "two", "three"]
     (tmp_path / task).mkdir()
     for split in "train", "validation":
-        table = {"sentence": texts, "text": texts, "label": [0, 1, 1]}
+        table = {"sentence": texts, "text": texts, "label": [0, 1, 2]}
         write_table(tmp_path / task / f"{split}.csv", table)
     with pytest.raises(InputError, match=r"no column .* among sentence, text, label; name yours"):
         load_data(tmp_path / task)
-    assert load_data(tmp_path / task, text_columns=["text"]).columns == ["text"]  # it was said
-
-
-def test_mismatched_is_read_by_the_classes_of_training(tmp_path):
-    write_table(tmp_path / "train.csv", {"text": ["1", "2", "3"], "label": ["a", "b", "c"]})
-    write_table(tmp_path / "validation.csv", {"text": ["x"], "label": ["a"]})
-    assert load_data(tmp_path).mismatched is None
-    mismatched = tmp_path / "validation_mismatched.csv"
-    write_table(mismatched, {"text": ["x", "y"], "label": ["c", "b"]})
-    assert load_data(tmp_path).mismatched.labels.tolist() == [2, 1]
-    write_table(mismatched, {"text": ["x", "y"], "label": ["c", "d"]})
-    with pytest.raises(InputError, match=r"validation_mismatched.csv: row 2 has the label 'd'"):
-        load_data(tmp_path)
+    names = ["a", "b", "c"]
+    data = load_data(tmp_path / task, text_columns=["text"], label_names=names, metric="accuracy")
+    assert data.columns == ["text"]  # it was said
 
 
 # Spoilt tables.
 
 TWO = {"sentence": ["good", "bad"], "label": [1, 0]}
+# Not valid UTF-8; Arrow does not look at it when it reads a parquet file.
+LATIN = pa.StringArray.from_buffers(2, *pa.array([b"good", b"\xff\xfe"]).buffers()[1:])
 
 
 @pytest.mark.parametrize("name, table, problem", [
     ("a.parquet", {"words": ["good"], "label": [1]}, r": no column .* or sentence or .* words"),
     ("b.csv", {"sentence": ["good"], "stars": [1]}, ": no column label among sentence, stars"),
     ("c.csv", b"sentence,sentence,label\ngood,x,1\nbad,y,0\n", ": cannot be read .*sentence"),
-    ("d.parquet", TWO | {"sentence": [1.5, 2.5]}, ": the column 'sentence' is double, ex"),
-    ("e.parquet", TWO | {"sentence": ["good", ""]}, ": row 2 has no text in 'sentence'"),
+    ("d.parquet", TWO | {"sentence": [["good"], ["bad"]]}, ": cannot be read .*list"),
+    ("e.parquet", TWO | {"sentence": ["good", ""]}, ": row 2 has no text"),
     ("f.csv", TWO | {"sentence": [" ", "bad"]}, ": row 1 has no text"),
     ("g.parquet", TWO | {"sentence": ["good", None]}, ": row 2 has no text"),
     ("h.jsonl", TWO | {"sentence": ["\u2003\u00a0\t", "bad"]}, ": row 1 has no text"),
@@ -192,32 +173,26 @@ TWO = {"sentence": ["good", "bad"], "label": [1, 0]}
     ("n.csv", b"sentence,label\ngood,1\na,b,c\n", ": cannot be read"),
     ("o.parquet", b"PAR1 of no use", ": cannot be read"),
     ("p.parquet", "truncated", ": cannot be read"),
-    ("q.parquet", TWO | {"sentence": pa.array([b"\xff", b"bad"])}, ": .*binary|cannot be read"),
-    ("r.txt", b"good\n", ": the name must end in .parquet, .csv, .tsv, .jsonl"),
-    ("s.csv", b'sentence,label\n"good,1\n' + b"bad,0\n" * 10**6, ": cannot be read .*good"),
-    ("u.jsonl", b'{"sentence": "' + b"x" * 3 * BLOCK + b'", "label": 1}', ": a row is lon"),
-    ("t.csv", None, ": no such file"),
+    ("q.parquet", TWO | {"sentence": pa.array([b"\xff", b"bad"])}, ": cannot be read .*UTF8"),
+    ("r.parquet", TWO | {"sentence": LATIN}, r": cannot be read \(.*UTF8"),
+    ("s.json", b"{}\n", ": the name must end in .parquet, .csv, .tsv, .jsonl"),
+    ("t.csv", b'sentence,label\n"good,1\n' + b"bad,0\n" * 10**6, ": cannot be read .*good"),
+    ("u.jsonl", b'{"sentence": "' + b"x" * 3 * BLOCK + b'", "label": 1}', ": cannot be read"),
 ])  # fmt: skip
 def test_spoilt_tables_are_named_in_one_line(tmp_path, name, table, problem):
     path = tmp_path / name
-    if isinstance(table, dict):
+    if path.suffix == ".parquet" and isinstance(table, dict):
+        parquet.write_table(pa.table(table), path)
+    elif isinstance(table, dict):
         write_table(path, table)
     elif table == "truncated":
         write_table(path, TWO)
         path.write_bytes(path.read_bytes()[:-9])
-    elif table is not None:
+    else:
         path.write_bytes(table)
     with pytest.raises(InputError) as error:
         load_data(path)
     assert re.match(f"{path}{problem}", str(error.value)) and "\n" not in str(error.value)
-
-
-def test_text_that_is_no_utf8_is_refused(tmp_path):
-    """Arrow itself does not look at it when it reads a parquet file."""
-    text = pa.StringArray.from_buffers(2, *pa.array([b"good", b"\xff\xfe"]).buffers()[1:])
-    parquet.write_table(pa.table({"sentence": text, "label": [1, 0]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a.parquet: cannot be read \(.*UTF8"):
-        load_data(tmp_path / "a.parquet")
 
 
 # Streams.
@@ -265,19 +240,14 @@ def test_a_stream_needs_no_memory_for_the_whole(tmp_path):
     too_long = '"' + "x" * 3 * BLOCK + '",1\n'
     (tmp_path / "a.csv").write_text("text,label\n" + row * 20 + too_long)
     sizes = []
-    with pytest.raises(InputError, match=r"a.csv: a row is longer than 4 MiB, or a quotation mark"):
+    with pytest.raises(InputError, match=r"a.csv: cannot be read \(.*block size"):
         sizes.extend(batch.nbytes for batch in stream(tmp_path / "a.csv")[1])
     assert sum(sizes) > 15 * 2**20 and max(sizes) < 9 * 2**20
 
 
-def test_blank_texts(tmp_path):
-    column = pa.chunked_array([["good", "", None], [" \t\n", "\u2003", " x "]])
-    assert is_blank(column).to_pylist() == [False, True, True, True, True, False]
-
-
 def test_arrow_is_imported_with_the_first_table_only():
     """It takes longer than the answer to a text."""
-    code = "import sys, support.tables, support.labels; print('pyarrow' in sys.modules)"
+    code = "import sys, sample; print('pyarrow' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT) == b"False\n"
 
 

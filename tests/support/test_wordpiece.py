@@ -57,21 +57,20 @@ def test_awkward_unicode_gives_transformers_tokens(folder, max_length):
             assert found[row].type_ids == expected["token_type_ids"][row], text
 
 
-def test_settings_in_the_file_do_not_count(minilm, tmp_path):
-    """Files come with lengths to cut to and to pad to."""
-    shutil.copy(f"{minilm}/tokenizer.json", tmp_path)
-    length = {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
-    edit_json(tmp_path / "tokenizer.json", truncation=length)
-    tokenizer = load_tokenizer(tmp_path)
-    assert [len(e) for e in tokenizer.encode_batch(["good " * 600, "bad"])] == [602, 3]
-
-
 @pytest.fixture
 def own(minilm, tmp_path):
     """A copy of a base's files that may be spoilt."""
     for name in "tokenizer.json", "config.json":
         shutil.copy(f"{minilm}/{name}", tmp_path)
     return tmp_path
+
+
+def test_settings_in_the_file_do_not_count(own):
+    """Files come with lengths to cut to and to pad to."""
+    length = {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    edit_json(own / "tokenizer.json", truncation=length)
+    tokenizer = load_tokenizer(own)
+    assert [len(e) for e in tokenizer.encode_batch(["good " * 600, "bad"])] == [602, 3]
 
 
 def test_tokens_that_the_model_does_not_know_are_refused(own):
@@ -92,9 +91,8 @@ def test_tokenizers_of_another_kind_are_refused(own):
         ("pre_tokenizer", {"type": "Whitespace"}),
     ]:
         path.write_text(json.dumps(whole | {part: other}))
-        with pytest.raises(
-            InputError, match=rf"tokenizer.json: not a BERT tokenizer: its {part} is"
-        ):
+        kind = other and other["type"]
+        with pytest.raises(InputError, match=f"tokenizer.json: not a BERT tokenizer, .*{kind}"):
             load_tokenizer(own)
 
 
