@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# What config.json may say of an architecture that is not this one. An absent field is the same.
+# What config.json may say, if it says anything, beside the fields of BertConfig.
 SUPPORTED = {
     "model_type": "bert",
     "hidden_act": "gelu",
@@ -34,8 +34,7 @@ SUPPORTED = {
     "is_decoder": False,
     "add_cross_attention": False,
 }
-# Tensors that an encoder does without: the heads of pre-training and of fine-tuning, and a buffer
-# of early transformers.
+# Not needed: the heads of pre-training and of fine-tuning, a buffer of early transformers.
 NOT_NEEDED = ("cls.", "classifier.", "embeddings.position_ids")
 
 
@@ -230,8 +229,7 @@ class PretrainedModel(nn.Module):
     def from_pretrained(cls, name: str | Path, label_names: list[str] | None = None):
         """Opens a directory or a repository of the Hub, `owner/name[@revision]`, in eval mode.
 
-        Reads config.json and model.safetensors, and computes in float32. A pooler or a classifier
-        that the file lacks is initialised at random, by PyTorch's own generator, as is a
+        A pooler or a classifier that model.safetensors lacks is initialised at random, as is a
         classifier of other classes than `label_names`; `newly_initialized` names them. Raises
         ValueError for any other tensor that is missing, surplus or of another shape.
         """
@@ -259,9 +257,9 @@ class PretrainedModel(nn.Module):
         for path, layer in model.named_modules():
             may_lack = path.endswith(("pooler.dense", "classifier"))
             if may_lack and layer.weight.is_meta and layer.bias.is_meta:
-                layer.to_empty(device="cpu")
-                nn.init.normal_(layer.weight, std=config.initializer_range)
-                nn.init.zeros_(layer.bias)
+                W = torch.randn(layer.weight.shape) * config.initializer_range
+                layer.weight = nn.Parameter(W)
+                layer.bias = nn.Parameter(torch.zeros(len(W)))
                 model.newly_initialized += (path,)
         if missing := [path for path, p in model.named_parameters() if p.is_meta]:
             raise ValueError(f"{folder}: model.safetensors lacks {', '.join(missing[:3])}")
@@ -327,10 +325,9 @@ class NoInit(TorchFunctionMode):  # the functions of torch.nn.init do nothing in
 
 
 def read_weights(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a BERT's safetensors file, in float32, under the names in `wanted`.
+    """The tensors of a file, in float32, under the names in `wanted`; some may be missing.
 
-    Raises ValueError, naming it, for a tensor that is surplus, or has another shape or type than
-    the one that is wanted. Missing ones are left to the caller.
+    Raises ValueError, naming it, for a tensor that is surplus, or of another shape or type.
     """
     ours = {name.removeprefix("bert."): name for name in wanted}
     weights = {}

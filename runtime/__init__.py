@@ -11,4 +11,6 @@
     bank        many adapters on one base
     texts       texts to classify: from the command line, a file, standard input
     labelling   a whole table labelled in pieces, which goes on after a kill
+
+None of these imports train.py or sample.py.
 """

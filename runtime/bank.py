@@ -1,9 +1,11 @@
 """Many adapters on one base in memory: a model for each, and one pass for the rows of several.
 
-bank = AdapterBank("offline/all-MiniLM-L6-v2")
-bank.load("sst2", "out/best")
-logits = bank.models["sst2"](input_ids)  # switching is picking another model
-logits = bank.forward_rows(["sst2", "cola"], input_ids)  # an adapter for each row
+    bank = AdapterBank("offline/all-MiniLM-L6-v2")
+    bank.load("sst2", "out/best")
+    logits = bank.models["sst2"](input_ids)  # switching is picking another model
+    logits = bank.forward_rows(["sst2", "cola"], input_ids)  # an adapter for each row
+
+The letters of the shapes are explained in bert.py.
 """
 
 from collections import Counter

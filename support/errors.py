@@ -2,12 +2,12 @@
 
 import codecs
 import contextlib
-import errno
 import io
 import json
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ class InputError(ValueError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was too little memory, on a device or here, or a size that no memory has."""
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+    if isinstance(error, MemoryError):
         return True
     return not isinstance(error, ValueError) and bool(re.search(OUT_OF_MEMORY, str(error)))
 
@@ -85,10 +85,7 @@ codecs.register_error("escape_as_json", escape_as_json)
 
 
 def run_main(main) -> None:
-    """Runs a program's main(). Every error becomes one line on stderr, and exit status 2.
-
-    A reader of the output that leaves early (head, less) ends the program quietly, with 0.
-    """
+    """Runs a program's main(). Every error becomes one line on stderr, and exit status 2."""
     streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
     for stream in streams:
         stream.reconfigure(errors="escape_as_json", line_buffering=True)
@@ -99,7 +96,7 @@ def run_main(main) -> None:
         status = int(stop.code or 0)
     except KeyboardInterrupt:
         status = 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of the output (head, less) has left
         pass
     except BaseException as error:  # not Exception: a panic in Rust is none
         status = 2
@@ -117,13 +114,11 @@ def run_main(main) -> None:
 
 
 def complain(error: BaseException) -> None:
-    """Prints the one line that says what went wrong. Several processes print the same line once.
-
-    BERT_LORA_DEBUG=1 shows the traceback before it.
-    """
+    """Prints the one line that says what went wrong; of several processes one prints it."""
     line = plain(" ".join(explain(error).splitlines()))
     with contextlib.suppress(Exception):  # the store may be lost
-        if shared_store.add(line, 1) > 1:
+        if shared_store and shared_store.add(line, 1) > 1:
+            time.sleep(0.5)  # torchrun ends the other, which prints it, when this one has ended
             return
     with contextlib.suppress(OSError):
         if os.environ.get("BERT_LORA_DEBUG"):

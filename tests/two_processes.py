@@ -1,4 +1,4 @@
-"""Two processes of torchrun, which tests/support/test_parallel.py starts: one of the tasks below.
+"""Two processes that work as one, which tests/support/test_parallel.py starts: a task below.
 
 torchrun --nproc-per-node 2 tests/two_processes.py TASK FOLDER
 """
@@ -45,14 +45,12 @@ def compare_with_pytorch(folder: Path) -> None:
 def exchange(folder: Path) -> None:
     """Tensors and values of every kind."""
     rank = parallel.RANK
-    assert (2, 2, rank) == (parallel.SIZE, parallel.LOCAL_SIZE, parallel.LOCAL_RANK)
+    assert parallel.SIZE == parallel.LOCAL_SIZE == 2
     assert parallel.mine([*range(5)]) == [[0, 2, 4], [1, 3]][rank]
     assert parallel.all_max(rank, -rank, 7 - 2**62 * rank) == [1, 0, 7]
     assert parallel.all_sum(torch.full((3,), rank + 0.5)).tolist() == [2, 2, 2]
     doubles = parallel.all_sum(torch.full((2,), rank + 2.0**-40, dtype=torch.float64))
     assert doubles.tolist() == [1 + 2.0**-39] * 2
-    bytes_ = parallel.all_gather(torch.tensor([rank], dtype=torch.uint8))
-    assert [tensor.tolist() for tensor in bytes_] == [[0], [1]]
     tensors = [torch.full((3,), rank), torch.full((2, 2), rank, dtype=torch.bfloat16)]
     assert parallel.broadcast_tensors(tensors) is tensors
     assert not any(tensor.any() for tensor in tensors)
@@ -100,14 +98,24 @@ def work(folder: Path) -> None:
     fail(folder)
 
 
+def refuse(folder: Path) -> None:
+    """All find the same fault, and then each another one."""
+    parallel.start()
+    if folder.exists():
+        raise InputError(f"{folder}: no such file")
+    raise InputError(f"no such file {parallel.RANK}")
+
+
 def go_on_after_losses(folder: Path) -> None:
     """One process is killed: in the first start at work, in the second before it has joined."""
     start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     second = os.environ["RANK"] == "1"
     if start == 1 and second:
         os.kill(os.getpid(), signal.SIGKILL)
+    if start == 1:
+        signal.alarm(1)  # as torchrun ends those whose peer is lost
     if start == 2 and not second:
-        time.sleep(2)  # until then the second sees nothing but what lost processes have left
+        time.sleep(0.5)  # until then the second sees nothing but what lost processes have left
     parallel.start()
     for step in range(5):
         if step == 3 and start == 0 and second:
@@ -117,9 +125,12 @@ def go_on_after_losses(folder: Path) -> None:
     say(f"whole in start {start}")
 
 
+TASKS = {"work": work, "refuse": refuse, "go_on_after_losses": go_on_after_losses}
+
+
 def main() -> None:
     task, folder = sys.argv[1:]
-    {"work": work, "go_on_after_losses": go_on_after_losses}[task](Path(folder))
+    TASKS[task](Path(folder))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from helpers import ROOT
 
 from support import options
 from support.errors import InputError
-from support.options import combined, option, parse, split_list
+from support.options import option, parse, split_list
 
 
 @dataclass
@@ -37,7 +37,7 @@ def read(*arguments, file: str = "", tmp_path=None) -> Config:
     if file:
         (tmp_path / "a.toml").write_text(file, encoding="utf-8")
         words += ["--config", str(tmp_path / "a.toml")]
-    return combined(Config, parse(Config, words))
+    return Config(**parse(Config, words))
 
 
 def test_every_option_has_its_flag_its_default_and_its_help(capsys):
@@ -48,6 +48,7 @@ def test_every_option_has_its_flag_its_default_and_its_help(capsys):
         default = f" (default: {f.default})" if f.default else ""
         assert f"--{f.name.replace('_', '-')}" in shown
         assert f.metadata["help"] + default in shown
+    assert "{,accuracy,f1}" in shown
     assert "What it does." in shown and "More of it." not in shown and "None" not in shown
 
 
@@ -80,24 +81,23 @@ def test_flags_undo_what_the_file_switches_on(tmp_path):
     assert read("--no_resume", "--resume") == Config(resume=True)
 
 
-def test_a_flag_wins_over_the_file_and_a_later_layer_over_an_earlier_one(tmp_path):
+def test_a_flag_wins_over_the_file_and_a_later_one_over_an_earlier_one(tmp_path):
     file = 'lr = 1\nseed = 7\nmodel = "x"\nresume = true\n'
     config = read("--seed", "8", file=file, tmp_path=tmp_path)
     assert config == Config(lr=1.0, seed=8, model="x", resume=True)
-    assert combined(Config, {"seed": 1, "epochs": 2}, {}, {"seed": 3}) == Config(seed=3, epochs=2)
+    assert read("--seed", "1", "--seed", "3") == Config(seed=3)
 
 
 @pytest.mark.parametrize("words, problem", [
     ("--batch-size 0", "--batch-size 0 is not at least 1"),
     ("--lr 0", "--lr 0.0 is not above 0"),
-    ("--lr inf", "--lr inf is not a finite number"),
-    ("--dropout nan", "--dropout nan is not a finite number"),
+    ("--lr inf", "--lr inf is not below inf"),
+    ("--dropout nan", "--dropout nan is not at least 0"),
     ("--dropout 1", "--dropout 1.0 is not below 1"),
     ("--warmup-ratio 1.1", "--warmup-ratio 1.1 is not at most 1"),
     ("--seed -1", "--seed -1 is not at least 0"),
-    ("--seed 1" + "0" * 30, "is not a number of 64 bits"),
     ("--seed " + "9" * 5000, "invalid int value"),
-    ("--metric foo", "--metric foo is not one of accuracy, f1"),
+    ("--metric foo", "argument --metric: invalid choice: 'foo' (choose from '', 'accuracy', 'f1')"),
     ("--epochs 2.5", "argument --epochs/--num-epochs: invalid int value: '2.5'"),
     ("--epoch 2", "unrecognized arguments: --epoch 2 (--help lists the options)"),
 ])  # fmt: skip
@@ -108,37 +108,26 @@ def test_a_bad_flag_is_one_short_line(words, problem):
     assert problem in said and "\n" not in said and len(said) < 400
 
 
-def test_choices_of_none_are_not_shown():
-    with pytest.raises(InputError, match=r"^--metric foo is not one of accuracy, f1$"):
-        Config(metric="foo")
-    with pytest.raises(InputError, match=r"^--model \['a'\] is not of type str$"):
-        Config(model=["a"])
-    assert Config(metric="").metric == ""
-
-
 @pytest.mark.parametrize("content, problem", [
-    ("learnrate = 1", "unknown option 'learnrate'; did you mean --learning-rate?"),
-    ("batchsize = 1", "did you mean --batch-size?"),
-    ("'' = 1", "unknown option ''"),
-    ("epochs = 2.5", "--epochs 2.5 is not of type int"),
-    ("epochs = true", "--epochs True is not of type int"),
-    ("resume = 1", "--resume 1 is not of type bool"),
-    ("dropout = 1", "--dropout 1 is not below 1"),
-    ("model = ''\nmetric = 'x'", "--metric x is not one of accuracy, f1"),
+    ("learnrate = 1", "a.toml: unrecognized arguments: --learnrate=1"),
+    ("'' = 1", "a.toml: unrecognized arguments: --=1"),
+    ("epochs = 2.5", "invalid int value: '2.5'"),
+    ("epochs = true", "expected one argument"),
+    ("resume = 1", "ignored explicit argument '1'"),
+    ("lr = [1]", "invalid float value: '[1]'"),
+    ("dropout = 1", "--dropout 1.0 is not below 1"),
+    ("model = ''\nmetric = 'x'", "a.toml: argument --metric: invalid choice: 'x'"),
     ("a = b", "a.toml: cannot be read"),
     ("a." * 10**5 + "a = 1", "too long for a file of options"),
     ("a = " + "[" * 30000, "a.toml: cannot be read"),
-    ("lr = 1.0\nlearning-rate = 2.0", "'learning-rate' gives an option a second time"),
-    ("lr = 1" + "0" * 400, "is not a number of 64 bits"),
-    ("lr = 1e999", "--lr inf is not a finite number"),
-    ("epochs = 9223372036854775808", "is not a number of 64 bits"),
-    ("seed = 0x" + "f" * 5000, "Exceeds the limit"),
+    ("lr = 1" + "0" * 400, "--lr inf is not below inf"),
+    ("seed = 0x" + "f" * 5000, "a.toml: cannot be read (Exceeds the limit"),
 ])  # fmt: skip
 def test_a_bad_file_of_options_is_named(tmp_path, content, problem):
-    with pytest.raises(InputError if "Exceeds" not in problem else ValueError) as error:
+    with pytest.raises(InputError) as error:
         read(file=content, tmp_path=tmp_path)
     said = str(error.value)
-    assert problem in said and "\n" not in said and len(said) < 400
+    assert problem in said and "\n" not in said and len(said) < 500
 
 
 def test_a_missing_file_of_options_is_named():
@@ -158,11 +147,10 @@ def test_what_decides_and_what_was_changed():
     config = Config(epochs=5, lr=1e-3, out="elsewhere", resume=True)
     assert options.deciding(config).keys() == asdict(config).keys() - {"out", "resume", "push"}
     assert options.changed_flags(config) == ["--epochs=5", "--lr=0.001"]
+    assert read(*options.as_flags(asdict(config))) == config
     repeated = read(*options.changed_flags(config))
     assert options.deciding(repeated) == options.deciding(config)
 
 
 def test_a_list_of_names():
-    assert split_list("a, b,c") == ["a", "b", "c"] and split_list("") == []
-    with pytest.raises(InputError, match="an empty place"):
-        split_list("a,,b")
+    assert split_list("a, b,c,") == ["a", "b", "c"] and split_list("") == []

@@ -1,70 +1,93 @@
-"""Several processes that work as one, under torchrun: tests/two_processes.py says what they do.
+"""Several processes that work as one: tests/two_processes.py says what they do.
 
 tests/test_distributed.py trains in such processes.
 """
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from helpers import ROOT
+from torch.distributed import TCPStore
 
 from support import parallel
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+PROGRAM = str(ROOT / "tests" / "two_processes.py")
 
 
-def torchrun(task: str, folder, *flags: str) -> tuple[int, str, list[str]]:
-    """The exit status, the standard output, and the lines of our own errors."""
-    words = [*TORCHRUN, *flags, str(ROOT / "tests" / "two_processes.py"), task, str(folder)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    return done.returncode, done.stdout, errors
+@pytest.fixture
+def started(forks):
+    """What two processes end in that torchrun has started for the n-th time: started(n, task).
+
+    torchrun's own store is there at each start, with what is left from the starts before.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    names |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    names |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}
+    names |= {"TORCH_CPP_LOG_LEVEL": "FATAL"}
+
+    def started(start: int, task: str, folder) -> list[subprocess.CompletedProcess]:
+        def one(rank: int) -> subprocess.CompletedProcess:
+            which = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environment = os.environ | names | which | {"TORCHELASTIC_RESTART_COUNT": str(start)}
+            return forks.run([PROGRAM, task, str(folder)], cwd=ROOT, env=environment, timeout=60)
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, range(2)))
+
+    yield started
+    del store  # till here it is kept
 
 
 def test_two_processes_do_what_pytorch_does(tmp_path):
-    """Gradients are those of DistributedDataParallel; values travel; the first alone prints."""
-    assert torchrun("work", tmp_path) == (0, "0 says this\n0 prints this\n", [])
+    """Under torchrun itself. Gradients are those of DistributedDataParallel; values travel; the
+    first process alone prints."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words = [sys.executable, *torchrun, PROGRAM, "work", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "0 says this\n0 prints this\n"), done.stderr
     assert (tmp_path / "made").read_text() == "by 0\n"
 
 
-def test_a_lost_process_is_one_line_and_a_restart_finds_the_new_ones(tmp_path):
+def test_an_error_of_all_processes_is_one_line_and_others_are_all_seen(started, tmp_path):
+    ended = started(0, "refuse", tmp_path)
+    assert [process.returncode for process in ended] == [2, 2]
+    said = [process.stderr for process in ended]
+    assert sorted(said) == ["", f"error: {tmp_path}: no such file\n"]
+    said = [process.stderr for process in started(1, "refuse", tmp_path / "none")]
+    assert said == ["error: no such file 0\n", "error: no such file 1\n"]
+
+
+def test_a_lost_process_is_one_line_and_a_restart_finds_the_new_ones(started, tmp_path):
     """torchrun's store still has the addresses of the lost ones."""
-    ended = torchrun("go_on_after_losses", tmp_path, "--max-restarts=2")
-    assert ended == (0, "whole in start 2\n", [f"error: {parallel.LOST}"])
+    first, second = started(0, "go_on_after_losses", tmp_path)
+    assert (first.returncode, second.returncode) == (2, -9)
+    assert first.stderr == f"error: {parallel.LOST}\n" and not first.stdout
+    with pytest.raises(subprocess.TimeoutExpired):  # so it says of SIGALRM
+        started(1, "go_on_after_losses", tmp_path)
+    first, second = started(2, "go_on_after_losses", tmp_path)
+    assert (first.returncode, first.stdout, first.stderr) == (0, "whole in start 2\n", "")
+    assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
 
 
 def test_in_one_process_nothing_happens(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "1")
     parallel.start()
     tensor = torch.arange(3.0)
     parameter = torch.nn.Parameter(torch.ones(2))
     assert (parallel.RANK, parallel.SIZE, parallel.is_first()) == (0, 1, True)
     assert parallel.mine([1, 2, 3]) == [1, 2, 3]
-    assert parallel.all_sum(tensor) is tensor and parallel.all_gather(tensor)[0] is tensor
-    assert parallel.sum_gradients([parameter], tensor[1]) == [1] and parameter.grad is None
+    assert parallel.all_sum(tensor) is tensor
+    assert parallel.sum_gradients([parameter], tensor[1]) == (1,) and parameter.grad is None
     assert parallel.all_max(3, -1) == [3, -1]
-    assert parallel.broadcast("x") == parallel.broadcast(lambda: "x") == "x"
+    assert parallel.broadcast("é") == parallel.broadcast(lambda: "é") == "é"
     assert parallel.broadcast_tensors([tensor]) == [tensor]
     parallel.same_everywhere("x")
     parallel.barrier()
-    assert parallel.launcher() == [sys.executable]
     with pytest.raises(ZeroDivisionError):
         parallel.broadcast(lambda: 1 / 0)
-
-
-def test_the_command_to_go_on_names_all_machines(monkeypatch):
-    """One machine of two processes; two machines, of two processes and of one."""
-    monkeypatch.setattr(parallel, "SIZE", 2)
-    monkeypatch.setattr(parallel, "LOCAL_SIZE", 2)
-    assert parallel.launcher() == ["torchrun", "--nproc-per-node=2"]
-    monkeypatch.setattr(parallel, "SIZE", 3)
-    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
-    assert parallel.launcher() == [
-        "torchrun",
-        "--nnodes=2",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=HOST:29400",
-        "--nproc-per-node=2",
-    ]
