@@ -135,9 +135,7 @@ def apply_lora_to_model(
     dropout: float = 0.05,
     use_rslora: bool = False,
 ) -> PretrainedModel:
-    """Rewrites, in place, the layers that find_targets finds into LinearWithLoRA.
-
-    Returns the model.
+    """Rewrites the layers that find_targets finds into LinearWithLoRA, in place; returns the model.
 
     Query and value are the default, as in the paper, which found them the best choice of that
     size (section 7.1, table 5). All of attention, or every linear layer, is larger, and was better
@@ -221,9 +219,8 @@ HARMLESS = {
     "qalora_group_size": [16],
     "task_type": ["SEQ_CLS"],
 }
-SETTINGS = {"target_modules", "r", "lora_alpha", "lora_dropout", "use_rslora"}
-BASE = {"base_model_name_or_path", "revision"}
-IRRELEVANT = {"auto_mapping", "peft_version"}
+KNOWN = {"target_modules", "r", "lora_alpha", "lora_dropout", "use_rslora", "revision"}
+KNOWN |= {"base_model_name_or_path", "auto_mapping", "peft_version"}
 
 
 def peft_name(name: str) -> str:
@@ -252,10 +249,7 @@ def load_lora_state_dict(model: PretrainedModel, state: dict[str, Tensor]) -> No
 
 
 def save_adapter(model: PretrainedModel, folder: str | Path, base: str) -> None:
-    """Writes the adapter of `model`, trained on `base`, a directory or `owner/name[@revision]`.
-
-    config.json beside it keeps the base's shapes and the names of the classes.
-    """
+    """Writes an adapter for `base`, a directory or `owner/name[@revision]`, with a config.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     name, _, revision = base.partition("@")
@@ -271,9 +265,7 @@ def save_adapter(model: PretrainedModel, folder: str | Path, base: str) -> None:
     write_tensors(folder / "adapter_model.safetensors", get_lora_state_dict(model))
 
 
-def open_adapter(
-    adapter: str | Path, base=None, dropout: float | None = None
-) -> BertForSequenceClassification:
+def open_adapter(adapter: str | Path, base=None, dropout: float | None = None):
     """The adapter of a directory in its base model, in eval mode.
 
     `base` is another base than the one that the adapter names: a directory, a repository of the
@@ -311,9 +303,9 @@ def read_adapter_config(folder: Path, known: Set[str] = frozenset()) -> dict:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["modules_to_save"] = sorted({*(config.get("modules_to_save") or [])})  # PEFT repeats
     for name, value in config.items():
-        known_name = name in SETTINGS | BASE | IRRELEVANT | known
         empty = value in (None, "", [], {}) or value is False  # but not 0, perhaps a layer's number
-        if not known_name and not empty and value not in HARMLESS.get(name, []):
+        harmless = empty or value in HARMLESS.get(name, [])
+        if not harmless and name not in KNOWN | known:
             raise ValueError(f"{path}: {name} = {value!r:.60} is not supported")
     # An expression out of a file must not take forever: few repetitions, and none of a group.
     pattern = re.sub(r"\\.", "", str(config["target_modules"]))
@@ -344,9 +336,7 @@ def shared_copy(model: nn.Module):
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
-def replace_classifier(
-    model: BertForSequenceClassification, folder: Path, state: dict[str, Tensor]
-) -> None:
+def replace_classifier(model, folder: Path, state: dict[str, Tensor]) -> None:
     """Gives the model a classifier for the adapter's classes, and a pooler if it brings one."""
     if "base_model.model.classifier.weight" not in state:
         raise ValueError(f"{folder}: an adapter without its classifier; PEFT saves it for SEQ_CLS")

@@ -34,14 +34,14 @@ from data import (
 from lora import apply_lora_to_model, mark_only_lora_as_trainable, open_adapter, save_adapter
 from runtime import adapters, devices, report
 from runtime.run import Run, claimed
-from runtime.run_folder import former_options
+from runtime.run_folder import RunOptions, former_options
 from support import errors, glue, hub, offline, options, parallel
 from support.options import option
 from support.tasks import Classification, Regression
 
 
 @dataclass
-class Config:
+class Config(RunOptions):
     """Every field is a flag (--batch-size) and a key of the --config file (batch_size)."""
 
     model: str = option(offline.OFFICIAL_MODEL, "base model: a directory, or owner/name[@revision]")
@@ -74,21 +74,6 @@ class Config:
     compile: str = option("auto", "torch.compile; auto: on CUDA", choices=["auto", "yes", "no"])
     eval_every: int = option(0, "steps between evaluations within an epoch", at_least=0)
 
-    # These decide nothing about what is trained.
-    log_every: int = option(20, "steps between log lines", at_least=1, decides=False)
-    out: str = option("out", "where everything goes", also="output-dir", decides=False)
-    save_every: int = option(0, "steps between checkpoints; 0: by time", at_least=0, decides=False)
-    resume: bool = option(False, "go on with the run in --out, if there is one", decides=False)
-    offline_fallback: bool = option(False, "no Hub: MiniLM on movie reviews", decides=False)
-    gradient_checkpointing: bool = option(False, "less memory, more time", decides=False)
-    push_to_hub: bool = option(False, "upload best/ as --hub-model-id", decides=False)
-    hub_model_id: str = option("", "where to push to: owner/name", decides=False)
-    hub_private: bool = option(False, "if that repository is new, make it private", decides=False)
-    license: str = option("", "the adapter's licence, for its model card", decides=False)
-
-    def __post_init__(self):
-        options.check(self)
-
     @property
     def step_size(self) -> int:
         """The sentences of a step, in all its batches and processes."""
@@ -108,10 +93,6 @@ class Setup:
     train_set: Encoded
     validation_set: Encoded
     mismatched_set: Encoded | None  # MNLI's second validation split, which is scored too
-
-    @property
-    def trained(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -257,7 +238,7 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
 
 def fit(setup: Setup, run: Run) -> None:
     """Goes from run.step to the last step, or to the end of the one in which a signal comes."""
-    config, metric = setup.config, setup.task.metric
+    config = setup.config
     setup.model.train()
     while run.step < setup.steps and not run.stopped:
         epoch, first = divmod(run.step, setup.steps_per_epoch)
@@ -268,7 +249,7 @@ def fit(setup: Setup, run: Run) -> None:
 
             # Say how it goes.
             if run.step % config.log_every == 0:
-                run.log_steps(setup.steps, setup.task.step_metric)
+                run.log_steps()
 
             # Evaluate, and keep what is best.
             within = config.eval_every and run.step % config.eval_every == 0
@@ -278,7 +259,7 @@ def fit(setup: Setup, run: Run) -> None:
                 if setup.mismatched_set is not None:
                     others = evaluate(setup, setup.mismatched_set)
                     scores |= {f"mismatched_{name}": score for name, score in others.items()}
-                if run.note_scores(scores, metric, epoch=run.step / setup.steps_per_epoch):
+                if run.note_scores(scores):
                     save_model(setup, run, run.out / "best")
 
             # Save what resuming takes; a signal ends the run here.
@@ -307,7 +288,7 @@ def save_model(setup: Setup, run: Run, folder: Path) -> None:
     else:
         setup.model.save_pretrained(folder)
         adapters.copy_tokenizer(hub.folder(setup.config.model), folder)
-    report.write_card(setup.config, folder, run.history, setup.steps, columns=setup.columns)
+    report.write_card(setup.config, folder, run.history, setup.steps)
 
 
 def train(config: Config, notice: str = "") -> None:
@@ -319,11 +300,8 @@ def train(config: Config, notice: str = "") -> None:
         run.begin(setup)
         run.say(notice)
         run.say(report.summary(setup))
-        run.resume()
         fit(setup, run)
-        if run.stopped:
-            sys.exit(run.say_how_to_go_on(setup.steps))
-        run.finish(setup.task.metric)
+        run.finish()
         save_model(setup, run, run.out / "final")  # the last that a run writes
     if config.push_to_hub:
         adapters.push(run.out / "best", config.hub_model_id, config.hub_private)
@@ -332,13 +310,12 @@ def train(config: Config, notice: str = "") -> None:
 def main() -> None:
     parallel.start()
     given = options.parse(Config, sys.argv[1:], __doc__)
-    given = former_options(Config, given) | given
+    given = parallel.broadcast(lambda: former_options(Config, given)) | given
     pair, notice = {}, ""
     if given.get("offline_fallback") and not given.keys() & {"model", "data"}:
         pair, notice = parallel.broadcast(offline.official_or_offline)
     own = adapters.options_of(given)
-    given.setdefault("processes", parallel.SIZE)
-    config = Config(**pair | given | own)  # the later one wins
+    config = Config(**{"processes": parallel.SIZE} | pair | given | own)  # the later one wins
     train(config, notice)
 
 

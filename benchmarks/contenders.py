@@ -158,7 +158,7 @@ def take_adapters_out(setup: train.Setup) -> None:
         if isinstance(module, LinearWithLoRA):
             setup.model.set_submodule(path, module.linear)
             module.linear.bias.requires_grad_(True)
-    trained = setup.trained.values()
+    trained = [p for p in setup.model.parameters() if p.requires_grad]
     setup.optimizer = torch.optim.AdamW(trained, LR, weight_decay=WEIGHT_DECAY, fused=True)
 
 

@@ -61,5 +61,5 @@ def fit(method: str, setup: train.Setup, train_step=train.train_step) -> None:
             step += 1
     accuracy = train.evaluate(setup, setup.validation_set)["accuracy"]
     classifier = sum(p.numel() for p in setup.model.classifier.parameters())
-    trained = sum(p.numel() for p in setup.trained.values()) - classifier
+    trained = sum(p.numel() for p in setup.model.parameters() if p.requires_grad) - classifier
     print(f"{method:<8} accuracy {accuracy:.1%}  trained {trained:,} + {classifier}", flush=True)

@@ -39,7 +39,7 @@ from support.tasks import Classification
 def loraplus_lr_ratio(setup: train.Setup, ratio: float) -> None:
     """B learns by so many times --lr, which A and the classifier keep (LoRA+, Hayou et al., 2024,
     arXiv:2402.12354)."""
-    names = {parameter: name for name, parameter in setup.trained.items()}
+    names = {parameter: name for name, parameter in setup.model.named_parameters()}
     matrices = setup.optimizer.param_groups[0]
     of_B = [p for p in matrices["params"] if "lora_B" in names[p]]
     matrices["params"] = [p for p in matrices["params"] if "lora_B" not in names[p]]
@@ -272,8 +272,8 @@ def average(setup: train.Setup, memory: float) -> None:
     """What is scored and kept is a mean of the weights, in which a step counts `memory` times as
     much as the next one (an exponential moving average; Polyak & Juditsky, 1992); what is trained
     is not changed by it."""
-    trained = [*setup.trained.values()]
-    checkpoint.run_tensors(setup.trained, setup.optimizer)  # begins AdamW's states
+    trained = [p for p in setup.model.parameters() if p.requires_grad]
+    checkpoint.run_tensors(setup.model, setup.optimizer)  # begins AdamW's states
     states = [setup.optimizer.state[parameter] for parameter in trained]
     for parameter, state in zip(trained, states, strict=True):
         state["mean"] = parameter.detach().clone()  # there a checkpoint keeps it too

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 import ideas
 
-from runtime.run_folder import LAST, LOG, METRICS, OPTIONS
+from runtime.run_folder import LAST, LOG, METRICS, OPTIONS, deciding
 from support import errors, files, hub, offline, options, tables
 from support.errors import InputError, run_main
 from support.options import OneLineParser
@@ -54,7 +54,7 @@ def options_of(setting: dict) -> dict:
     """
     if not isinstance(setting, dict):
         raise InputError(f"{setting!r:.80} is not a table of options")
-    allowed = [name for name in options.deciding(ideas.Config) if name not in GIVEN]
+    allowed = [name for name in deciding(ideas.Config) if name not in GIVEN]
     odd = [name for name in setting if name not in allowed]
     if odd:
         raise InputError(f"{odd[0]!r} is no option that a setting can have")
@@ -235,7 +235,7 @@ def result(plan: Plan, setting: dict, seed: int, out: Path) -> dict:
 
 
 def refuse_another_plan(plan: Plan, setting: dict, seed: int, out: Path) -> None:
-    ran = options.deciding(ideas.Config) | options.read_toml(ideas.Config, out / OPTIONS)
+    ran = deciding(ideas.Config) | options.read_toml(ideas.Config, out / OPTIONS)
     ran |= {name: Path(ran[name]).name for name in ("model", "data")}
     data = plan.shared["data"]
     asked = options_of(plan.common | setting)

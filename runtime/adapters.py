@@ -12,94 +12,64 @@ import torch
 import bert
 from bert import BertConfig, BertForSequenceClassification
 from lora import merge_lora_weights, named_base, open_adapter, read_adapter_config
-from support import errors, files, hub, options, parallel
+from support import errors, files, hub, parallel
 from support.errors import InputError, listing
 from support.options import OneLineParser
 
-# Going on with the training of an adapter: --init-adapter.
-
 
 def options_of(given: dict) -> dict:
-    """What --init-adapter, if it is `given`, decides: rank, alpha, targets.
-
-    The adapter's base and dropout are taken unless others are given. Raises InputError for a given
-    option that an adapter cannot change.
-    """
-    adapter = given.get("init_adapter")
-    if not adapter:
+    """The options that --init-adapter decides. InputError for one that is `given` otherwise."""
+    if not given.get("init_adapter"):
         return {}
-    folder = hub.folder(adapter)
+    folder = hub.folder(given["init_adapter"])
     with errors.reading(folder):
         config = read_adapter_config(folder)
-        base = given.get("model") or named_base(folder)
-    targets = config["target_modules"]
-    own = {
-        "rank": config["r"],
-        "alpha": float(config["lora_alpha"]),
-        "targets": targets if isinstance(targets, str) else ",".join(targets),
-    }
+        targets = config["target_modules"]
+        if isinstance(targets, list):
+            targets = ",".join(targets)
+        own = {"rank": config["r"], "alpha": float(config["lora_alpha"]), "targets": targets}
+        model = given.get("model") or named_base(folder)
     for name, value in own.items():
-        wanted = given.get(name, value)
-        if {*options.split_list(str(wanted))} != {*options.split_list(str(value))}:
-            problem = f"{adapter} has {value}"
-            raise InputError(f"--{name} {wanted} does not go with --init-adapter: {problem}")
+        if given.get(name, value) != value:
+            raise InputError(f"--{name} {given[name]}: --init-adapter has {value}, and keeps it")
     dropout = given.get("dropout", config.get("lora_dropout", 0.0))
-    return own | {"dropout": dropout, "model": base}
+    return own | {"dropout": dropout, "model": model}
 
 
 def same_classes(adapter: Path, theirs: list[str], found: list[str]) -> list[str]:
-    """The names of the classes that an adapter knows and that were `found` in the data.
-
-    Raises InputError if they are others. Classes that are mere numbers take the other's names.
-    """
+    """The names of the classes, of which one side may have numbers alone; or InputError."""
     if not bert.same_classes(theirs, found):
-        classes = f"has the classes {listing(theirs)} ({len(theirs)}), and the data"
-        problem = f"{classes} {listing(found)} ({len(found)})"
-        raise InputError(f"{adapter}: {problem}; --label-names and --metric say what the data has")
-    unnamed = [f"LABEL_{number}" for number in range(len(theirs))]
-    return found if theirs == unnamed else theirs
+        classes = f"{listing(theirs)} ({len(theirs)}), and the data {listing(found)} ({len(found)})"
+        raise InputError(f"{adapter}: has the classes {classes}; see --label-names and --metric")
+    return found if "LABEL_0" in theirs else theirs
 
 
 def check_fit(model_config: BertConfig, config, pairs: bool) -> None:
-    """Raises InputError for options that the base has no positions, segments or room for."""
+    """Raises InputError for texts that the base has no positions or segments for."""
     positions = model_config.max_position_embeddings
-    width = model_config.hidden_size
     if config.max_length > positions:
-        too_long = f"is more than the {positions} positions"
-        raise InputError(f"--max-length {config.max_length} {too_long} of {config.model}")
+        raise InputError(f"--max-length {config.max_length}: the base has {positions} positions")
     if pairs and model_config.type_vocab_size < 2:
-        lack = "its type_vocab_size is 1, so it has no second segment"
-        raise InputError(f"{config.model} cannot read pairs of texts: {lack}")
-    if config.rank > width:
-        most = f"is more than {width}, the rank of a whole weight"
-        raise InputError(f"--rank {config.rank} {most} of {config.model}")
-
-
-# Afterwards.
+        raise InputError(f"{config.model} takes no pairs of texts: it has no second segment")
 
 
 def copy_tokenizer(base: Path, folder: Path) -> None:
     """Copies the base's tokenizer files, so that the model in `folder` is whole."""
     for name in hub.TOKENIZER_FILES:
         if (base / name).is_file():
-            with files.written_whole(folder / name) as temporary:
-                shutil.copyfile(base / name, temporary)
+            shutil.copyfile(base / name, folder / name)
 
 
 def merge(adapter: str, folder: str, base: str = "", dtype: str = "float32") -> None:
-    """Writes the base with the adapter folded in, as a plain BERT, into a new or empty folder."""
+    """Writes the base with the adapter folded in, as a plain BERT, into a new folder."""
     source = hub.folder(adapter)
     with errors.reading(source):
-        base = base or named_base(source)
-    below = hub.folder(base)
+        below = hub.folder(base or named_base(source))
     with errors.reading(below):
         model = BertForSequenceClassification.from_pretrained(below)
     with errors.reading(source):
         model = merge_lora_weights(open_adapter(source, model))
-    target = Path(folder).absolute()
-    if target.is_dir() and not any(target.iterdir()):
-        target.rmdir()
-    with files.written_whole(target, new=True) as temporary:
+    with files.written_whole(folder, new=True) as temporary:
         model.to(getattr(torch, dtype)).save_pretrained(temporary)
         copy_tokenizer(below, temporary)
 
@@ -113,33 +83,28 @@ def check_push(config) -> None:
 
 def push(folder: str | Path, repository: str, private: bool = False) -> None:
     """Uploads an adapter, its model card, and the curves in the folder above."""
-    folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        raise InputError(f"{folder}: holds no adapter to push")
     names = (*hub.ADAPTER_FILES, "config.json", "README.md", "../training_curves.png")
-    found = [folder / name for name in names if (folder / name).is_file()]
+    paths = [Path(folder, name) for name in names]
+    if not paths[0].is_file():
+        raise InputError(f"{folder}: holds no adapter to push")
     if parallel.is_first():
-        hub.push(found, repository, private)
+        hub.push([path for path in paths if path.is_file()], repository, private)
 
 
 def main() -> None:
     parser = OneLineParser(prog="python -m runtime.adapters", description="Works with an adapter.")
-    commands = parser.add_subparsers(required=True, metavar="merge|push")
-    command = commands.add_parser("merge", help="fold an adapter into its base, as a plain BERT")
-    command.add_argument("adapter", help="a directory such as out/best, or a Hub repository")
-    command.add_argument("folder", help="where the plain BERT goes: new, or empty")
-    command.add_argument("--model", dest="base", default="", help="another base than it names")
-    dtypes = ["float32", "float16", "bfloat16"]
-    command.add_argument("--dtype", choices=dtypes, default="float32", help="of the weights")
-    command.set_defaults(run=merge)
-    command = commands.add_parser("push", help="upload an adapter and its card to the Hub")
-    command.add_argument("folder", metavar="adapter", help="a directory such as out/best")
-    command.add_argument("repository", help="owner/name")
-    command.add_argument("--private", action="store_true", help="if it is new, make it private")
-    command.set_defaults(run=push)
-    given = vars(parser.parse_args())
-    run = given.pop("run")
-    run(**given)
+    add = parser.add_argument
+    add("command", choices=["merge", "push"], help="into its base, as a plain BERT; to the Hub")
+    add("adapter", help="a directory such as out/best; of a merge also a Hub repository")
+    add("target", help="of a merge a new folder, of a push owner/name")
+    add("--model", default="", help="merge: another base than the adapter names")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="merge")
+    add("--private", action="store_true", help="push: make a new repository private")
+    given = parser.parse_args()
+    if given.command == "merge":
+        merge(given.adapter, given.target, given.model, given.dtype)
+    else:
+        push(given.adapter, given.target, given.private)
 
 
 if __name__ == "__main__":

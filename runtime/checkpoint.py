@@ -11,98 +11,71 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runtime import run_folder
-from support import errors, files, hub, parallel
+from support import errors, files, parallel
+from support.errors import InputError
 
-# What these name is hashed: the same in another place, or by another name, is the same.
+# What these come to is compared: the same in another place, or by another name, is the same.
 SOURCES = ("model", "data", "init_adapter", "text_columns", "label_column", "label_names")
-FILES = ("config.json", "model.safetensors", *hub.ADAPTER_FILES)
+PLACES = ("device", "dtype", "compile")
 CODE = ("bert.py", "lora.py", "data.py", "train.py")
-CONSEQUENCES = {  # of what may change from one start of a run to the next
-    "number of processes": "the same steps on the same sentences, but not the same bytes",
-    "number of CPU threads": "a CPU gives the same bytes only with as many",
-    "number of epochs": "the learning rate's line is drawn anew, so that the rate goes up here",
-}
-EDITED = "from here on the run is another one"
-
-
-# What a run is.
+MAY_CHANGE = ("epochs", "number of", "device", "code of")  # and is said then
 
 
 def describe(setup) -> dict:
-    """A run's identity, as it comes to on this device, and what may change, which is said then."""
-    changing = {
-        "number of processes": parallel.SIZE,
-        "number of CPU threads": torch.get_num_threads(),
-        "number of epochs": setup.config.epochs,
-    }
-    changing |= {f"code of {name}": hash_code(name) for name in CODE}
-    return {"identity": identify(setup), "changing": changing}
-
-
-def identify(setup) -> dict:
-    config = setup.config
-    placement = setup.placement
-    splits = [setup.train_set, setup.validation_set, setup.mismatched_set]
-    identity = run_folder.deciding(config)
-    for name in SOURCES:
-        del identity[name]
-    return identity | {
-        "device": placement.device.type,
-        "dtype": "bfloat16" if placement.bfloat16 else "float32",
-        "compile": "yes" if placement.compiled else "no",
+    """What a run is, which is compared where it goes on."""
+    place = setup.placement
+    frozen = {name: p for name, p in setup.model.named_parameters() if not p.requires_grad}
+    splits = (setup.train_set, setup.validation_set, setup.mismatched_set)
+    facts = run_folder.deciding(setup.config)
+    for name in (*SOURCES, *PLACES):
+        del facts[name]
+    facts |= {
         "metric": setup.task.metric,
         "classes": setup.task.names,
-        "contents of --model": hash_files(config.model),
-        "contents of --init-adapter": hash_files(config.init_adapter),
+        "contents of --model": hash_arrays(frozen),
         "contents of --data": [hash_arrays(vars(split)) for split in splits if split],
+        "device, bfloat16, compiled": [place.device.type, place.bfloat16, place.compiled],
+        "number of processes": parallel.SIZE,
+        "number of CPU threads": torch.get_num_threads(),
     }
-
-
-def hash_files(name: str) -> list[str]:
-    """Hashes of the files of a model or an adapter; none of ""."""
-    folder = hub.folder(name) if name else Path("nowhere")
-    hashes = []
-    for path in [folder / filename for filename in FILES]:
-        if path.is_file():
-            with open(path, "rb") as file:
-                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return hashes
+    return facts | {f"code of {name}": hash_code(name) for name in CODE}
 
 
 def hash_arrays(values: dict) -> str:
-    """A hash of the tensors and arrays among the values, by name."""
+    """The first digits of a hash of the tensors and arrays among the values, by name."""
     sha256 = hashlib.sha256()
     for name, value in sorted(values.items()):
         if isinstance(value, Tensor | np.ndarray):
             sha256.update(name.encode())
-            sha256.update(torch.as_tensor(value).cpu().contiguous().numpy())
-    return sha256.hexdigest()
+            array = torch.as_tensor(value).detach().cpu().flatten()
+            sha256.update(array.view(torch.uint8).numpy())
+    return sha256.hexdigest()[:16]
 
 
 def hash_code(name: str) -> str:
     """The first digits of a hash of what a file does: comments and blanks do not count."""
-    path = Path(__file__).parent.parent / name
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:8]
+    source = Path(__file__).parent.with_name(name).read_text(encoding="utf-8")
+    return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()[:8]
 
 
-def changes(former: dict, now: dict) -> list[str]:
-    """A line on each thing that has changed since, where a run goes on all the same."""
-    lines = []
-    for name, value in now["changing"].items():
-        before = former["changing"].get(name)
-        if before != value:
-            consequence = CONSEQUENCES.get(name, EDITED)
-            lines.append(f"the {name} is {value}, and was {before}: {consequence}")
-    return lines
-
-
-# The file.
+def compare(path: Path, former: dict, now: dict) -> list[str]:
+    """A line on each thing that has changed since. Raises InputError for what may not change."""
+    notes = []
+    for name, value in now.items():
+        before = former.get(name, value)  # there may be new options since
+        if before == value:
+            continue
+        if not name.startswith(MAY_CHANGE):
+            what = f"{name} {before!r}, not {value!r}"
+            raise InputError(f"{path}: that run was started with {what}; {run_folder.OTHER}")
+        effect = "not the bytes of a run that never stopped"
+        notes.append(f"{name}: {value}, and was {before}; {effect}")
+    return notes
 
 
 def run_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -120,31 +93,33 @@ def run_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
-def write(path: Path, metadata: dict, tensors: dict[str, Tensor]) -> None:
-    """Writes tensors and plain values."""
-    header = {"metadata": json.dumps(metadata), "sha256": hash_arrays(tensors)}
+def write(path: Path, facts: dict, progress: dict, tensors: dict[str, Tensor]) -> None:
+    """Writes what describe says of a run, where it stands, and its tensors."""
+    header = {"facts": json.dumps(facts), "progress": json.dumps(progress)}
+    header["sha256"] = digest(header["progress"], tensors)
     path.parent.mkdir(exist_ok=True)
     with files.written_whole(path) as temporary:
-        save_file(tensors, temporary, header)
+        temporary.write_bytes(save(tensors, header))  # save_file may leave a file of its own
 
 
-def restore(path: Path, now: dict, tensors: dict[str, Tensor]) -> dict:
-    """Copies what was saved into `tensors`, and returns its metadata; {} if there is no file.
+def digest(progress: str, tensors: dict[str, Tensor]) -> str:
+    return hash_arrays(tensors | {"progress": np.frombuffer(progress.encode(), np.uint8).copy()})
 
-    Raises InputError for a file that is damaged, or of another run than what describe says `now`.
+
+def restore(path: Path, facts: dict, tensors: dict[str, Tensor]) -> tuple[dict, list[str]]:
+    """Copies what was written into `tensors`. Returns the progress, {} without a file, and notes.
+
+    Raises InputError for a file that is damaged, or of a run of other `facts`.
     """
     if not path.exists():
-        return {}
+        return {}, []
     with errors.reading(path):
         with safe_open(path, "pt") as file:
             header = file.metadata()
             saved = {name: file.get_tensor(name) for name in file.keys()}
-        if header["sha256"] != hash_arrays(saved):
-            raise ValueError(f"{path}: is damaged; {run_folder.OTHER}")
-        metadata = json.loads(header["metadata"])
-        run_folder.refuse_another_run(path, metadata["identity"], now["identity"])
-        if saved.keys() != tensors.keys():
-            raise ValueError(f"{path}: that run trained other parameters; {run_folder.OTHER}")
+        if header["sha256"] != digest(header["progress"], saved):
+            raise InputError(f"{path}: is damaged; {run_folder.OTHER}")
+        notes = compare(path, json.loads(header["facts"]), facts)
         for name, tensor in tensors.items():
             tensor.copy_(saved[name])
-        return metadata
+        return json.loads(header["progress"]), notes

@@ -35,29 +35,30 @@ def place(
 ) -> Placement:
     """Moves the model to its device, in place, in the fastest form that it has there.
 
-    "auto" is the best device that is there, and on CUDA bfloat16 and torch.compile. With
-    `recompute` the layers keep nothing but their inputs in training: the backward pass computes
-    the rest again, with the same dropout (Chen et al., 2016, arXiv:1604.06174). Raises InputError
-    for a device, or for a torch.compile, that this machine does not have.
+    With `recompute` the backward pass computes again what the layers need, with the same dropout
+    (Chen et al., 2016, arXiv:1604.06174). Raises InputError for what this machine does not have.
     """
-    device = choose_device(device)
+    if device == "auto":
+        best = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else best
+    on_cuda = device == "cuda"
+    if device != "cpu" and max(1, torch.cuda.device_count()) < parallel.LOCAL_SIZE:
+        raise InputError(f"--device {device}: each of {parallel.LOCAL_SIZE} processes takes a GPU")
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
         if is_out_of_memory(error):
             raise
         raise InputError(f"--device {device} cannot be used here: {first_line(error)}") from None
-    on_cuda = device == "cuda"
     # GPUs before Ampere have no bfloat16 of their own.
     native = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     bfloat16 = dtype == "bfloat16" or (dtype == "auto" and native)
-    compiled = compile == "yes" or (compile == "auto" and on_cuda)
-    reason = why_not_compiled(device) if compiled else ""
-    if reason:
-        if compile == "yes":
-            raise InputError(f"--compile yes cannot be used here: {reason}")
-        note(f"the layers are not compiled, which would be faster: {reason}")
-        compiled = False
+    compiled = compile == "yes"
+    if compile == "auto" and on_cuda:
+        reason = why_not_compiled(device)
+        compiled = not reason
+        if reason:
+            note(f"the layers are not compiled, which would be faster: {reason}")
     for module in model.modules() if bfloat16 else ():
         # Frozen: no float32 original is needed, and no conversion in each step.
         if isinstance(module, nn.Linear) and not module.weight.requires_grad:
@@ -82,31 +83,13 @@ def place(
     )
 
 
-def choose_device(wanted: str) -> str:
-    """cuda, mps or cpu: what is wanted, or for "auto" the best that is there."""
-    best = "mps" if torch.backends.mps.is_available() else "cpu"
-    best = "cuda" if torch.cuda.is_available() else best
-    device = best if wanted == "auto" else wanted
-    gpus = torch.cuda.device_count()
-    if parallel.SIZE > 1 and device == "mps":
-        raise InputError("--device mps takes one process; start it without torchrun")
-    if device == "cuda" and 0 < gpus < parallel.LOCAL_SIZE:
-        fewer = f"each takes one: --nproc-per-node {gpus}"
-        raise InputError(f"{parallel.LOCAL_SIZE} processes for {gpus} GPUs, and {fewer}")
-    return device
-
-
-@functools.cache
 def why_not_compiled(device: str) -> str:
-    """Why torch.compile does not work on the device, or "": found out by compiling an addition.
-
-    It takes a C++ compiler, and on CUDA also Triton and a C compiler with Python's headers.
-    """
+    """Why torch.compile does not work on the device, or "": found out by compiling an addition."""
     number = time.time_ns() % 2**20  # another each time, as what was compiled once is kept
     try:
         compiled = torch.compile(lambda x: x + number, fullgraph=True, dynamic=False)
         compiled(torch.ones(2, device=device))
-    except Exception as error:  # whatever a compiler, or the lack of one, leads to
+    except Exception as error:  # as without a C++ compiler, or on CUDA Triton and Python's headers
         return first_line(error)
     return ""
 

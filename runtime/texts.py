@@ -1,10 +1,8 @@
-"""Texts to classify: from the command line, a file, standard input, a prompt.
+"""Texts to classify: from a file, standard input, a prompt.
 
-A text is a tuple of one string, or of the two of a pair. In a line of a file the two of a pair
-stand with a tab between them.
+A text is a tuple of one string, or of the two of a pair, with a tab between them in a line.
 """
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +15,6 @@ Text = tuple[str, ...]
 DEMO = [
     "a gripping, beautifully acted film that stays with you",
     "two hours of my life that nobody will give back",
-    "not bad at all, though it takes its time",
-    "the plot is thin, the jokes are thinner",
 ]
 
 
@@ -38,50 +34,42 @@ def split_line(line: str, pairs: bool) -> Text:
 def checked(texts: list[Text], where: str = "text") -> list[Text]:
     """The texts. Raises InputError for one with nothing in it, or with more than a pair."""
     for number, text in enumerate(texts, 1):
-        if not all(map(is_text, text)):
-            raise InputError(f"{where} {number} is empty, or no UTF-8; give a text to classify")
-        if len(text) > 2:
-            raise InputError(f"{where} {number} has {len(text)} texts; a pair has one tab in it")
+        if not all(map(is_text, text)) or len(text) > 2:
+            raise InputError(f"{where} {number} is empty, no UTF-8, or more than a pair")
     return texts
 
 
 def is_text(value) -> bool:
     """Whether a value is a string with something in it that can be written as UTF-8."""
-    if not isinstance(value, str) or not value.strip():
+    try:
+        return bool(value.strip() and value.encode())
+    except (AttributeError, UnicodeEncodeError):
         return False
-    return value.isascii() or not re.search("[\ud800-\udfff]", value)  # half a surrogate pair
 
 
 def refuse_other_kind(name: str, config, texts: list[Text]) -> None:
     """Raises InputError for single texts where the model `name` takes pairs, or the reverse."""
     for number, text in enumerate(texts, 1):
-        if len(text) == 1 and config.text_pairs:
-            hint = "give --pair TEXT TEXT, or lines with a tab between the two"
-            raise InputError(f"text {number}: {name} classifies pairs of texts; {hint}")
-        if len(text) == 2 and (config.text_pairs is False or config.type_vocab_size < 2):
-            raise InputError(f"{name} classifies single texts, not pairs; leave out --pair")
+        is_pair = len(text) == 2
+        if config.text_pairs not in (None, is_pair) or (is_pair and config.type_vocab_size < 2):
+            kind = "single texts, not pairs" if is_pair else "pairs of texts; give --pair, or tabs"
+            raise InputError(f"text {number}: {name} classifies {kind}")
 
 
 def prompt(answer: Callable[[str], None], switch: Callable[[str], None]) -> None:
-    """Asks for texts until the end of the input: answer(text), or switch(name) for "/adapter NAME".
-
-    An error of either costs a line and no more.
-    """
+    """Asks for texts: answer(text), or switch(name) for "/adapter NAME". An error costs a line."""
     print("Type a text; /adapter NAME switches; exit, quit or Ctrl-D leaves.", file=sys.stderr)
     while True:
         try:
             line = input("> ").strip()
+            command, _, name = line.partition(" ")
             if line in ("exit", "quit"):
                 return
-            command, _, name = line.partition(" ")
             if command == "/adapter":
                 switch(name.strip())
             elif line:
                 answer(line)
-        except EOFError:
-            print(file=sys.stderr)
+        except (EOFError, BrokenPipeError):
             return
-        except BrokenPipeError:
-            raise
         except Exception as error:
             errors.complain(error)

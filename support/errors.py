@@ -129,8 +129,10 @@ def complain(error: BaseException) -> None:
 def explain(error: BaseException) -> str:
     what = first_line(error)
     if is_out_of_memory(error):
-        less = "a smaller --rank, --batch-size, --max-length or base model"
+        less = "a smaller --rank, --batch-size or --max-length, --gradient-checkpointing"
         return f"out of memory ({what}): try {less}, or a machine (or a limit, ulimit -v) with more"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"torch.compile failed: {what}; --compile no does without"
     if isinstance(error, ValueError):
         return str(error) or what
     if isinstance(error, OSError):

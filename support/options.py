@@ -8,7 +8,7 @@ import json
 import math
 import tomllib
 from dataclasses import field, fields
-from operator import ge, gt, le, lt
+from operator import attrgetter, ge, gt, le, lt
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ LIMITS = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
 
 
 def option(default, help: str, **about):
-    """A field of type int, float, str or bool, with its limits and `choices`.
-
-    `also` is another name that people know it by; with `decides=False` no result depends on it.
-    """
-    if isinstance(default, float):
-        about = {"below": math.inf} | about
+    """A field of type int, float, str or bool, with its limits, `choices`, and `also` a name."""
+    bounds = {float: math.inf, int: 2**63}
+    if type(default) in bounds:
+        about = {"below": bounds[type(default)]} | about
     return field(default=default, metadata={"help": help} | about)
 
 
@@ -58,18 +56,6 @@ def as_flags(values: dict) -> list[str]:
     return words
 
 
-def deciding(config) -> dict:
-    """The options on which the result depends; of the class, their defaults."""
-    names = [f.name for f in fields(config) if f.metadata.get("decides", True)]
-    return {name: getattr(config, name) for name in names}
-
-
-def changed_flags(config) -> list[str]:
-    """The flags that, with the defaults, repeat the same training."""
-    unchanged = deciding(type(config)).items()
-    return as_flags(dict(item for item in deciding(config).items() if item not in unchanged))
-
-
 class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, and its description the first line given."""
 
@@ -87,7 +73,7 @@ def parse(cls: type[Any], arguments: list[str], description: str = "") -> dict:
     """
     parser = OneLineParser(description, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help="a TOML file of these options; flags win")
-    for f in fields(cls):
+    for f in sorted(fields(cls), key=attrgetter("kw_only")):  # those by name alone come last
         kind: dict[str, Any] = {"type": f.type, "choices": f.metadata.get("choices")}
         if f.type is bool:
             kind = {"action": argparse.BooleanOptionalAction}
@@ -108,7 +94,7 @@ def read_toml(cls: type[Any], path: str | Path) -> dict:
     """The options in a TOML file, each read as its flag is. InputError names the file."""
     with reading(path):
         text = Path(path).read_text(encoding="utf-8")
-        if len(text) > 2**16:  # tomllib would take minutes for some
+        if len(text) > 2**14:  # tomllib would take minutes, or gigabytes, for some
             raise ValueError("too long for a file of options")
         words = as_flags(tomllib.loads(text))
     try:

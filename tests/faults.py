@@ -50,7 +50,7 @@ pieces.PIECE = 16
 HOME = Path(tempfile.mkdtemp(prefix="faults-"))
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHECKPOINT = Path("checkpoint", "checkpoint.safetensors")
-LOOSE = {"training_log.txt", "config.toml", ".lock"}  # these tell when and where a run was begun
+LOOSE = ("training_log.txt", ".lock")  # which tell how often and when a run was begun
 
 # What is disturbed: a program and its arguments, to which the path of what it makes is added; the
 # name of that; and the folder in which it finds itself. The same command goes on after any fault.
@@ -257,7 +257,8 @@ def at_random(quick: bool):
         time.sleep(after)
         os.kill(child[0], number)
         result = finish(child)
-        fine = result in [(status, "") for status in (0, -number, 128 + number)]
+        # A KeyboardInterrupt in the middle of PyTorch's own code may become another error.
+        fine = result in [(status, "") for status in (0, -number, 128 + number)] or is_line(result)
         trouble = gone_on(name, out) if fine else show(result)
         yield f"{name}, {number.name} after {after:.2f} s", trouble
 
@@ -327,12 +328,9 @@ def refused(name: str, out: Path, *more, inside=None) -> str:
 
 
 def put(path: Path, kind: str) -> None:
-    """Something of somebody else's in the place of what is there."""
-    elsewhere = Path(tempfile.mkdtemp(dir=path.parents[1])) / "former"
-    if path.exists():
-        path.rename(elsewhere)
+    """Something of somebody else's."""
     if kind == "link":
-        path.symlink_to(elsewhere)
+        path.symlink_to("nowhere")
     elif kind == "folder":
         path.mkdir()
         (path / "mine").write_text("mine")
@@ -343,23 +341,18 @@ def put(path: Path, kind: str) -> None:
 def refusals(quick: bool):
     """What existed stays as it is."""
     half = "a training gone on with"
-    options = [["--no-resume"], ["--lr", 1], ["--rank", 4], ["--data", "none"], ["--model", "none"]]
-    for name, more in itertools.product((half, "more epochs"), [*options, ["--metric", "pearson"]]):
-        yield f"{name} {more}", refused(name, begin(name), *more)
-    out = begin(half)
-    os.truncate(out / CHECKPOINT, 1000)
-    yield "a damaged checkpoint", refused(half, out)
-    files = ["config.toml", "training_log.txt", "metrics.jsonl", "training_curves.png"]
-    for made in [*files, "best", "final", "checkpoint"]:
-        for kind in "folder" if made in files else "file", "link":
-            out = begin(half)
-            put(out / made, kind)
-            yield f"{made} is a {kind}", refused(half, out)
-    for name, kind in itertools.product(("a labelling", "a merge"), ("file", "folder", "link")):
-        out = begin(name)
-        put(out, kind)
-        yield f"{name}, where a {kind} is", refused(name, out)
+    options = ("--no-resume", "--lr=1", "--rank=4", "--metric=pearson", "--data=no", "--model=no")
+    for name, option in itertools.product((half, "more epochs"), options):
+        yield f"{name} {option}", refused(name, begin(name), option)
+    for damaged in "config.toml", CHECKPOINT:
+        out = begin(half)
+        os.truncate(out / damaged, 10)
+        yield f"half of {damaged}", refused(half, out)
     for name in "a training", "a labelling", "a merge":
+        for kind in "file", "folder", "link":
+            out = begin(name)
+            put(out, kind)
+            yield f"{name}, where a {kind} is", refused(name, out)
         out = begin(name)
         out.parent.chmod(0o555)
         yield f"{name}, read-only", refused(name, out, inside=be_nobody)
@@ -371,10 +364,10 @@ def steps(quick: bool):
     for n in (7,) if quick else (1, 2, 7, 12):
         out = begin(name)
         result = go(name, out, inside=at_step(n, functools.partial(torch.empty, 2**50)))
-        fine = is_line(result, f"out of memory at step {n}: try --batch-size")
+        fine = is_line(result, "out of memory.*--batch-size")
         yield f"no memory at step {n}", gone_on(name, out) if fine else show(result)
     result = go(name, begin(name), "--lr", 1e38, "--warmup-ratio", 0.2)
-    yield "no finite loss", "" if is_line(result, r"step \d+.*learning rate") else show(result)
+    yield "no finite loss", "" if is_line(result, "step.*learning rate") else show(result)
 
 
 KILLED = (-signal.SIGKILL, -signal.SIGXFSZ)

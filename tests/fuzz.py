@@ -14,7 +14,6 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import functools
 import io
 import itertools
 import json
@@ -27,14 +26,13 @@ import shutil
 import signal
 import sys
 import time
-import traceback
+from functools import partial
 from pathlib import Path
 
 import faults
-import numpy as np
 import pyarrow as pa
 import torch
-from faults import CHECKPOINT, HOME, OPTIONS
+from faults import CHECKPOINT, HOME
 from helpers import write_table
 from pyarrow import parquet
 from safetensors.torch import load, save
@@ -45,9 +43,10 @@ import train
 from support import errors
 
 SECONDS = 10
-ROOM = 128 * 2**20  # bytes, for the pools of PyTorch and Arrow, and what is imported late
-ROOT = Path(data.__file__).parent
 BATCH = 50  # cases for a child
+ROOM = 192 * 2**20  # bytes, for the pools of PyTorch and Arrow, and what is imported late
+TABLES = ("parquet", "csv", "tsv", "jsonl")
+TRAINING = [*map(str, faults.OPTIONS), "--out", "new"]
 TEXTS = ["great film", "dull , and not good at all", "\x07\u200b"]
 
 
@@ -68,88 +67,77 @@ def begin_training(*words: str) -> None:
         raise Begun
 
     train.train_step = begin
-    sys.argv = ["train.py", *map(str, [*OPTIONS, "--out", "new", *words])]
+    sys.argv = ["train.py", *words]
     with contextlib.suppress(Begun):
         train.main()
+    shutil.rmtree("new", ignore_errors=True)
 
 
-def resume() -> None:
-    hidden = shutil.ignore_patterns("checkpoint")
-    shutil.copytree(HOME / "half" / "out", "out", ignore=hidden, dirs_exist_ok=True)
+def resume(tried: str) -> None:
+    others = shutil.ignore_patterns(tried)
+    shutil.copytree(HOME / "half" / "out", "out", ignore=others, dirs_exist_ok=True)
     begin_training("--resume", "--out", "out")
 
 
 def label_table(path: str) -> None:
-    out = f"labelled{Path(path).suffix.replace('txt', 'csv')}"
+    out = path.replace("whole", "labelled").replace("txt", "csv")
     Path(out).unlink(missing_ok=True)
+    shutil.rmtree(f"{out}.parts", ignore_errors=True)
     classify("--model", "base", "--file", path, "--prefix", "p_", "--out", out)
-    assert not Path(f"{out}.parts").exists() and Path(out).stat().st_size
+    assert Path(out).stat().st_size and not Path(f"{out}.parts").exists()
 
 
-def read_flags() -> None:
-    flags = [line.decode(errors="surrogateescape") for line in Path("flags").read_bytes().split()]
-    if b"\0" in Path("flags").read_bytes() or not all(flag.startswith("--") for flag in flags):
-        raise errors.InputError("no flags")
-    begin_training(*flags)
-
-
-def read_argument() -> None:
-    content = Path("argument").read_bytes()
-    if b"\0" in content:
-        raise errors.InputError("no argument")
-    classify("--model", "base", "--", os.fsdecode(content))
+def read_words(path: str, read) -> None:
+    """A file's content as the last word of a command line."""
+    word = os.fsdecode(Path(path).read_bytes()[: 10**5])
+    if "\0" in word:
+        raise errors.InputError("no word")
+    read(word)
 
 
 def read_labels() -> None:
     """Two splits with the labels of labels.json: each that is taken must be the class it says."""
-    tables = json.loads(Path("labels.json").read_bytes())
     shutil.rmtree("labels", ignore_errors=True)
     os.mkdir("labels")
-    for split in "train", "validation":
-        if tables["kind"] == "csv":  # which knows only text
-            tables[split] = ["" if label is None else str(label) for label in tables[split]]
-        rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(tables[split])]
-        path = Path("labels", f"{split}.{tables['kind']}")
-        if tables["kind"] == "jsonl":  # which may mix them
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            continue
-        try:
-            write_table(path, {name: [row[name] for row in rows] for name in ("text", "label")})
-        except (pa.ArrowException, OverflowError) as error:
-            raise errors.InputError("no such table") from error
+    with errors.reading("labels.json"):
+        tables = json.loads(Path("labels.json").read_bytes())
+        for split in "train", "validation":
+            path = Path("labels", f"{split}.{tables['kind']}")
+            texts = [f"text {row}" for row in range(len(tables[split]))]
+            path.write_bytes(table_bytes(tables["kind"], texts, tables[split]))
     found = data.load_data("labels")
     names = found.task.names
     assert len({name.strip().casefold() for name in names} - {""}) == len(names) > 1, names
-    for split, numbers in ("train", found.train.labels), ("validation", found.validation.labels):
-        for label, number in zip(tables[split], numbers, strict=True):
+    assert {*found.train.labels} == {*range(len(names))}, "a class without a row"
+    for split in "train", "validation":
+        for label, number in zip(tables[split], getattr(found, split).labels, strict=True):
             meant = str(label).lower() if isinstance(label, bool) else str(label)
             name = str(number) if names[0] == "LABEL_0" else names[number]
             assert name == meant or float(name) == float(meant), (label, names)
-    assert {*found.train.labels} == {*range(len(names))}, "a class without a row"
 
 
-TABLES = ("parquet", "csv", "tsv", "jsonl")
+ON_BASE = partial(classify, "--model", "base")
 READERS = {
-    "base/config.json": functools.partial(classify, "--model", "base", *TEXTS),
-    "base/model.safetensors": functools.partial(classify, "--model", "base", *TEXTS),
-    "base/tokenizer.json": functools.partial(classify, "--model", "base", *TEXTS),
-    "vocab/vocab.txt": functools.partial(classify, "--model", "vocab", *TEXTS),
-    "vocab/tokenizer_config.json": functools.partial(classify, "--model", "vocab", *TEXTS),
-    "best/adapter_config.json": functools.partial(classify, "--adapter", "best", *TEXTS),
-    "best/adapter_model.safetensors": functools.partial(classify, "--adapter", "best", *TEXTS),
-    "best/config.json": functools.partial(classify, "--adapter", "best", "--json", *TEXTS),
-    "out/config.toml": resume,
-    f"out/{CHECKPOINT}": resume,
-    "options.toml": functools.partial(begin_training, "--config", "options.toml"),
-    "flags": read_flags,
-    "argument": read_argument,
-    "lines.txt": functools.partial(classify, "--model", "base", "--json", "--file", "lines.txt"),
+    "base/config.json": partial(ON_BASE, *TEXTS),
+    "base/model.safetensors": partial(ON_BASE, *TEXTS),
+    "base/tokenizer.json": partial(ON_BASE, *TEXTS),
+    "vocab/vocab.txt": partial(classify, "--model", "vocab", *TEXTS),
+    "vocab/tokenizer_config.json": partial(classify, "--model", "vocab", *TEXTS),
+    "best/adapter_config.json": partial(classify, "--adapter", "best", *TEXTS),
+    "best/adapter_model.safetensors": partial(classify, "--adapter", "best", *TEXTS),
+    "best/config.json": partial(classify, "--adapter", "best", "--json", *TEXTS),
+    "out/config.toml": partial(resume, "config.toml"),
+    f"out/{CHECKPOINT}": partial(resume, CHECKPOINT.name),
+    "options.toml": partial(begin_training, "--config", "options.toml", *TRAINING),
+    "flag": partial(read_words, "flag", partial(begin_training, *TRAINING)),
+    "text": partial(read_words, "text", partial(ON_BASE, "--")),
+    "lines.txt": partial(ON_BASE, "--json", "--file", "lines.txt"),
     "labels.json": read_labels,
 }
 for kind in TABLES:
-    READERS[f"train.{kind}"] = functools.partial(begin_training, "--data", f"train.{kind}")
+    READERS[f"train.{kind}"] = partial(begin_training, *TRAINING, "--data", f"train.{kind}")
 for kind in (*TABLES, "txt"):
-    READERS[f"whole.{kind}"] = functools.partial(label_table, f"whole.{kind}")
+    READERS[f"whole.{kind}"] = partial(label_table, f"whole.{kind}")
 
 
 def write_good_files() -> None:
@@ -159,31 +147,47 @@ def write_good_files() -> None:
     assert killed == (-signal.SIGKILL, ""), killed
     shutil.copytree(HOME / "half" / "out", HOME / "out")
     shutil.copytree(HOME / "out" / "best", HOME / "best")
-    ignored = shutil.ignore_patterns("tokenizer.json")
-    shutil.copytree(HOME / "base", HOME / "vocab", ignore=ignored)
+    others = shutil.ignore_patterns("tokenizer.json")
+    shutil.copytree(HOME / "base", HOME / "vocab", ignore=others)
     (HOME / "vocab.txt").rename(HOME / "vocab" / "vocab.txt")
-    (HOME / "vocab" / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     texts = parquet.read_table(HOME / "reviews.parquet")["sentence"][:100].to_pylist()
-    table = {"sentence": texts, "label": [i % 2 for i in range(100)]}
-    for name in "train", "whole":
-        for kind in TABLES:
-            write_table(HOME / f"{name}.{kind}", table)
-    for name in "whole.txt", "lines.txt":
-        (HOME / name).write_text("".join(f"{text}\n" for text in texts[:50]))
-    (HOME / "labels.json").write_text('{"kind":"csv","train":["no","yes"],"validation":["yes"]}')
-    (HOME / "options.toml").write_text('lr = 5e-4\nepochs = 3\nresume = true\ntargets = "query"\n')
-    (HOME / "flags").write_text("--lr=1e-3 --epochs=2 --targets=query")
-    (HOME / "argument").write_text("great film, good film")
+    for name, kind in itertools.product(("train", "whole"), TABLES):
+        table = {"sentence": texts, "label": [row % 2 for row in range(100)]}
+        write_table(HOME / f"{name}.{kind}", table)
+    contents = {
+        "vocab/tokenizer_config.json": '{"do_lower_case": true}',
+        "whole.txt": "".join(f"{text}\n" for text in texts),
+        "lines.txt": "".join(f"{text}\n" for text in texts[:50]),
+        "labels.json": '{"kind": "csv", "train": ["no", "yes"], "validation": ["yes"]}',
+        "options.toml": 'lr = 5e-4\nepochs = 3\nresume = true\ntargets = "query"\n',
+        "flag": "--lr=1e-3",
+        "text": "great film, good film",
+    }
+    for name, content in contents.items():
+        (HOME / name).write_text(content)
 
 
 # Crafted files: pairs of what, and the content.
 
 NAN, INF = float("nan"), float("inf")
+NUMBERS = [0, -1, 1.5, NAN, INF, -INF, 1000, 10**9, 2**31 - 1, 2**63, 10**30, 10**400, 1e308]
+ODD = [
+    None,
+    True,
+    [],
+    ["x"],
+    {},
+    {"a": 1},
+    *NUMBERS,
+    "",
+    "x",
+    "a\nb\x1b[31m",
+    "\ud800",
+    "a" * 10**5,
+]
 HOSTILE = ["", " ", "x", "..", "/", "a@b@c", "-x", "%s {0}", "naïve", "中文", "😀", "\u202eשלום"]
 HOSTILE += ["\x1b[31mred", "\x1b]0;title\x07", "\x9b2J", "a\nb", "a\r\rb", "\x7f\b", "a\tb", "\0"]
-HOSTILE += ["\u2028", "\ufeff", "\ud800", '"}\n{"', "[SEP] [PAD]", "a" * 10**6, "word " * 10**5]
-NUMBERS = [0, -1, 1.5, NAN, INF, -INF, 1000, 10**9, 2**31 - 1, 2**63, 10**30, 10**400, 1e308]
-ODD = [None, True, False, [], [1], ["x"], {}, {"a": 1}, {"0": "a"}, *NUMBERS, *HOSTILE]
+HOSTILE += ["\u2028", "\ufeff", "\ud800", '"}\n{"', "[SEP] [PAD]", "a" * 10**5, "word " * 10**4]
 PATTERNS = ["((", "[", "(?P<a>x)(?P<a>y)", r"((\w+\.?)+)+!", ".*" * 30 + "!", ".*.*.*!", "(a|a)*!"]
 PATTERNS += ["a{1,4294967295}", r"(\w|\w)*!", r"(?:(?:\w)*)*!", "(" * 10**4]
 
@@ -199,31 +203,29 @@ def spoilt(good: bytes):
     yield "UTF-16", good.decode("latin-1").encode("utf-16")
     yield "Latin-1", good + b"\xe9\xe9\n"
     yield "10 MB in a line", good + b"a" * 10**7
-    yield "10 MB of lines", good + b"a b\n" * 2500000
+    yield "many lines", good + b"a b\n" * 5000
     yield "digits", b"9" * 5000
     for start, end in (b"[", b"]"), (b'{"a":', b"}"), (b"a.", b"=1"), (b"(", b")"), (b"x=[", b"]"):
         yield f"deep {start}", start * 10**4 + b"1" + end * 10**4
 
 
 def odd_json(good: bytes, more: dict):
-    """A field after the other is another value; `more` has values for some of them."""
+    """A field after the other has another value; `more` has values for some of them."""
     values = json.loads(good)
     for name in values:
         for number, odd in enumerate([*ODD, *more.get(name, [])]):
             yield f"{name} = {odd!r:.30} {number}", json.dumps(values | {name: odd}).encode()
-    start = good.rstrip()[:-1]
-    for value in (
-        b"[" * 900 + b"]" * 900,
-        b"[" * 10**5,
-        b"9" * 5000,
-        b'"\xe9"',
-        b'"\\ud800"',
-        b"1,}",
-    ):
-        yield f"x = {value[:10]}", start + b',"x":' + value + b"}"
+    deep = b"[" * 900 + b"]" * 900
+    for value in deep, b"[" * 10**5, b"9" * 5000, b'"\xe9"', b'"\\ud800"', b"1,}":
+        yield f"x = {value[:10]}", good.rstrip()[:-1] + b',"x":' + value + b"}"
 
 
-def odd_tokenizers(good: bytes) -> dict:
+def odd_fields(name: str, good: bytes) -> dict:
+    """More values for the fields of some files."""
+    if not name.endswith("tokenizer.json"):
+        classes = [{"1": "a", "0": odd} for odd in [*ODD, *HOSTILE]]
+        classes += [{str(i): str(i) for i in range(10**5)}, {"0": "a", "00": "b", "1": "c"}]
+        return {"target_modules": PATTERNS, "r": [10**6], "id2label": classes}
     model = json.loads(good)["model"]
     vocabularies = [{}, model["vocab"] | {"great": 10**6}, {"great": -1}, {"a": 0}]
     models = [model | {"vocab": vocabulary} for vocabulary in vocabularies]
@@ -248,20 +250,19 @@ def odd_tokenizers(good: bytes) -> dict:
 
 
 def odd_tensors(good: bytes):
-    """A safetensors file whose header says something else, or with another tensor."""
+    """A safetensors file whose header says something else, or with other tensors."""
     end = 8 + int.from_bytes(good[:8], "little")
-    head, body = json.loads(good[8:end]), good[end:]
-    tensors = {name: tensor.clone() for name, tensor in load(good).items()}
-    names = [key for key in tensors if key.endswith("weight") and tensors[key].ndim == 2]
-    name = names[0]
+    head = json.loads(good[8:end])
     metadata = head.get("__metadata__", {})
+    tensors = {name: tensor.clone() for name, tensor in load(good).items()}
+    name = next(key for key in tensors if key.endswith("weight") and tensors[key].ndim == 2)
 
-    def packed(header, content=body) -> bytes:
+    def packed(header) -> bytes:
         text = header if isinstance(header, bytes) else json.dumps(header).encode()
-        return len(text).to_bytes(8, "little") + text + content
+        return len(text).to_bytes(8, "little") + text + good[end:]
 
     yield "a terabyte of header", (2**40).to_bytes(8, "little") + b"{}"
-    yield "no tensors", packed({}, b"")
+    yield "no tensors", packed({})
     yield "a key twice", packed(good[8:end].rstrip()[:-1] + b',"' + name.encode() + b'":{}}')
     yield "no metadata", packed({key: head[key] for key in tensors})
     for number, odd in enumerate(ODD):
@@ -273,8 +274,8 @@ def odd_tensors(good: bytes):
     for field, more in ("dtype", []), ("shape", shapes), ("data_offsets", [[0, 2**40], [0, 4]]):
         for number, odd in enumerate([*ODD, *more]):
             yield f"{field} {odd!r:.30} {number}", packed(head | {name: head[name] | {field: odd}})
-    for key in HOSTILE:
-        yield f"named {key!r:.30}", packed({key if k == name else k: head[k] for k in head})
+    for odd in HOSTILE:
+        yield f"named {odd!r:.30}", packed({odd if key == name else key: head[key] for key in head})
     tensor = tensors[name]
     dtypes = [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.bfloat16]
     sizes = [(), (0,), (1, 2, 3), (10**6,), (len(tensor) + 1, tensor.shape[1])]
@@ -282,84 +283,60 @@ def odd_tensors(good: bytes):
     others += [tensor.to(dtype) for dtype in dtypes] + [torch.zeros(size) for size in sizes]
     for number, other in enumerate(others):
         yield f"tensor {number}", save(tensors | {name: other}, metadata)
-    yield "surplus", save(tensors | {"bert.x": tensor}, metadata)
+    yield "surplus", save(tensors | {"bert.x": tensor.clone()}, metadata)
     for missing in tensors:
         kept = {key: tensors[key] for key in tensors if key != missing}
         yield f"without {missing}", save(kept, metadata)
 
 
 def odd_tables(kind: str):
-    """A text or a label of another kind: one, or all of them."""
-    for number, odd in enumerate(ODD):
-        for texts, labels in ([odd], []), ([odd] * 19, []), ([], [odd]), ([], [odd] * 19):
-            texts = [*texts, *(f"text {i}" for i in range(20))][:20]
-            labels = [*labels, *([0, 1] * 10)][:20]
-            what = f"{odd!r:.30} {number} {len(labels)}"
-            with contextlib.suppress(pa.ArrowException, OverflowError, UnicodeError):
-                yield what, table_bytes(kind, texts, labels)
-    classes = [f"c{i}" for i in range(10**5)]
-    yield "100,000 classes", table_bytes(kind, classes, classes)
-
-
-def table_bytes(kind: str, texts: list, labels: list) -> bytes:
-    if kind == "parquet":
-        file = io.BytesIO()
-        parquet.write_table(pa.table({"sentence": texts, "label": labels}), file)
-        return file.getvalue()
-    if kind == "jsonl":
-        rows = [{"sentence": t, "label": c} for t, c in zip(texts, labels, strict=True)]
-        return "".join(json.dumps(row) + "\n" for row in rows).encode()
-    if kind == "txt":
-        return "".join(f"{text}\n" for text in texts).encode("utf-8", "surrogatepass")
-    sign = "," if kind == "csv" else "\t"
-    rows = [("sentence", "label"), *zip(texts, labels, strict=True)]
-    return "".join(f"{t}{sign}{c}\n" for t, c in rows).encode("utf-8", "surrogatepass")
-
-
-def odd_types():
-    """Parquet has types of its own."""
-    texts, labels = [f"text {i}" for i in range(20)], [0, 1] * 10
-    broken = pa.array([b"\xff"] * 20).view(pa.string())
+    """A text or a label of another kind: one, or nearly all of them."""
+    texts, labels = [f"text {row}" for row in range(20)], [0, 1] * 10
+    for (number, odd), count in itertools.product(enumerate([*ODD, *HOSTILE]), (1, 19)):
+        some = [odd] * count
+        yield f"texts {odd!r:.30} {number}", table_bytes(kind, some + texts[count:], labels)
+        yield f"labels {odd!r:.30} {number}", table_bytes(kind, texts, some + labels[count:])
+    if kind != "parquet":
+        return
     columns = {
-        "bytes": [b"x"] * 20,
-        "not UTF-8": broken,
+        "not UTF-8": pa.array([b"\xff"] * 20).view(pa.string()),
         "large": pa.array(texts, pa.large_string()),
         "views": pa.array(texts, pa.string_view()),
         "dictionary": pa.array(map(str, labels)).dictionary_encode(),
         "dates": pa.array(labels, pa.date32()),
         "decimals": pa.array(labels).cast(pa.decimal128(20)),
         "huge": pa.array([2**64 - 1] * 20, pa.uint64()),
-        "halves": pa.array(np.zeros(20, np.float16)),
         "nulls": pa.nulls(20),
     }
     for what, column in columns.items():
-        yield f"texts {what}", table_bytes("parquet", column, labels)
-        yield f"labels {what}", table_bytes("parquet", texts, column)
-    twice = pa.Table.from_arrays([pa.array(texts)] * 2 + [pa.array(labels)], ["a", "a", "label"])
-    parquet.write_table(twice, file := io.BytesIO())
-    yield "a column twice", file.getvalue()
+        yield f"texts {what}", table_bytes(kind, column, labels)
+        yield f"labels {what}", table_bytes(kind, texts, column)
+
+
+def table_bytes(kind: str, texts, labels) -> bytes:
+    """A table in that format; where Arrow has no such column, of its text."""
+    if kind == "parquet":
+        file = io.BytesIO()
+        try:
+            table = pa.table({"sentence": texts, "label": labels})
+        except (pa.ArrowException, OverflowError, UnicodeError):
+            texts, labels = ([ascii(value) for value in column] for column in (texts, labels))
+            table = pa.table({"sentence": texts, "label": labels})
+        parquet.write_table(table, file)
+        return file.getvalue()
+    rows = [*zip(texts, labels, strict=True)]
+    if kind == "jsonl":
+        lines = [json.dumps({"sentence": text, "label": label}) for text, label in rows]
+    else:
+        sign = {"csv": ",", "tsv": "\t", "txt": "\t"}[kind]
+        rows = [("sentence", "label"), *rows]
+        lines = [sign.join("" if value is None else str(value) for value in row) for row in rows]
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass")
 
 
 LABELS = [[0, 1, 2], ["0", "1"], ["a", "b"], ["1", "2", "other"], [True, False], [0.0, 1.0]]
 LABELS += [["+", "-"], ["1.0", "1.1"], [-1, 1], ["yes", "no", "maybe"], ["NA", "b", "c"]]
-ODD_LABELS = [
-    None,
-    "",
-    " ",
-    "NA",
-    "nan",
-    "?",
-    "1",
-    " 1",
-    "1 ",
-    "01",
-    "+1",
-    "-1",
-    "1.0",
-    "1e0",
-    "٣",
-    "²",
-]
+ODD_LABELS = [None, "", " ", "NA", "nan", "?", "1", " 1", "1 ", "01", "+1", "-1", "1.0", "1e0", "²"]
 ODD_LABELS += [
     "true",
     "A",
@@ -392,50 +369,37 @@ def odd_labels():
         yield f"labels {number}", json.dumps(tables).encode()
 
 
-AROUND = {"out", "offline_fallback", "push_to_hub", "hub_model_id", "hub_private", "resume"}
-
-
 def odd_options(form: str):
-    """Options with values of every kind, except those around a run."""
-    names = [f.name for f in dataclasses.fields(train.Config) if f.name not in AROUND]
-    for name, odd in itertools.product(names, ODD):
-        value = odd if form.startswith("--") else json.dumps(odd)
-        content = form.format(name=name, value=value).encode("utf-8", "surrogatepass")
-        if len(content) < 10**5:
-            yield f"{name} = {odd!r:.30}", content
+    """Options with values of their kind and of others, except those around a run."""
+    around = {"out", "offline_fallback", "push_to_hub", "hub_model_id", "hub_private", "resume"}
+    for f in dataclasses.fields(train.Config):
+        values = HOSTILE if f.type is str and form.startswith("--") else ODD
+        for odd in values if f.name not in around else ():
+            value = odd if form.startswith("--") else json.dumps(odd)
+            content = form.format(name=f.name, value=value).encode("utf-8", "surrogatepass")
+            yield f"{f.name} = {odd!r:.30}", content
 
 
 def crafted(name: str, good: bytes):
     kind = name.rpartition(".")[2]
-    more = {"target_modules": PATTERNS, "r": [10**6], "revision": ["../../x"]}
-    more["id2label"] = [{"1": "a", "0": odd} for odd in ODD] + [{"0": "a", "00": "b", "1": "c"}]
-    more["id2label"].append({str(i): str(i) for i in range(10**5)})
-    yield "good", good
-    yield from spoilt(good)
-    if name.endswith("tokenizer.json"):
-        yield from odd_json(good, odd_tokenizers(good))
-    elif name == "labels.json":
-        yield from odd_labels()
-    elif kind == "json":
-        yield from odd_json(good, more)
-    elif kind == "safetensors":
-        yield from odd_tensors(good)
-    elif kind in ("parquet", "csv", "tsv", "jsonl") or name == "whole.txt":
-        yield from odd_tables(kind)
-        yield from odd_types() if kind == "parquet" else ()
-    elif kind == "toml":
-        yield from odd_options("{name} = {value}\n")
-    elif name == "flags":
-        yield from odd_options("--{name}={value}")
-    else:
-        for odd in HOSTILE:
-            yield repr(odd)[:30], odd.encode("utf-8", "surrogatepass")
-            yield f"{odd!r:.30} before", f"{odd}\n".encode("utf-8", "surrogatepass") + good
+    if name == "labels.json":
+        return odd_labels()
+    if kind == "json":
+        return odd_json(good, odd_fields(name, good))
+    if kind == "safetensors":
+        return odd_tensors(good)
+    if kind in TABLES or name == "whole.txt":
+        return odd_tables(kind)
+    if name in ("options.toml", "flag"):
+        return odd_options("--{name}={value}" if name == "flag" else "{name} = {value}\n")
+    return [(repr(odd)[:30], odd.encode("utf-8", "surrogatepass")) for odd in HOSTILE]
 
 
 def cases(name: str, flips: int, cuts: int, draw: random.Random):
     """(what, content) of every case of a reader."""
     good = (HOME / name).read_bytes()
+    yield "good", good
+    yield from spoilt(good)
     yield from crafted(name, good)
     for number in range(cuts):
         yield f"cut at {number}/{cuts}", good[: len(good) * number // cuts]
@@ -454,19 +418,19 @@ def cases(name: str, flips: int, cuts: int, draw: random.Random):
 def attempt(reader) -> str:
     """What became of it: "taken", "refused", or what went wrong."""
     out, said = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    status = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
             errors.run_main(reader)
-        outcome = "taken"
     except SystemExit as stop:
-        line = said.buffer.getvalue().decode()
-        is_one = re.fullmatch(r"error: [^\n\r]+\n", line) and "report it" not in line
-        outcome = "refused" if stop.code == 2 and is_one else f"exit {stop.code}, {line[:150]!r}"
-    except BaseException as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        ours = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if str(ROOT) in f.filename]
-        outcome = f"{type(error).__name__} in {ours[-1:]}: {errors.first_line(error)[:150]}"
-    printed = (out.buffer.getvalue() + said.buffer.getvalue()).decode()
+        status = stop.code
+    line = said.buffer.getvalue().decode()
+    outcome = f"exit {status}, {line[:150]!r}"
+    if (status, line) == (0, ""):
+        outcome = "taken"
+    elif status == 2 and re.fullmatch(r"error: [^\n\r]+\n", line) and "report it" not in line:
+        outcome = "refused"
+    printed = out.buffer.getvalue().decode() + line
     steering = re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", printed)
     return f"{outcome}, and printed {steering[0]!r}" if steering else outcome
 
@@ -475,63 +439,52 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def work(name: str, batch: list, report) -> None:
-    """A child tries each case: outcome, seconds, and by how many bytes its peak of memory rose."""
+def try_each(name: str, batch: list) -> None:
+    """Tries the cases, and writes what became of each and its seconds of work into results."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where Rust's panics speak
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + 4 * 2**30
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
     for _, content in batch:
         Path(name).write_bytes(content)
-        begun = time.monotonic()
         before = peak()
+        begun = time.process_time()
         signal.alarm(6 * SECONDS)  # of waiting, on a machine that has more to do
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of work
         outcome = attempt(READERS[name])
         signal.alarm(0)
         signal.setitimer(signal.ITIMER_PROF, 0)
+        seconds = time.process_time() - begun
         grown = peak() - before
         if grown > 2 * len(content) + ROOM:
             outcome += f", and took {grown >> 20} MB"
         left = [path.name for path in Path().rglob("*") if re.search(r"\.tmp$|^new$", path.name)]
         if left:
             outcome += f", and left {left}"
-        print(json.dumps([outcome, time.monotonic() - begun, grown]), file=report, flush=True)
-
-
-def tried(name: str, batch: list):
-    """Tries cases in children; one that dies costs its case alone."""
-    while batch:
-        sys.stdout.flush()
-        read, write = os.pipe()
-        pid = os.fork()
-        if not pid:
-            with contextlib.suppress(BaseException), open(write, "w") as report:
-                work(name, batch, report)
-            os._exit(0)
-        os.close(write)
-        with open(read) as report:
-            results = [json.loads(line) for line in report]
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if len(results) < len(batch):
-            end = signal.Signals(-status).name if status < 0 else status
-            results.append([f"died: {end}", SECONDS, 0])
-        for (what, _), result in zip(batch, results, strict=False):
-            if what == "good" and result[0] == "refused":
-                result[0] = "refused, though it is good"
-            yield what, *result
-        batch = batch[len(results) :]
+        with open("results", "a") as file:
+            file.write(json.dumps([outcome, seconds]) + "\n")
 
 
 def fuzz(name: str, flips: int, cuts: int, seed: int) -> list:
-    """Every case of one reader, in a folder of its own."""
+    """What every case of a reader is, what became of it, and the seconds of work."""
     folder = HOME / f"work-{name.replace('/', '-')}"
     shutil.copytree(HOME, folder, ignore=shutil.ignore_patterns("work-*"))
     os.chdir(folder)
     drawn = cases(name, flips, cuts, random.Random(f"{seed} {name}"))
     results = []
-    while batch := [*itertools.islice(drawn, BATCH)]:
-        results += tried(name, batch)
+    batch = [*itertools.islice(drawn, BATCH)]
+    while batch:
+        Path("results").write_text("")
+        pid = os.fork()
+        if not pid:
+            with contextlib.suppress(BaseException):
+                try_each(name, batch)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        found = [json.loads(line) for line in Path("results").read_text().splitlines()]
+        if len(found) < len(batch):  # one that dies costs its case alone
+            found.append([f"died: {status}", SECONDS])
+        results += [(what, *result) for (what, _), result in zip(batch, found, strict=False)]
+        batch = batch[len(found) :] or [*itertools.islice(drawn, BATCH)]
+    assert results[0][1] == "taken", results[0]  # the good file
     return results
 
 
@@ -547,19 +500,19 @@ def main() -> None:
     failed = 0
     print("reader                                   | cases | taken | refused | failed | longest")
     flips = given.cases // len(READERS)
-    job = functools.partial(fuzz, flips=flips, cuts=given.cuts, seed=given.seed)
+    job = partial(fuzz, flips=flips, cuts=given.cuts, seed=given.seed)
     with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
         for name, results in zip(names, pool.imap(job, names, chunksize=1), strict=True):
-            counts = collections.Counter(outcome for _, outcome, _, _ in results)
+            counts = collections.Counter(outcome for _, outcome, _ in results)
             taken, refused = counts.pop("taken", 0), counts.pop("refused", 0)
             failed += counts.total()
-            seconds, what = max((seconds, what) for what, _, seconds, _ in results)
+            longest = max(results, key=lambda result: result[2])
             row = (
                 f"{name:<40} | {len(results):>5} | {taken:>5} | {refused:>7} | {counts.total():>6}"
             )
-            print(f"{row} | {seconds:.1f} s, {what[:20]}", flush=True)
+            print(f"{row} | {longest[2]:.1f} s, {longest[0][:20]}", flush=True)
             for outcome, count in counts.most_common():
-                examples = "; ".join([what for what, found, *_ in results if found == outcome][:3])
+                examples = "; ".join([what for what, found, _ in results if found == outcome][:3])
                 print(f"    {count} x {outcome}: {examples}".replace(str(HOME), "HOME"), flush=True)
     sys.exit(failed > 0)
 

@@ -179,15 +179,13 @@ def test_a_stopped_run_goes_on_in_as_many_processes_or_in_others(
     words = [*training, "--dropout", 0.3, "--out", stopped]
     ended = together(2, *words, program=interrupted_by("SIGTERM", tmp_path))
     assert statuses(ended) == [143, 143], errors_of(ended)
-    assert "stopped at step 7 of 26; to go on: torchrun --nproc-per-node=2 " in ended[0].stdout
-    states = load_file(stopped / "checkpoint" / "checkpoint.safetensors")
-    assert not torch.equal(states["random.cpu.0"], states["random.cpu.1"])
+    assert "stopped at step 7; the same command with --resume goes on" in ended[0].stdout
     for number in 2, 3, 1:
         out = shutil.copytree(stopped, tmp_path / str(number))
         ended = together(number, "--resume", "--out", out)
         assert statuses(ended) == [0] * number, errors_of(ended)
         assert "resuming at step 7 of 26" in ended[0].stdout
-        assert ("the number of processes is" in ended[0].stdout) == (number != 2)
+        assert ("number of processes: " in ended[0].stdout) == (number != 2)
         assert [r["step"] for r in records(out)] == [r["step"] for r in records(whole)]
         # A third process has nothing to do in steps of two batches.
         assert same_bytes(out, whole) == (number != 1)

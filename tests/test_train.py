@@ -1,19 +1,15 @@
 """Training as a user meets it: the files it leaves, the same bytes again, interruptions, one line
 for a mistake."""
 
-import contextlib
 import json
 import math
 import os
 import pty
 import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import termios
-import threading
 import tomllib
 from pathlib import Path
 
@@ -101,18 +97,15 @@ def test_a_stopped_and_a_killed_run_go_on_to_the_same_bytes(run, finished, comma
     """Stopped by a signal it says how to go on; killed it loses what no checkpoint has."""
     out = tmp_path / "my out"
     process = start([*command, "--out", out, "--save-every", 1])
-    for step, number, status in (3, signal.SIGTERM, 143), (12, signal.SIGINT, 130):
-        code, last = interrupt(process, step, number)
-        assert code == status and not (out / "final").exists()
-        pattern = r"stopped at step (\d+) of 30; to go on: (.*)"
-        stopped, words = re.fullmatch(pattern, last).groups()
-        assert step <= int(stopped) < 30
-        python, *words = shlex.split(words)
-        assert python == sys.executable and words == ["train.py", "--resume", f"--out={out}"]
-        process = start(words)
+    code, last = interrupt(process, 3, signal.SIGINT)
+    assert code == 130 and not (out / "final").exists()
+    pattern = r"stopped at step (\d+); the same command with --resume goes on"
+    stopped = re.fullmatch(pattern, last)[1]
+    assert 3 <= int(stopped) < 30
+    process = start(["train.py", "--resume", "--out", out])
     next(line for line in process.stdout if line == f"resuming at step {stopped} of 30\n")
     assert interrupt(process, 21, signal.SIGKILL)[0] == -9
-    done = run(*words)
+    done = run("train.py", "--resume", "--out", out)
     resumed = re.search(r"^resuming at step (\d+) of 30$", done.stdout, re.MULTILINE)
     assert done.returncode == 0 and int(resumed[1]) >= 20, done.stderr
     assert_same_run(finished, out)
@@ -132,83 +125,43 @@ errors.run_main(train.main)
 
 
 def test_a_second_signal_ends_a_run_at_once(run, command, tmp_path):
-    """Nothing of worth is there yet, but a kill cannot clear up; --resume goes on."""
+    """Nothing of worth is there yet, so that the same command begins anew."""
     done = run("-c", TWICE, *command[1:], "--out", tmp_path / "out")
     assert done.returncode == -signal.SIGINT
     assert not (tmp_path / "out" / "checkpoint").exists()
-    assert run("train.py", "--resume", "--out", tmp_path / "out").returncode == 0
+    done = run(*command, "--out", tmp_path / "out", "--epochs", 1)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_edit_of_the_code_is_said(run, finished, tmp_path):
-    """Where comments alone were edited, nothing is."""
     for name in "bert.py", "lora.py", "data.py", "train.py":
         shutil.copy(ROOT / name, tmp_path)
     for name in "support", "runtime":
-        shutil.copytree(ROOT / name, tmp_path / name)
+        (tmp_path / name).mkdir()
+        for path in (ROOT / name).glob("*.py"):
+            shutil.copy(path, tmp_path / name)
     shutil.copytree(finished, tmp_path / "out")
-    shutil.rmtree(tmp_path / "out" / "final")
-    shutil.copytree(tmp_path / "out", tmp_path / "again")
-    note = "the code of bert.py was edited since: from here on the run is another one"
     model = (tmp_path / "bert.py").read_text()
-    (tmp_path / "bert.py").write_text(model + "\n# A remark.\n")
-    done = run("train.py", "--resume", "--out", "out", cwd=tmp_path)
-    assert done.returncode == 0 and "edited" not in done.stdout, done.stderr
-    assert "resuming at step 30 of 30" in done.stdout
     edited = model.replace("math.sqrt(q.shape[-1])", "math.sqrt(2 * q.shape[-1])")
     assert edited != model
     (tmp_path / "bert.py").write_text(edited)
-    done = run("train.py", "--resume", "--out", "again", cwd=tmp_path)
+    done = run("train.py", "--resume", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"resuming at step 30 of 30\n{note}\n" in done.stdout
-
-
-# Terminals.
-
-
-def watched(command: list, out: Path, leave: bool) -> tuple[int, bytes, str]:
-    """Trains with a terminal for standard error, which may leave early.
-
-    Returns the exit status, what the terminal was shown, and the standard output.
-    """
-    screen, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (24, 80))
-    process = start([*command, "--out", out], stderr=terminal)
-    timer = threading.Timer(60, process.kill)
-    timer.start()
-    os.close(terminal)
-    shown = b""
-    with contextlib.suppress(OSError):  # how Linux says that the other side is closed
-        while chunk := os.read(screen, 4096):
-            shown += chunk
-            if leave and b"%|" in shown:
-                break
-    os.close(screen)
-    said = process.stdout.read()
-    timer.cancel()
-    return process.wait(60), shown, said
-
-
-def test_a_terminal_gets_a_bar(command, finished, tmp_path):
-    status, shown, said = watched(command, tmp_path / "out", leave=False)
-    assert status == 0 and b"116/116" in shown and b"100%|" in shown
-    assert "\nstep " not in said
-    assert "\nstep 30/30  loss " in finished.with_name("stdout").read_text()
-    assert_same_run_but_for_its_log(finished, tmp_path / "out")
-
-
-def assert_same_run_but_for_its_log(first, second):
-    for folder in "best", "final":
-        name = f"{folder}/adapter_model.safetensors"
-        assert (first / name).read_bytes() == (second / name).read_bytes()
+    note = r"resuming at step 30 of 30\ncode of bert.py: \w{8}, and was \w{8}; not the bytes of "
+    assert re.search(note, done.stdout)
 
 
 def test_a_run_outlives_its_terminal(command, finished, tmp_path):
-    status, _, _ = watched(command, tmp_path / "out", leave=True)
-    assert status == 0
-    assert_same_run_but_for_its_log(finished, tmp_path / "out")
+    screen, terminal = pty.openpty()
+    process = start([*command, "--out", tmp_path / "out"], stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    assert os.read(screen, 4096).startswith(b"model  ")
+    os.close(screen)
+    assert process.wait(60) == 0
+    assert_same_run(finished, tmp_path / "out")
 
 
-@pytest.mark.parametrize("where", ["| head -1", "> /dev/full 2>&1", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("where", ["| head -1", "<&- >&- 2>&-"])
 def test_a_run_outlives_its_output(command, finished, tmp_path, where):
     shell = f'"$@" {where}; exit ${{PIPESTATUS[0]}}'
     words = ["bash", "-c", shell, "bash", sys.executable, *command, "--out", tmp_path / "out"]
@@ -268,7 +221,7 @@ def test_going_on_from_an_adapter(run, quick, refused, tiny, some_reviews, numbe
     common = ["--init-adapter", tmp_path / "a" / "best", "--max-length", 16, "--epochs", 1]
     common += ["--batch-size", 16]
     problem = refused(*common, "--data", some_reviews, "--out", tmp_path / "b", "--rank", 8)
-    assert "--rank 8 does not go with --init-adapter" in problem
+    assert "--rank 8: --init-adapter has 4, and keeps it" in problem
     first_lines = []
     for name, dropout, data in (
         ("kept", [], numbers),
@@ -287,7 +240,7 @@ def test_going_on_from_an_adapter(run, quick, refused, tiny, some_reviews, numbe
     assert first_lines[0] != first_lines[1]
 
     again = run("train.py", "--resume", "--out", tmp_path / "kept")
-    assert again.returncode == 0 and "holds a finished run" in again.stdout, again.stderr
+    assert again.returncode == 0 and "resuming at step 4 of 4\n" in again.stdout, again.stderr
     others = some_reviews.read_text().replace('"positive"', '"ham"').replace('"negative"', '"spam"')
     (tmp_path / "others.csv").write_text(others)
     problem = refused(*common, "--data", tmp_path / "others.csv", "--out", tmp_path / "b")
@@ -330,8 +283,7 @@ BAD_OPTIONS = [
     ("--dropout 1", "--dropout 1.0 is not below 1"),
     ("--warmup-ratio 1.5", "--warmup-ratio 1.5 is not at most 1"),
     ("--lr nan", "--lr nan is not "),
-    ("--rank 33", "--rank 33 is more than 32, the rank of a whole weight"),
-    (f"--rank {10**18}", "is more than 32"),
+    (f"--rank {10**18}", "try a smaller --rank"),
     ("--epochs many", "invalid int value: 'many'"),
     ("--learnrate 1", "unrecognized arguments: --learnrate"),
     ("--config nowhere.toml", "nowhere.toml: cannot be read (No such file"),
@@ -339,7 +291,7 @@ BAD_OPTIONS = [
     ("--data nowhere", "nowhere: no such file"),
     ("--model no/where/at/all", "no such directory"),
     ("--targets querry,value", "the target 'querry' matches no linear layer; "),
-    ("--max-length 41", "--max-length 41 is more than the 40 positions"),
+    ("--max-length 41", "--max-length 41: the base has 40 positions"),
     ("--text-columns words", "no column words among sentence, label"),
     ("--metric f2", "'f2'"),
     ("--label-names no,yes", "row 1 has the label 'negative', expected one of 0, 1"),

@@ -1,9 +1,9 @@
-"""What a run measures and says, and the advice where it can go no further."""
+"""What a run measures and says, and the hint where it can go no further."""
 
+import contextlib
 import json
 import re
 import signal
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,11 +17,12 @@ from support.errors import InputError
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    """A run in its training, at a learning rate of 0.18, without a model."""
-    run = Run(train.Config(out=str(tmp_path), batch_size=4, max_length=64))
-    group = {"lr": 0.18}
-    run.setup = SimpleNamespace(optimizer=SimpleNamespace(param_groups=[group]))
-    run.begun = run.sentences = 0
+    """A run in its training, of 8 steps, without a model."""
+    run = Run(train.Config(out=str(tmp_path)), contextlib.ExitStack())
+    task = SimpleNamespace(step_metric="accuracy", metric="accuracy")
+    run.setup = SimpleNamespace(task=task, steps=8)
+    run.facts = {}
+    run.tensors = {"parameter.w": torch.ones(2)}
     return run
 
 
@@ -33,52 +34,43 @@ def test_a_line_of_the_log_is_the_mean_over_sentences(run, capsys):
     losses = np.random.default_rng(0).random(5)
     for loss, count in zip(losses, (4, 4, 4, 4, 1), strict=True):
         note(run, loss, count=count)
-    run.log_steps(7, "accuracy")
+    run.log_steps()
     mean = losses.sum() / 17
     assert run.history == [
         {"step": 5, "train_loss": pytest.approx(mean), "train_accuracy": pytest.approx(5 / 17)}
     ]
-    line = rf"step 5/7  loss {mean:.3f}  accuracy 29\.4%  \d+ sentences/s  \d+ s left\n"
     said = capsys.readouterr().out
+    line = rf"step 5/8  \d+ s  train_loss {mean:.4f}  train_accuracy 0\.2941\n"
     assert re.fullmatch(line, said) and (run.out / "training_log.txt").read_text() == said
     note(run, 6.0)
-    run.log_steps(7, None)  # of a regression: no accuracy, and none of the former steps
+    run.setup.task.step_metric = None
+    run.log_steps()  # of a regression: no accuracy, and none of the former steps
     assert run.history[1:] == [{"step": 6, "train_loss": 1.5}]
-    assert capsys.readouterr().out.startswith("step 6/7  loss 1.500  ")
 
 
-def test_the_best_evaluation_is_the_first_of_the_highest_score(run, capsys):
-    scores = [{"loss": 0.5, "accuracy": 0.7}, {"loss": 0.4, "accuracy": 0.7}]
-    scores += [{"loss": 0.6, "accuracy": 0.8}]
+def test_the_best_evaluation_is_the_first_of_the_highest_score(run):
     run.step = 3
-    assert [run.note_scores(s, "accuracy", epoch=1.5) for s in scores] == [True, False, True]
-    assert run.best == 0.8
-    assert capsys.readouterr().out.splitlines() == [
-        "epoch 1.50  validation loss 0.5000  accuracy 0.7000  (best so far)",
-        "epoch 1.50  validation loss 0.4000  accuracy 0.7000",
-        "epoch 1.50  validation loss 0.6000  accuracy 0.8000  (best so far)",
-    ]
+    scores = [(0.5, 0.7), (0.4, 0.7), (0.6, 0.8)]
+    best = [run.note_scores({"loss": loss, "accuracy": score}) for loss, score in scores]
+    assert best == [True, False, True] and run.best == 0.8
+    run.save_checkpoint(now=True)
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     assert lines == run.history and len(lines) == 3
     assert lines[2] == {"step": 3, "validation_loss": 0.6, "validation_accuracy": 0.8}
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
-def test_the_step_of_a_loss_that_is_not_finite_is_named(run, loss):
-    line = (
-        rf"the loss is {loss} at step {{}}, at a learning rate of 0\.18: try a lower --lr; .* in "
-    )
+def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(run, loss):
+    line = r"the loss is not finite by step 2: try a lower learning rate, --lr; .* are kept in "
+    note(run, loss)
     note(run, 1.0)
-    with pytest.raises(InputError, match=line.format(2)):
-        note(run, loss)
-    run.step = 20  # as on a GPU, where losses are read late: these are of the steps 17 to 20
-    run.unlogged = [[torch.tensor(x), torch.tensor(1.0), 4] for x in (1.0, 1.0, loss, 1.0)]
-    with pytest.raises(InputError, match=line.format(19)):
-        run.read_losses()
-    run.unlogged = []
-    with pytest.raises(InputError, match=line.format(20)):
-        run.note_scores({"loss": loss, "accuracy": 0.5}, "accuracy", epoch=1.0)
-    assert run.best is None and not (run.out / "metrics.jsonl").exists()
+    for keep in run.log_steps, lambda: run.save_checkpoint(now=True):
+        with pytest.raises(InputError, match=line):
+            keep()
+    run.unlogged = [0, 0, 0]
+    with pytest.raises(InputError, match=line):
+        run.note_scores({"loss": loss, "accuracy": 0.5})
+    assert run.best is None and not run.history and not [*run.out.iterdir()]
 
 
 def test_what_steers_a_terminal_is_shown(run, capsys):
@@ -88,30 +80,33 @@ def test_what_steers_a_terminal_is_shown(run, capsys):
     assert (run.out / "training_log.txt").read_text(encoding="utf-8") == said
 
 
-# Where it can go no further.
+def test_a_checkpoint_is_due(run, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("runtime.run.time.perf_counter", lambda: now[0])
+    run.saved = 0.0
+    run.config.save_every = 3
+    path = run.out / "checkpoint" / "checkpoint.safetensors"
+
+    def is_saved(seconds: float) -> bool:
+        now[0] = seconds
+        path.unlink(missing_ok=True)
+        run.save_checkpoint(now=False)
+        return path.exists()
+
+    assert [is_saved(0) for run.step in range(1, 7)] == [False, False, True] * 2
+    run.config.save_every = 0  # from now on after 20 seconds, or a hundred times what saving takes
+    assert not is_saved(19) and is_saved(21)
+    run.cost = 1.0
+    assert not is_saved(120) and is_saved(122)
+    run.signal = 15  # it came in this step
+    assert is_saved(123) and run.stopped == 15
+
+
+# What ends a run.
 
 
 def out_of_memory(*_):
     torch.empty(2**50)
-
-
-def test_too_little_memory_gets_advice(run):
-    run.step = 5
-    try:
-        out_of_memory()
-    except RuntimeError as error:
-        tried = "try --batch-size 2 --grad-accum 2, or --gradient-checkpointing, "
-        most = "or a --max-length below 64"
-        assert run.advice(error) == f"out of memory at step 6: {tried}{most}"
-        run.config.batch_size, run.config.gradient_checkpointing = 1, True
-        assert run.advice(error) == "out of memory at step 6: try a --max-length below 64"
-        run.setup = None  # the set-up has advice of its own
-        assert run.advice(error) == ""
-
-
-def test_other_errors_pass(run):
-    assert run.advice(RuntimeError("shapes cannot be multiplied")) == ""
-    assert run.advice(InputError("out of memory")) == ""
 
 
 def not_compiled(*_):
@@ -121,22 +116,23 @@ def not_compiled(*_):
 @pytest.mark.parametrize(
     "fails, problem",
     [
-        (out_of_memory, "out of memory at step 1: try --batch-size 8 --grad-accum 2, or"),
+        (out_of_memory, "try a smaller --rank, --batch-size or --max-length, --gradient-check"),
         (not_compiled, "torch.compile failed: no compiler; --compile no does without"),
         (lambda *_: {}["b"], "KeyError: 'b'. Please report it"),
     ],
     ids=["memory", "compile", "unforeseen"],
 )
-def test_a_first_step_that_fails_is_one_line_and_leaves_nothing(
-    refused, tiny, some_reviews, tmp_path, monkeypatch, fails, problem
+def test_a_first_step_that_fails_is_one_line_and_stands_in_no_way(
+    refused, quick, tiny, some_reviews, tmp_path, monkeypatch, fails, problem
 ):
+    """The same command works again, without --resume: nothing of worth is there."""
     import torch._dynamo  # noqa: F401
 
-    monkeypatch.setattr(train, "train_step", fails)
-    words = ["--model", tiny, "--data", some_reviews, "--max-length", 16, "--batch-size", 16]
-    monkeypatch.setattr(sys, "stdout", open("/dev/null", "w"))  # noqa: SIM115
-    assert problem in refused(*words, "--out", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    words = ["--model", tiny, "--data", some_reviews, "--max-length", 16]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", fails)
+        assert problem in refused(*words, "--out", tmp_path / "out")
+    quick(tmp_path / "out")
 
 
 def test_a_run_gives_the_signals_back(quick, tmp_path):

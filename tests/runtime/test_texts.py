@@ -45,7 +45,7 @@ def test_pairs_stand_with_a_tab_between(tmp_path):
         (b"good\n \t\n", False, "a.txt: line 2 is empty"),
         (b"", False, "a.txt: line 1 is empty"),
         (b"a\tb\na\t \n", True, "a.txt: line 2 is empty"),
-        (b"a\tb\na\tb\tc\n", True, "a.txt: line 2 has 3 texts; a pair has one tab in it"),
+        (b"a\tb\na\tb\tc\n", True, "a.txt: line 2 is empty, no UTF-8, or more than a pair"),
     ],
     ids=range(6),
 )
@@ -63,7 +63,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("text", [("",), (" \n",), ("a", "\u3000"), ("caf\udce9",)])
 def test_a_text_with_nothing_that_can_be_read_is_refused(text):
-    with pytest.raises(InputError, match="text 2 is empty, or no UTF-8"):
+    with pytest.raises(InputError, match="text 2 is empty, no UTF-8, or more"):
         texts.checked([("good",), text])
 
 
@@ -129,5 +129,4 @@ def test_the_prompt_ends_where_nobody_reads(prompted):
     def answer(line: str) -> None:
         raise BrokenPipeError
 
-    with pytest.raises(BrokenPipeError):
-        prompted(["good"], answer)
+    assert "error" not in prompted(["good"], answer)

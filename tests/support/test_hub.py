@@ -389,7 +389,7 @@ def test_a_run_is_pushed_whole_and_comes_back(run, uploads, base, table, tmp_pat
     best["training_curves.png"] = (out / "training_curves.png").read_bytes()
     assert uploads.files == best
     text = uploads.files["README.md"].decode()
-    assert "library_name: peft" in text and "--adapter you/sst2" in text and "accuracy" in text
+    assert 'library_name: "peft"' in text and "--adapter you/sst2" in text and "accuracy" in text
     (tmp_path / "pushed").mkdir()
     for name, content in uploads.files.items():
         (tmp_path / "pushed" / name).write_bytes(content)

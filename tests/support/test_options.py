@@ -24,9 +24,9 @@ class Config:
     dropout: float = option(0.1, "of the input", at_least=0, below=1, also="lora-dropout")
     warmup_ratio: float = option(0.1, "fraction of the steps", at_least=0, at_most=1)
     seed: int = option(42, "of everything random", at_least=0)
-    out: str = option("out", "where everything goes", also="output-dir", decides=False)
-    resume: bool = option(False, "go on with the run", decides=False)
-    push: bool = option(False, "upload it", decides=False)
+    out: str = option("out", "where everything goes", also="output-dir")
+    resume: bool = option(False, "go on with the run")
+    push: bool = option(False, "upload it")
 
     def __post_init__(self):
         options.check(self)
@@ -143,13 +143,27 @@ def test_what_is_written_reads_the_same(tmp_path):
     assert read(file=written, tmp_path=tmp_path) == config
 
 
-def test_what_decides_and_what_was_changed():
+def test_flags_give_the_same_options():
     config = Config(epochs=5, lr=1e-3, out="elsewhere", resume=True)
-    assert options.deciding(config).keys() == asdict(config).keys() - {"out", "resume", "push"}
-    assert options.changed_flags(config) == ["--epochs=5", "--lr=0.001"]
     assert read(*options.as_flags(asdict(config))) == config
-    repeated = read(*options.changed_flags(config))
-    assert options.deciding(repeated) == options.deciding(config)
+
+
+@dataclass(kw_only=True)
+class Others:
+    out: str = option("out", "where everything goes")
+
+
+@dataclass
+class Both(Others):
+    model: str = option("bert", "base model")
+
+
+def test_options_that_are_given_by_name_alone_come_last(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse(Both, ["--help"])
+    shown = capsys.readouterr().out
+    assert shown.index("--model") < shown.index("--out")
+    assert Both("mine").model == "mine"
 
 
 def test_a_list_of_names():
