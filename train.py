@@ -186,9 +186,6 @@ def build_model(
     return model
 
 
-# The training.
-
-
 def learning_rate(config: Config, step: int, steps: int) -> float:
     """Linear warm-up from 0, the rate of the first step, to lr, then linear decay to 0.
 
@@ -214,7 +211,10 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
 
     # Forward and backward, batch by batch: the gradients add up to that of the mean over all rows.
     batches = np.split(rows, range(config.batch_size, len(rows), config.batch_size))
-    for batch in parallel.mine(batches):
+    for number, batch in parallel.mine([*enumerate(batches)]):
+        # A batch has random numbers of its own, whatever was drawn, stopped or shared out before.
+        generator = np.random.default_rng([config.seed, step, number])
+        torch.manual_seed(int(generator.integers(2**63)))
         *inputs, labels = make_batch(setup.train_set, batch)  # three (B, S), (B,)
         with setup.placement.autocast:
             logits = setup.model(*inputs).float()  # (B, C)

@@ -1,6 +1,6 @@
 """A run's state as one safetensors file: tensors, and in its header what else resuming takes.
 
-Random numbers are not kept: those of a step are drawn from its number alone (Run.seed_step).
+Random numbers are not kept: each batch has its own, by its number (train.train_step).
 """
 
 import ast
@@ -73,7 +73,7 @@ def compare(path: Path, former: dict, now: dict) -> list[str]:
         if not name.startswith(MAY_CHANGE):
             what = f"{name} {before!r}, not {value!r}"
             raise InputError(f"{path}: that run was started with {what}; {run_folder.OTHER}")
-        effect = "not the bytes of a run that never stopped"
+        effect = "the bytes may be others than without the stop"
         notes.append(f"{name}: {value}, and was {before}; {effect}")
     return notes
 

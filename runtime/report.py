@@ -96,10 +96,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 config = AutoConfig.from_pretrained({name!r})  # the names of the classes
 base = AutoModelForSequenceClassification.from_pretrained({base!r}, config=config)
 model = PeftModel.from_pretrained(base, {name!r})"""
-MODEL_USAGE = """\
-from transformers import pipeline
-
-classify = pipeline("text-classification", model={name!r})"""
+MODEL_USAGE = "transformers.pipeline('text-classification', model={name!r})"
 
 
 def write_card(config, folder: Path, history: list[dict], steps: int) -> None:

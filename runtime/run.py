@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from runtime import checkpoint, report, run_folder
@@ -71,7 +69,6 @@ class Run:
             self.say(f"resuming at step {self.step} of {setup.steps}")
         for note in notes:
             self.say(note)
-        self.seed_step()
 
     def claim(self) -> tuple[dict, list[str]]:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -84,11 +81,6 @@ class Run:
         self.signal = number
         if parallel.SIZE == 1:  # torchrun sends each of them twice
             signal.signal(number, signal.SIG_DFL)
-
-    def seed_step(self) -> None:
-        """Lets the random numbers of the next step depend on its number and the process alone."""
-        seeds = np.random.SeedSequence([self.config.seed, parallel.RANK, self.step])
-        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
 
     def say(self, text: str) -> None:
         """Prints lines, and keeps them in training_log.txt."""
@@ -103,7 +95,6 @@ class Run:
         self.unlogged[0] += loss_sum
         self.unlogged[1] += right
         self.unlogged[2] += count
-        self.seed_step()
 
     def read_losses(self, *others: float) -> None:
         """Copies the sums from the device. Raises InputError for a loss that is not finite."""

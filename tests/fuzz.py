@@ -67,10 +67,10 @@ def begin_training(*words: str) -> None:
         raise Begun
 
     train.train_step = begin
+    shutil.rmtree("new", ignore_errors=True)
     sys.argv = ["train.py", *words]
     with contextlib.suppress(Begun):
         train.main()
-    shutil.rmtree("new", ignore_errors=True)
 
 
 def resume(tried: str) -> None:
@@ -456,7 +456,7 @@ def try_each(name: str, batch: list) -> None:
         grown = peak() - before
         if grown > 2 * len(content) + ROOM:
             outcome += f", and took {grown >> 20} MB"
-        left = [path.name for path in Path().rglob("*") if re.search(r"\.tmp$|^new$", path.name)]
+        left = [path.name for path in Path().rglob("*.tmp")]
         if left:
             outcome += f", and left {left}"
         with open("results", "a") as file:

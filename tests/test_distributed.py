@@ -159,7 +159,7 @@ def test_processes_take_the_steps_of_one(together, training, tmp_path, number):
 
     Of three processes one has no part in it.
     """
-    words = [*training, "--dropout", 0, "--out"]
+    words = [*training, "--dropout", 0.3, "--out"]
     ended = together(number, *words, tmp_path / "many")
     assert statuses(ended) == [0] * number, errors_of(ended)
     assert "best validation" in ended[0].stdout
@@ -174,7 +174,7 @@ def test_processes_take_the_steps_of_one(together, training, tmp_path, number):
 def test_a_stopped_run_goes_on_in_as_many_processes_or_in_others(
     together, training, whole, tmp_path
 ):
-    """To the same bytes in as many. The signal reaches one alone, and all stop at one step."""
+    """To the same bytes. The signal reaches one alone, and all stop at one step."""
     stopped = tmp_path / "stopped"
     words = [*training, "--dropout", 0.3, "--out", stopped]
     ended = together(2, *words, program=interrupted_by("SIGTERM", tmp_path))
@@ -186,11 +186,7 @@ def test_a_stopped_run_goes_on_in_as_many_processes_or_in_others(
         assert statuses(ended) == [0] * number, errors_of(ended)
         assert "resuming at step 7 of 26" in ended[0].stdout
         assert ("number of processes: " in ended[0].stdout) == (number != 2)
-        assert [r["step"] for r in records(out)] == [r["step"] for r in records(whole)]
-        # A third process has nothing to do in steps of two batches.
-        assert same_bytes(out, whole) == (number != 1)
-        for ours, theirs in zip(records(out), records(whole), strict=True):
-            assert ours == pytest.approx(theirs, abs=0.5)  # the same sentences in each step
+        assert same_bytes(out, whole)  # a step has two batches, and a sum of two no order
 
 
 def test_a_lost_process_is_one_line_and_the_run_goes_on(together, training, whole, tmp_path):

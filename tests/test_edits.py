@@ -168,7 +168,7 @@ def test_an_edit_takes_effect_in_training(results, edit):
     assert results[edit]["train"] != results["none"]["train"]
 
 
-@pytest.mark.parametrize("edit", EDITS.keys() - SAME_ANSWERS)
+@pytest.mark.parametrize("edit", [edit for edit in EDITS if edit not in SAME_ANSWERS])
 @pytest.mark.parametrize("door", ["answer", "bank", "label"])
 def test_an_edit_takes_effect_in_answering(results, edit, door):
     assert results[edit][door] != results["none"][door]
