@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from data import padding_fraction, plan_batches
+from lora import fully_trained
 from runtime.run_folder import deciding
 from support import files, options
 from support.errors import first_line, plain
@@ -21,10 +23,11 @@ def summary(setup) -> str:
     lines = [
         f"model  {config.model} on {setup.placement.device.type}",
         f"data   {config.data}, column {' and '.join(setup.columns)}",
-        f"       {len(train):,} sentences to train on, {len(validation):,} to validate on",
+        f"       {len(train):,} sentences to train on, {len(validation):,} to validate on; "
+        f"padding {padding(setup):.2%} of the tokens",
         f"       {task.describe()}; best is the model of the best {task.metric}",
         f"       always guessing {guess} would give {spell(scores)}",
-        *parameter_table(setup.model),
+        *parameter_table(setup.model, config),
     ]
     return "\n".join(map(plain, lines))
 
@@ -33,20 +36,30 @@ def spell(scores: dict[str, float]) -> str:
     return "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
 
 
-def parameter_table(model) -> list[str]:
-    """The numbers in BERT, in LoRA, in the classifier, and how many of them are trained."""
+def padding(setup) -> float:
+    """The fraction of the tokens of an epoch that is padding."""
+    data, config = setup.train_set, setup.config
+    plan = plan_batches(data.lengths, config.step_size, config.seed, epoch=0)
+    return padding_fraction(data.lengths, plan, data.multiple)
+
+
+def parameter_table(model, config) -> list[str]:
+    """The numbers in BERT, in LoRA and in what is trained in full, and what becomes of them."""
+    drawn = () if config.init_adapter else model.newly_initialized
+    whole = fully_trained(model) if config.rank else {"classifier"}
+    states = {"BERT": "frozen" if config.rank else "trained"}
+    states["LoRA"] = f"trained: rank {config.rank} on {config.targets}"
+    states |= {name: "trained, newly initialized" if name in drawn else "trained" for name in whole}
     sizes = Counter()
-    trained = Counter()
+    trained = 0
     for name, parameter in model.named_parameters():
-        part = "LoRA" if ".lora." in name else name.partition(".")[0]
-        for each in (part, "total"):
-            sizes[each] += parameter.numel()
-            trained[each] += parameter.numel() * parameter.requires_grad
-    rows = []
-    for part, size in reversed(sizes.most_common()):
-        share = trained[part] / size
-        rows.append(f"{part:<10} {size:>12,}  {trained[part]:,} trained, {share:.2%}")
-    return rows
+        layer = name.rpartition(".")[0]
+        part = layer if layer in whole else "LoRA" if ".lora." in name else "BERT"
+        sizes[part] += parameter.numel()
+        trained += parameter.numel() * parameter.requires_grad
+    rows = [f"{part:<10} {sizes[part]:>12,}  {states[part]}" for part in states if part in sizes]
+    total = sizes.total()
+    return [*rows, f"{'total':<10} {total:>12,}  {trained:,} trained, {trained / total:.2%}"]
 
 
 def plot_curves(history: list[dict], path: Path) -> str:
@@ -133,12 +146,17 @@ def write_card(config, folder: Path, history: list[dict], steps: int) -> None:
 def card_metadata(config, local: dict, scores: dict[str, float]) -> str:
     """What the Hub sorts models by, as YAML: without the names of what is `local`."""
     names = config.data.partition("@")[0].split("/")
+    task = {"type": names[-1], "name": names[-1]}
+    scores = {n: score for n, score in scores.items() if not n.startswith("mismatched_")}
+    metrics = [{"type": name, "value": round(score, 4)} for name, score in scores.items()]
+    result = {"task": {"type": "text-classification"}, "dataset": task, "metrics": metrics}
     metadata = {
         "base_model": "" if "model" in local else config.model.partition("@")[0],
         "datasets": [] if "data" in local else ["/".join(names[:2])],
         "library_name": "peft" if config.rank else "transformers",
         "license": config.license,
-        "metrics": [*scores],
+        "metrics": [name for name in scores if name != "loss"],
         "pipeline_tag": "text-classification",
+        "model-index": [{"name": config.hub_model_id or names[-1], "results": [result]}],
     }
     return "\n".join(f"{key}: {json.dumps(value)}" for key, value in metadata.items() if value)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from runtime import checkpoint, report, run_folder
 from runtime.run_folder import CHECKPOINT, LAST, LOG, METRICS
@@ -43,6 +44,8 @@ class Run:
         self.best = None  # the best validation score so far
         self.history = []  # the lines of metrics.jsonl
         self.unlogged: list[Any] = [0, 0, 0]  # since a log line: sum of losses, right, sentences
+        self.done = 0  # sentences since this start
+        self.bar = tqdm(disable=True)
         self.cost = 0.0  # of the last checkpoint, in seconds; all may take a hundredth of the time
         self.begun = self.saved = time.perf_counter()
 
@@ -60,6 +63,17 @@ class Run:
         vars(self).update(progress)
         if self.step > setup.steps:
             raise InputError(f"{self.out}: that run is at step {self.step}; give more --epochs")
+        size = len(setup.train_set.lengths)
+        epoch, steps = divmod(self.step, setup.steps_per_epoch)
+        self.bar = tqdm(
+            total=self.config.epochs * size,
+            initial=epoch * size + steps * self.config.step_size,
+            unit=" sentences",
+            disable=not (parallel.is_first() and sys.stderr.isatty()),
+            dynamic_ncols=True,
+        )
+        self.stack.callback(self.bar.close)
+        self.begun = time.perf_counter()
         for number in (signal.SIGINT, signal.SIGTERM):
             self.stack.callback(signal.signal, number, signal.signal(number, self.note_signal))
         if parallel.is_first():
@@ -85,7 +99,8 @@ class Run:
     def say(self, text: str) -> None:
         """Prints lines, and keeps them in training_log.txt."""
         if text and parallel.is_first():
-            errors.say(text)
+            with tqdm.external_write_mode(file=sys.stdout):  # above the bar
+                errors.say(text)
             with open(self.out / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text.translate(errors.ESCAPES_IN_LINES) + "\n")
 
@@ -95,6 +110,9 @@ class Run:
         self.unlogged[0] += loss_sum
         self.unlogged[1] += right
         self.unlogged[2] += count
+        self.done += count
+        with contextlib.suppress(OSError):  # a terminal that has gone
+            self.bar.update(count)
 
     def read_losses(self, *others: float) -> None:
         """Copies the sums from the device. Raises InputError for a loss that is not finite."""
@@ -105,15 +123,12 @@ class Run:
             raise InputError(f"the loss is not finite by step {self.step}: {hint}; {kept}")
 
     def record(self, split: str, scores: dict[str, float]) -> None:
-        """Says scores, and adds them to the history."""
+        """Adds scores to the history."""
         scores = {f"{split}_{name}": score for name, score in scores.items()}
         self.history.append({"step": self.step} | scores)
-        where = f"step {self.step}/{self.setup.steps}"
-        seconds = time.perf_counter() - self.begun
-        self.say(f"{where}  {seconds:.0f} s  {report.spell(scores)}")
 
     def log_steps(self) -> None:
-        """Says and keeps the mean loss since the last log line."""
+        """Says and keeps the mean loss since the last log line, the speed and the time left."""
         self.read_losses()
         loss, right, count = self.unlogged
         self.unlogged = [0, 0, 0]
@@ -121,6 +136,11 @@ class Run:
         if self.setup.task.step_metric:
             scores[self.setup.task.step_metric] = right / count
         self.record("train", scores)
+        speed = self.done / (time.perf_counter() - self.begun)
+        steps_left = self.setup.steps - self.step
+        seconds = steps_left * self.config.step_size / speed
+        where = f"step {self.step}/{self.setup.steps}  {report.spell(scores)}"
+        self.say(f"{where}  {speed:.0f} sentences/s  {seconds:.0f} s left")
 
     def note_scores(self, scores: dict[str, float]) -> bool:
         """Says and keeps the scores of an evaluation. Returns whether they are the best yet."""
@@ -130,6 +150,9 @@ class Run:
         is_best = self.best is None or score > self.best
         if is_best:
             self.best = score
+        epoch = self.step / self.setup.steps_per_epoch
+        hint = "  (best so far)" if is_best else ""
+        self.say(f"epoch {epoch:.2f}  validation {report.spell(scores)}{hint}")
         return is_best
 
     def save_checkpoint(self, now: bool) -> None:

@@ -139,6 +139,12 @@ def push(files: list[Path], repository: str, private: bool = False) -> None:
     with hub_errors(repository, later=f"; {folder} is kept, and goes there with: {again}"):
         api = client().HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
-        operations = [client().CommitOperationAdd(file.name, file) for file in files]
+        local = "/".join(folder.absolute().parts[-2:])  # how the model card names its folder
+        operations = []
+        for file in files:
+            content = file.read_bytes()
+            if file.name == "README.md":
+                content = content.replace(local.encode(), repository.encode())
+            operations.append(client().CommitOperationAdd(file.name, content))
         commit = api.create_commit(repository, operations, commit_message="Upload a model")
     say(f"pushed to {commit.repo_url}")

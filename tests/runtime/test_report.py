@@ -1,6 +1,7 @@
 """The table of parameters against peft's own count, the card as the Hub's client reads it, the
 curves as a picture."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,16 +47,18 @@ def test_the_table_counts_as_peft_does(tiny, some_reviews, targets):
     trained, _ = theirs.get_nb_trainable_parameters()
     plain = sum(p.numel() for p in open_theirs(tiny, num_labels=2).parameters())
     table = dict(line.split(maxsplit=1) for line in lines[5:])
-    assert table["LoRA"] == f"{trained - 66:,}  {trained - 66:,} trained, 100.00%"
-    assert table["classifier"] == "66  66 trained, 100.00%"
-    assert table["bert"] == f"{plain - 66:,}  0 trained, 0.00%"
+    assert table["LoRA"] == f"{trained - 66:,}  trained: rank 8 on {targets}"
+    assert table["classifier"] == "66  trained"  # the base brings one of two classes
+    assert table["BERT"] == f"{plain - 66:,}  frozen"
     assert table["total"].startswith(f"{plain + trained - 66:,}  {trained:,} trained, ")
     assert lines[:4] == [
         f"model  {tiny} on cpu",
         f"data   {some_reviews}, column sentence",
-        "       58 sentences to train on, 6 to validate on",
+        lines[2],
         "       classes negative, positive; best is the model of the best accuracy",
     ]
+    sizes = "       58 sentences to train on, 6 to validate on; padding "
+    assert re.fullmatch(re.escape(sizes) + r"\d+\.\d\d% of the tokens", lines[2])
     assert lines[4].startswith("       always guessing negative would give accuracy 0.")
 
 
@@ -67,8 +70,10 @@ def test_the_head_of_a_regression(tiny, tmp_path):
     assert lines[3] == "       one number, a regression; best is the model of the best spearman"
     assert lines[4].startswith("       always guessing the mean, ")
     assert " would give loss " in lines[4] and "pearson 0.0000" in lines[4]
-    assert [line.split()[0] for line in lines[5:]] == ["classifier", "bert", "total"]
-    assert all(line.endswith(" trained, 100.00%") for line in lines[5:])
+    rows = [line.split() for line in lines[5:]]
+    assert [row[0] for row in rows] == ["BERT", "classifier", "total"]
+    assert [row[2] for row in rows[:2]] == ["trained", "trained,"]  # the classifier is new
+    assert lines[-1].endswith(" trained, 100.00%")
 
 
 # The card.
@@ -83,7 +88,9 @@ def test_the_hub_reads_the_card(tiny, tmp_path, rank):
     assert read.data.datasets == ["nyu-mll/glue"]
     assert read.data.base_model is None  # a directory is no base on the Hub
     assert read.data.license == "mit" and read.data.pipeline_tag == "text-classification"
-    assert read.data.metrics == ["loss", "accuracy"]
+    assert read.data.metrics == ["accuracy"]
+    results = {result.metric_type: result.metric_value for result in read.data.eval_results}
+    assert results == {"loss": 0.6, "accuracy": 0.75}
     assert "--lr=0.002" in read.text and "--hub-model-id" not in read.text
     assert "loss 0.6000  accuracy 0.7500" in read.text and "; 2 of 2 steps." in read.text
     assert "sample.py --adapter you/rte\n" in read.text
@@ -96,7 +103,7 @@ def test_the_card_names_a_base_of_the_hub(tmp_path):
     read = card(Config("you/base@abc", "nyu-mll/glue/stsb"), tmp_path, history)
     assert read.data.base_model == "you/base" and read.data.license is None
     assert "from_pretrained('you/base', config=config)" in read.text
-    assert read.data.metrics == ["loss", "pearson", "spearman", "mismatched_pearson"]
+    assert read.data.metrics == ["pearson", "spearman"]
 
 
 @pytest.mark.parametrize("out", ["out", "home/somebody/out", "../somebody/out"])

@@ -20,7 +20,7 @@ def run(tmp_path) -> Run:
     """A run in its training, of 8 steps, without a model."""
     run = Run(train.Config(out=str(tmp_path)), contextlib.ExitStack())
     task = SimpleNamespace(step_metric="accuracy", metric="accuracy")
-    run.setup = SimpleNamespace(task=task, steps=8)
+    run.setup = SimpleNamespace(task=task, steps=8, steps_per_epoch=4)
     run.facts = {}
     run.tensors = {"parameter.w": torch.ones(2)}
     return run
@@ -40,7 +40,7 @@ def test_a_line_of_the_log_is_the_mean_over_sentences(run, capsys):
         {"step": 5, "train_loss": pytest.approx(mean), "train_accuracy": pytest.approx(5 / 17)}
     ]
     said = capsys.readouterr().out
-    line = rf"step 5/8  \d+ s  train_loss {mean:.4f}  train_accuracy 0\.2941\n"
+    line = rf"step 5/8  loss {mean:.4f}  accuracy 0\.2941  \d+ sentences/s  \d+ s left\n"
     assert re.fullmatch(line, said) and (run.out / "training_log.txt").read_text() == said
     note(run, 6.0)
     run.setup.task.step_metric = None
