@@ -72,7 +72,14 @@ class BertConfig:
                 raise ValueError(f"{path}: {name} {values[name]!r} is not supported")
         found = {f.name: values.get(f.name) for f in fields(cls)}
         config = cls(**{name: value for name, value in found.items() if value is not None})
-        config.id2label = dict(sorted((int(i), label) for i, label in config.id2label.items()))
+        for name, value in vars(config).items():
+            usual = getattr(cls, name, None)  # the default, of the right kind
+            is_number = isinstance(usual, int | float)
+            if is_number and not (isinstance(value, (type(usual), int)) and 0 <= value <= 2**20):
+                raise ValueError(f"{path}: {name} {value!r:.60} is not supported")
+        if config.hidden_size % config.num_attention_heads or config.num_hidden_layers > 1000:
+            raise ValueError(f"{path}: these sizes are not supported")
+        config.id2label = dict(sorted((int(i), str(label)) for i, label in config.id2label.items()))
         if [*config.id2label] != [*range(config.num_labels)]:
             raise ValueError(f"{path}: id2label must name the classes 0, 1, 2, …")
         return config
@@ -210,8 +217,8 @@ class BertPooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Only [CLS] is read, so runtime/fast.py lets the last layer compute no other row. Where
-        # this line was edited it does not.
+        # x has the rows of padding too, and no mask comes here. Only [CLS] is read, so
+        # runtime/fast.py lets the last layer compute no other row, unless this line was edited.
         return torch.tanh(self.dense(x[:, 0]))  # (B, S, D) -> (B, D)
 
 

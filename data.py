@@ -113,7 +113,7 @@ class Encoded:
     starts: np.ndarray  # (N,) int64
     lengths: np.ndarray  # (N,) int64
     labels: Tensor | None  # (N,) int64, or float32 of a regression
-    multiple: int = 1  # of which the length of a batch is one: few lengths are few kernels on a GPU
+    multiple: int = 1  # a batch is padded to one (8 on CUDA: fewer lengths are fewer kernels)
     always_mask: bool = False  # also where nothing is padded
 
     def to(self, device: str | torch.device, **settings) -> "Encoded":

@@ -196,7 +196,7 @@ def merge_lora_weights(model: PretrainedModel) -> PretrainedModel:
     for name, layer in layers.items():
         both = copy.deepcopy(layer).double().eval()
         delta = both.lora.delta()  # (out, in)
-        x = torch.linspace(-1, 2, delta.shape[1]).to(delta)  # (in,), any one would do
+        x = torch.linspace(-1, 2, delta.shape[1]).to(delta)  # (in,), a probe: both must agree on it
         if not isinstance(both.linear, nn.Linear) or not torch.allclose(both.merged()(x), both(x)):
             raise ValueError(f"{name} is not Wx + b + scaling · B(A(x)), and cannot be merged")
     merged = {name: layer.merged() for name, layer in layers.items()}
@@ -205,7 +205,7 @@ def merge_lora_weights(model: PretrainedModel) -> PretrainedModel:
     return model
 
 
-# Adapters in memory and on disk, under PEFT's names.
+# Adapters in memory and on disk, under PEFT's names: a format, and nothing new about LoRA.
 
 WITH_POOLER = ["classifier", "pooler", "score"]  # modules_to_save, where the base has no pooler
 # What adapter_config.json may say without changing what is computed. The first is what we write.
@@ -280,6 +280,8 @@ def open_adapter(adapter: str | Path, base=None, dropout: float | None = None):
     else:
         model = BertForSequenceClassification.from_pretrained(base or named_base(folder))
     replace_classifier(model, folder, state)
+    if config["r"] not in {tensor.shape[0] for name, tensor in state.items() if "lora_A" in name}:
+        raise ValueError(f"{folder}: its tensors are not of rank {config['r']}")
     targets = config["target_modules"]
     if isinstance(targets, list):  # PEFT too lets some of a list match nothing
         names = [name for name, _ in model.named_modules()]
@@ -319,6 +321,8 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     state = load_file(folder / "adapter_model.safetensors")
     # Models in PEFT's memory, and some of its older files, have these parts in their names.
     parts = r"\.modules_to_save|\.default(?=\.)"
+    if any(tensor.is_complex() for tensor in state.values()):
+        raise ValueError(f"{folder}: adapter_model.safetensors holds complex numbers")
     return {re.sub(parts, "", name): tensor.float() for name, tensor in state.items()}
 
 
@@ -326,7 +330,7 @@ def named_base(folder: Path) -> str:
     """The base that an adapter names: a directory, or `owner/name[@revision]`."""
     config = read_adapter_config(folder)
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if not base:
+    if not base or not isinstance(base, str):
         raise ValueError(f"{folder}: adapter_config.json names no base model; give one (--model)")
     return f"{base}@{revision}" if revision else base
 
@@ -344,6 +348,10 @@ def replace_classifier(model, folder: Path, state: dict[str, Tensor]) -> None:
     own = BertConfig(id2label={number: f"LABEL_{number}" for number in range(C)})
     if (folder / "config.json").is_file():
         own = BertConfig.from_json(folder / "config.json")
+    if own.num_labels != C:
+        raise ValueError(
+            f"{folder}: config.json names {own.num_labels} classes, the classifier {C}"
+        )
     told = {"id2label": own.id2label, "problem_type": own.problem_type}
     model.config = replace(model.config, text_pairs=own.text_pairs, **told)
     device = model.classifier.weight.device

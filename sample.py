@@ -68,13 +68,16 @@ def open_model(
             model = BertForSequenceClassification.from_pretrained(folder)
         if model.newly_initialized:
             raise InputError(f"{name}: has no trained classifier; name an adapter: --adapter")
+    notes = []
     if merge:
         try:
             merge_lora_weights(model.requires_grad_(False))
         except ValueError as error:  # a form of LoRA was edited
-            devices.note(f"{error}; the adapter stays beside its layers, which is slower")
+            notes.append(f"note: {error}; the adapter stays beside its layers, which is slower")
     tokenizer = load_tokenizer(source, max_length or model.config.max_position_embeddings)
     placement = devices.place(model.requires_grad_(False), device=device, dtype=dtype)
+    for note in notes + placement.notes:
+        print(note, file=sys.stderr)
     return Model(name, model, tokenizer, task_of(model.config), placement)
 
 
@@ -102,7 +105,7 @@ def show(models: list[Model], given: list[texts.Text], as_json: bool) -> None:
             if as_json:
                 line = {"adapter": name} if name else {}
                 line |= zip(("text", "text_pair"), text, strict=False)  # as in HF's pipelines
-                print(json.dumps(line | answer, ensure_ascii=False))
+                print(errors.plain(json.dumps(line | answer, ensure_ascii=False)))
             else:
                 said = f"{name}: {' | '.join(text)}" if name else " | ".join(text)
                 print(errors.plain(f"{model.task.as_text(answer)}  {said}"))

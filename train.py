@@ -51,7 +51,9 @@ class Config(RunOptions):
     text_columns: str = option("", "column of the text, or of a pair: a,b", also="text-column")
     label_column: str = option("label", "column of the label: a number from 0, or a name")
     label_names: str = option("", "names of the classes 0, 1, …: a,b,c (default: the data's)")
-    metric: str = option("", "best/ has the best; pearson: regression", choices=["", *glue.METRICS])
+    metric: str = option(
+        "", "chooses best/; pearson makes it a regression", choices=["", *glue.METRICS]
+    )
     init_adapter: str = option("", "adapter to go on training: a directory, or owner/name")
     epochs: int = option(3, "passes over the training data", at_least=1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", at_least=1)
@@ -65,10 +67,10 @@ class Config(RunOptions):
     max_grad_norm: float = option(1.0, "gradients of a larger norm are clipped to it", above=0)
     rank: int = option(8, "LoRA's rank; 0 trains every weight", at_least=0, also="lora-rank")
     alpha: float = option(16.0, "LoRA is scaled by alpha / rank", above=0, also="lora-alpha")
-    dropout: float = option(0.05, "of what LoRA reads", at_least=0, below=1, also="lora-dropout")
+    dropout: float = option(0.05, "on LoRA's input", at_least=0, below=1, also="lora-dropout")
     targets: str = option("query,value", "layers to adapt, by the ends of their names; all-linear")
     max_length: int = option(128, "tokens that a text is cut to", at_least=3)
-    seed: int = option(42, "of everything random", at_least=0)
+    seed: int = option(42, "of all random numbers", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cuda", "mps", "cpu"])
     dtype: str = option("auto", "of matrix products", choices=["auto", "float32", "bfloat16"])
     compile: str = option("auto", "torch.compile; auto: on CUDA", choices=["auto", "yes", "no"])
@@ -299,7 +301,7 @@ def train(config: Config, notice: str = "") -> None:
         setup = set_up(config)
         run.begin(setup)
         run.say(notice)
-        run.say(report.summary(setup))
+        run.say("\n".join([report.summary(setup), *setup.placement.notes]))
         fit(setup, run)
         run.finish()
         save_model(setup, run, run.out / "final")  # the last that a run writes
@@ -311,11 +313,12 @@ def main() -> None:
     parallel.start()
     given = options.parse(Config, sys.argv[1:], __doc__)
     given = parallel.broadcast(lambda: former_options(Config, given)) | given
-    pair, notice = {}, ""
+    fallback, notice = {}, ""
     if given.get("offline_fallback") and not given.keys() & {"model", "data"}:
-        pair, notice = parallel.broadcast(offline.official_or_offline)
-    own = adapters.options_of(given)
-    config = Config(**{"processes": parallel.SIZE} | pair | given | own)  # the later one wins
+        fallback, notice = parallel.broadcast(offline.official_or_offline)
+    of_adapter = adapters.options_of(given)  # of --init-adapter
+    usual = {"processes": parallel.SIZE}
+    config = Config(**usual | fallback | given | of_adapter)  # the later one wins
     train(config, notice)
 
 

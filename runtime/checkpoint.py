@@ -73,7 +73,7 @@ def compare(path: Path, former: dict, now: dict) -> list[str]:
         if not name.startswith(MAY_CHANGE):
             what = f"{name} {before!r}, not {value!r}"
             raise InputError(f"{path}: that run was started with {what}; {run_folder.OTHER}")
-        effect = "the bytes may be others than without the stop"
+        effect = "from here on the bytes may be others than those of a run that never stopped"
         notes.append(f"{name}: {value}, and was {before}; {effect}")
     return notes
 

@@ -1,7 +1,6 @@
 """Where and how a model computes, decided once: its device, bfloat16, torch.compile."""
 
 import functools
-import sys
 import time
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ class Placement:
     multiple: int  # a batch's length is padded to one
     always_mask: bool  # whether a batch has a mask also where nothing is padded
     batch_tokens: int  # the most in a batch of texts to answer
+    notes: list[str]  # what a user should know of it
 
     def put(self, encoded: Encoded) -> Encoded:
         return encoded.to(self.device, multiple=self.multiple, always_mask=self.always_mask)
@@ -54,17 +54,17 @@ def place(
     native = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     bfloat16 = dtype == "bfloat16" or (dtype == "auto" and native)
     compiled = compile == "yes"
+    notes = []
     if compile == "auto" and on_cuda:
         reason = why_not_compiled(device)
         compiled = not reason
         if reason:
-            note(f"the layers are not compiled, which would be faster: {reason}")
+            notes.append(f"the layers are not compiled, which would be faster: {reason}")
     for module in model.modules() if bfloat16 else ():
         # Frozen: no float32 original is needed, and no conversion in each step.
         if isinstance(module, nn.Linear) and not module.weight.requires_grad:
             module.to(torch.bfloat16)
-    for text in fast.rewrite(model, on_cpu=device == "cpu" and not compiled):
-        note(text)
+    notes += fast.rewrite(model, on_cpu=device == "cpu" and not compiled)
     for layer in model.bert.encoder.layer[:-1]:  # the last one may compute [CLS] alone
         if recompute:
             layer.forward = functools.partial(recomputed, layer.forward)
@@ -80,6 +80,7 @@ def place(
         multiple=8 if few_lengths else 1,
         always_mask=compiled,  # with and without a mask would be two compilations
         batch_tokens=1024 if device == "cpu" else 16 * 1024,
+        notes=[f"note: {text}" for text in notes],
     )
 
 
@@ -97,9 +98,3 @@ def why_not_compiled(device: str) -> str:
 def recomputed(forward, *inputs):
     """A function of our own around the layer's: torch.compile skips PyTorch's."""
     return checkpoint(forward, *inputs, use_reentrant=False)
-
-
-@functools.cache  # each note once
-def note(text: str) -> None:
-    if parallel.is_first():
-        print(f"note: {text}", file=sys.stderr)

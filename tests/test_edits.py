@@ -157,7 +157,7 @@ def results(tiny, some_reviews, tmp_path_factory) -> dict[str, dict]:
             "answer": Path(f"{top}/{name}.answer.stdout").read_text(),
             "bank": Path(f"{top}/{name}.bank.stdout").read_text(),
             "label": (top / f"{name}.csv").read_text(),
-            "said": Path(f"{top}/{name}.train.stderr").read_text(),
+            "said": Path(f"{top}/{name}.train.stdout").read_text(),
         }
         for name in ("none", *EDITS)
     }

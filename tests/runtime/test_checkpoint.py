@@ -149,7 +149,7 @@ def test_more_epochs_may_be_asked_for_and_no_fewer(begin, tmp_path):
     begin(20, epochs=2).save_checkpoint(now=True)
     begin(epochs=3)
     log = (tmp_path / run_folder.LOG).read_text()
-    assert "resuming at step 20 of 45\nepochs: 3, and was 2; the bytes may be others" in log
+    assert "resuming at step 20 of 45\nepochs: 3, and was 2; from here on the bytes may" in log
     with pytest.raises(InputError, match="that run is at step 20; give more --epochs"):
         begin(epochs=1)
 
@@ -171,7 +171,7 @@ def test_what_changed_is_a_line_each(begin, tmp_path):
     then = now | {"number of CPU threads": 9, "number of processes": 3, "code of bert.py": "abc"}
     then |= {"device, bfloat16, compiled": device}
     del then["max_grad_norm"]  # an option that there was not yet
-    same = "the bytes may be others than without the stop"
+    same = "from here on the bytes may be others than those of a run that never stopped"
     threads = now["number of CPU threads"]
     assert checkpoint.compare(tmp_path, then, now) == [
         f"device, bfloat16, compiled: ['cpu', False, False], and was {device}; {same}",
