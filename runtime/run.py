@@ -69,7 +69,7 @@ class Run:
             total=self.config.epochs * size,
             initial=epoch * size + steps * self.config.step_size,
             unit=" sentences",
-            disable=not (parallel.is_first() and sys.stderr.isatty()),
+            disable=not (parallel.is_first() and sys.stderr and sys.stderr.isatty()),
             dynamic_ncols=True,
         )
         self.stack.callback(self.bar.close)
