@@ -10,6 +10,7 @@ training_log.txt, metrics.jsonl, config.toml, and checkpoint/, from which --resu
 This file reads as a run goes: the options, the set-up, a step, the loop, the evaluation.
 """
 
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -96,11 +97,11 @@ class Setup:
     validation_set: Encoded
     mismatched_set: Encoded | None  # MNLI's second validation split, which is scored too
 
-    @property
+    @functools.cached_property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.train_set.lengths) / self.config.step_size)
 
-    @property
+    @functools.cached_property
     def steps(self) -> int:
         return self.steps_per_epoch * self.config.epochs
 
