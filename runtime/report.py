@@ -70,11 +70,13 @@ def plot_curves(history: list[dict], path: Path) -> str:
 
         figure = Figure(figsize=(10, 4), layout="constrained")
         for axis, name in zip(figure.subplots(1, 2), names, strict=True):
-            for key in f"train_{name}", f"validation_{name}":
+            for split, style in ("train", {"color": "0.6"}), ("validation", {"marker": "o"}):
+                key = f"{split}_{name}"
                 points = [(r["step"], r[key]) for r in history if key in r]
-                axis.plot(*zip(*points, strict=True), marker=".", label=key)
-            axis.set(xlabel="step")
+                axis.plot(*zip(*points, strict=True), label=split, **style)
+            axis.set(xlabel="step", title=name)
             axis.legend()
+            axis.grid(alpha=0.3)
         with files.written_whole(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
     except Exception as error:  # whatever its own files or settings lead to

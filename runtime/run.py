@@ -81,6 +81,8 @@ class Run:
             run_folder.write_options(self.config)
         if progress:
             self.say(f"resuming at step {self.step} of {setup.steps}")
+        if self.step == setup.steps:
+            self.say(f"{self.out} holds a finished run; nothing is left to be trained")
         for note in notes:
             self.say(note)
 
@@ -184,4 +186,5 @@ class Run:
         epochs = self.config.epochs + 1
         self.say(f"to answer: python sample.py --adapter {shlex.quote(str(best))}")
         self.say(f"to train longer: the same command with --resume --epochs {epochs}")
+        self.say("to start anew: the same command with another --out")
         self.say(f"best validation {self.setup.task.metric} {self.best:.4f}, kept in {best}")

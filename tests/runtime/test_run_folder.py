@@ -175,9 +175,10 @@ def test_a_finished_run_says_what_comes_next(run, hub, refused, finished, tmp_pa
     again = ["--offline-fallback", "--resume"]
     done = run(ROOT / "train.py", *again, cwd=tmp_path, env=hub.environment)
     assert (done.returncode, done.stderr) == (0, "") and not hub.served
-    *_, answer, longer, best = done.stdout.splitlines()
+    *_, answer, longer, anew, best = done.stdout.splitlines()
     assert answer == "to answer: python sample.py --adapter out/best"
     assert longer == "to train longer: the same command with --resume --epochs 2"
+    assert anew == "to start anew: the same command with another --out"
     assert best.startswith("best validation accuracy 0.")
     before["config.toml"] = before["config.toml"].replace(
         b"offline_fallback = false", b"offline_fallback = true"
