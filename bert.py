@@ -66,7 +66,8 @@ class BertConfig:
     @classmethod
     def from_json(cls, path: str | Path) -> "BertConfig":
         """Reads a config.json. Raises ValueError naming a field that this encoder cannot honour."""
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text, parse_constant=str)  # NaN is no number
         for name, supported in SUPPORTED.items():
             if values.get(name, supported) != supported:
                 raise ValueError(f"{path}: {name} {values[name]!r} is not supported")
