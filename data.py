@@ -198,13 +198,6 @@ def batches_by_length(lengths: np.ndarray, batch_tokens: int = 1024) -> list[np.
     return batches
 
 
-def padding_fraction(lengths: np.ndarray, batches: list[np.ndarray], multiple: int = 1) -> float:
-    """The fraction of the computed tokens that is padding."""
-    longest = [math.ceil(lengths[rows].max() / multiple) * multiple for rows in batches]
-    computed = sum(len(rows) * S for rows, S in zip(batches, longest, strict=True))
-    return 1 - int(lengths.sum()) / computed
-
-
 def make_batch(data: Encoded, rows: np.ndarray) -> tuple:
     """The rows as `(input_ids, attention_mask, token_type_ids, labels)`.
 

@@ -1,12 +1,15 @@
 """What a run tells people: its head with the table of parameters, the curves, the model card."""
 
 import json
+import math
 import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from data import padding_fraction, plan_batches
+import numpy as np
+
+from data import plan_batches
 from lora import fully_trained
 from runtime.run_folder import deciding
 from support import files, options
@@ -34,6 +37,13 @@ def summary(setup) -> str:
 
 def spell(scores: dict[str, float]) -> str:
     return "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
+
+
+def padding_fraction(lengths: np.ndarray, batches: list[np.ndarray], multiple: int = 1) -> float:
+    """The fraction of the computed tokens that is padding."""
+    longest = [math.ceil(lengths[rows].max() / multiple) * multiple for rows in batches]
+    computed = sum(len(rows) * S for rows, S in zip(batches, longest, strict=True))
+    return 1 - int(lengths.sum()) / computed
 
 
 def padding(setup) -> float:

@@ -16,10 +16,10 @@ from data import (
     load_data,
     load_tokenizer,
     make_batch,
-    padding_fraction,
     plan_batches,
     predict,
 )
+from runtime.report import padding_fraction
 
 
 def assert_same_tokens(folder, texts, max_length=512):
