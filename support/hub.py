@@ -69,7 +69,8 @@ def client():
 def snapshot(name: str, files: tuple[str, ...], **of) -> Path:
     """The cache's folder with the files of a repository that match the first of these patterns."""
     hub = client()
-    download = functools.partial(hub.snapshot_download, **of, allow_patterns=files)
+    # One at a time: the threads of a failed download close the connection under each other.
+    download = functools.partial(hub.snapshot_download, **of, allow_patterns=files, max_workers=1)
     root = ""
     with hub_errors(name):
         hub.utils.validate_repo_id(of["repo_id"])

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -636,6 +637,8 @@ def killed(program, model, texts, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # Ctrl-C is ignored by what a shell runs in the background, as these tests may be.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         while process.poll() is None and len(list(parts.glob("0*.arrow"))) < kept:
             time.sleep(0.01)
