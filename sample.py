@@ -22,9 +22,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from bert import BertForSequenceClassification
-from data import batches_by_length, encode, load_tokenizer, predict
-from lora import merge_lora_weights, named_base, open_adapter
-from runtime import devices, texts
+from data import encode, load_tokenizer
+from lora import merge_lora_weights
+from runtime import adapters, devices, texts
 from support import errors, hub, parallel
 from support.errors import InputError
 from support.options import OneLineParser
@@ -51,16 +51,9 @@ def open_model(
     `bases` holds base models by name: each is in memory once, for all adapters on it. To `merge`
     an adapter makes many answers faster.
     """
-    bases = {} if bases is None else bases
     folder = source = hub.folder(name)
     if (folder / "adapter_config.json").is_file():
-        with errors.reading(folder):
-            base = base or named_base(folder)
-        source = hub.folder(base)
-        with errors.reading(source):
-            bases[base] = bases.get(base) or BertForSequenceClassification.from_pretrained(source)
-        with errors.reading(folder):
-            model = open_adapter(folder, bases[base])
+        model, source = adapters.open_with_base(folder, base, bases)
     elif base:
         raise InputError(f"{name}: is a whole model and no adapter; leave out --model")
     else:
@@ -68,14 +61,15 @@ def open_model(
             model = BertForSequenceClassification.from_pretrained(folder)
         if model.newly_initialized:
             raise InputError(f"{name}: has no trained classifier; name an adapter: --adapter")
+    model.requires_grad_(False)
     notes = []
     if merge:
         try:
-            merge_lora_weights(model.requires_grad_(False))
+            merge_lora_weights(model)
         except ValueError as error:  # a form of LoRA was edited
             notes.append(f"note: {error}; the adapter stays beside its layers, which is slower")
     tokenizer = load_tokenizer(source, max_length or model.config.max_position_embeddings)
-    placement = devices.place(model.requires_grad_(False), device=device, dtype=dtype)
+    placement = devices.place(model, device=device, dtype=dtype)
     for note in notes + placement.notes:
         print(note, file=sys.stderr)
     return Model(name, model, tokenizer, task_of(model.config), placement)
@@ -88,11 +82,7 @@ def classify(model: Model, given: list[texts.Text]) -> list[dict]:
     score. Raises InputError for pairs where the model takes single texts, and the reverse.
     """
     texts.refuse_other_kind(model.name, model.model.config, given)
-    encoded = model.placement.put(encode(model.tokenizer, given))
-    batches = batches_by_length(encoded.lengths, model.placement.batch_tokens)
-    logits = predict(model.model, encoded, batches, model.placement.autocast)  # (N, C)
-    if not logits.isfinite().all():
-        raise InputError(f"{model.name}: gives no finite numbers; its weights are damaged")
+    logits = texts.compute_logits(model, encode(model.tokenizer, given))  # (N, C)
     return [model.task.answer(row) for row in logits]
 
 

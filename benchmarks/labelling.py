@@ -32,10 +32,11 @@ from compare_hf import HERE, save_results
 from pyarrow import parquet
 
 from bert import BertConfig, BertForSequenceClassification
-from data import batches_by_length, encode, load_data, predict
+from data import encode, load_data
 from lora import merge_lora_weights, open_adapter
 from runtime import labelling
 from runtime.adapters import copy_tokenizer
+from runtime.texts import compute_logits
 from sample import Model, open_model
 from support import hub
 from support.errors import InputError, run_main
@@ -58,10 +59,8 @@ BATCH_SIZES = (8, 16, 32, 64)  # of the pipeline
 
 def probabilities(model: Model, s: SimpleNamespace) -> np.ndarray:
     """What sample.py --out computes of the texts: (N, C)."""
-    encoded = model.placement.put(encode(model.tokenizer, s.reviews))
-    batches = batches_by_length(encoded.lengths, s.batch_tokens)
-    logits = predict(model.model, encoded, batches, model.placement.autocast)
-    return logits.softmax(-1).numpy()
+    encoded = encode(model.tokenizer, s.reviews)
+    return compute_logits(model, encoded, s.batch_tokens).softmax(-1).numpy()
 
 
 def contenders(s: SimpleNamespace) -> dict:

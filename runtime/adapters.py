@@ -60,15 +60,28 @@ def copy_tokenizer(base: Path, folder: Path) -> None:
             shutil.copyfile(base / name, folder / name)
 
 
+def open_with_base(folder: Path, base: str = "", bases: dict | None = None) -> tuple:
+    """The adapter in `folder` on the base that it names, or on another; and the base's folder.
+
+    `bases` holds base models by name: each is in memory once, for all adapters on it.
+    """
+    bases = {} if bases is None else bases
+    with errors.reading(folder):
+        base = base or named_base(folder)
+    source = hub.folder(base)
+    if base not in bases:
+        with errors.reading(source):
+            bases[base] = BertForSequenceClassification.from_pretrained(source)
+    with errors.reading(folder):
+        return open_adapter(folder, bases[base]), source
+
+
 def merge(adapter: str, folder: str, base: str = "", dtype: str = "float32") -> None:
     """Writes the base with the adapter folded in, as a plain BERT, into a new folder."""
     source = hub.folder(adapter)
+    model, below = open_with_base(source, base)
     with errors.reading(source):
-        below = hub.folder(base or named_base(source))
-    with errors.reading(below):
-        model = BertForSequenceClassification.from_pretrained(below)
-    with errors.reading(source):
-        model = merge_lora_weights(open_adapter(source, model))
+        model = merge_lora_weights(model)
     with files.written_whole(folder, new=True) as temporary:
         model.to(getattr(torch, dtype)).save_pretrained(temporary)
         copy_tokenizer(below, temporary)

@@ -21,9 +21,10 @@ import torch
 from pyarrow import ipc
 from tqdm import tqdm
 
-from data import Encoded, batches_by_length, encode, predict
+from data import Encoded, encode
 from runtime import fast
-from runtime.texts import Text, is_text
+from runtime.checkpoint import hash_arrays
+from runtime.texts import Text, compute_logits, is_text
 from support import errors, files, parallel, pieces
 from support.errors import InputError
 from support.options import split_list
@@ -94,11 +95,7 @@ def answer_encoded(model, encoded: Encoded | None, batch_tokens: int | None) -> 
     if encoded is None:
         logits = torch.zeros(0, model.model.config.num_labels)  # (0, C)
     else:
-        encoded = model.placement.put(encoded)
-        batches = batches_by_length(encoded.lengths, batch_tokens or model.placement.batch_tokens)
-        logits = predict(model.model, encoded, batches, model.placement.autocast)  # (N, C)
-    if not logits.isfinite().all():
-        raise InputError(f"{model.name}: gives no finite numbers; its weights are damaged")
+        logits = compute_logits(model, encoded, batch_tokens)  # (N, C)
     return model.task.columns(logits)
 
 
@@ -128,11 +125,8 @@ def identity(model) -> str:
     """A hash of all that decides an answer: weights, classes, tokenizer; where, and in what."""
     placement = model.placement
     told = [model.model.config, model.tokenizer.to_str(), placement.device, placement.bfloat16]
-    sha256 = hashlib.sha256(repr(told).encode())
-    for name, tensor in model.model.state_dict().items():
-        sha256.update(name.encode())
-        sha256.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
-    return sha256.hexdigest()
+    weights = hash_arrays(model.model.state_dict())
+    return hashlib.sha256(repr([told, weights]).encode()).hexdigest()
 
 
 # Pieces.

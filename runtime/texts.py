@@ -1,4 +1,4 @@
-"""Texts to classify: from a file, standard input, a prompt.
+"""Texts to classify: from a file, standard input, a prompt; and what a model makes of them.
 
 A text is a tuple of one string, or of the two of a pair, with a tab between them in a line.
 """
@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
+from data import Encoded, batches_by_length, predict
 from support import errors
 from support.errors import InputError
 
@@ -54,6 +57,19 @@ def refuse_other_kind(name: str, config, texts: list[Text]) -> None:
         if config.text_pairs not in (None, is_pair) or (is_pair and config.type_vocab_size < 2):
             kind = "single texts, not pairs" if is_pair else "pairs of texts; give --pair, or tabs"
             raise InputError(f"text {number}: {name} classifies {kind}")
+
+
+def compute_logits(model, encoded: Encoded, batch_tokens: int | None = None) -> Tensor:
+    """The logits (N, C) of encoded texts, by a Model of sample.py, in batches of similar length.
+
+    Raises InputError where they are no finite numbers.
+    """
+    encoded = model.placement.put(encoded)
+    batches = batches_by_length(encoded.lengths, batch_tokens or model.placement.batch_tokens)
+    logits = predict(model.model, encoded, batches, model.placement.autocast)  # (N, C)
+    if not logits.isfinite().all():
+        raise InputError(f"{model.name}: gives no finite numbers; its weights are damaged")
+    return logits
 
 
 def prompt(answer: Callable[[str], None], switch: Callable[[str], None]) -> None:

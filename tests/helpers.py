@@ -26,6 +26,19 @@ from bert import BertConfig, BertForSequenceClassification, BertModel
 from lora import LoRALayer, apply_lora_to_model, get_lora_state_dict, mark_only_lora_as_trainable
 
 ROOT = Path(__file__).resolve().parent.parent
+# What the Hub's files (nyu-mll/glue) tell: the columns, and the names of the classes. STS-B has
+# numbers for labels.
+GLUE_SCHEMAS = {
+    "sst2": (["sentence"], ["negative", "positive"]),
+    "cola": (["sentence"], ["unacceptable", "acceptable"]),
+    "mrpc": (["sentence1", "sentence2"], ["not_equivalent", "equivalent"]),
+    "qqp": (["question1", "question2"], ["not_duplicate", "duplicate"]),
+    "mnli": (["premise", "hypothesis"], ["entailment", "neutral", "contradiction"]),
+    "qnli": (["question", "sentence"], ["entailment", "not_entailment"]),
+    "rte": (["sentence1", "sentence2"], ["entailment", "not_entailment"]),
+    "wnli": (["sentence1", "sentence2"], ["not_entailment", "entailment"]),
+    "stsb": (["sentence1", "sentence2"], []),
+}
 TINY = {  # a BERT that takes milliseconds
     "vocab_size": 60,
     "hidden_size": 32,

@@ -14,25 +14,12 @@ import sklearn.metrics
 import torch
 import torch.nn.functional as F
 import transformers
-from helpers import losses_beside_peft, saved_base
+from helpers import GLUE_SCHEMAS, losses_beside_peft, saved_base
 from pyarrow import parquet
 
 import train
 from support.glue import TASKS
 
-# What the Hub's files (nyu-mll/glue) tell: the columns, and the names of the classes. STS-B has a
-# float32 label.
-SCHEMAS = {
-    "sst2": (["sentence"], ["negative", "positive"]),
-    "cola": (["sentence"], ["unacceptable", "acceptable"]),
-    "mrpc": (["sentence1", "sentence2"], ["not_equivalent", "equivalent"]),
-    "qqp": (["question1", "question2"], ["not_duplicate", "duplicate"]),
-    "mnli": (["premise", "hypothesis"], ["entailment", "neutral", "contradiction"]),
-    "qnli": (["question", "sentence"], ["entailment", "not_entailment"]),
-    "rte": (["sentence1", "sentence2"], ["entailment", "not_entailment"]),
-    "wnli": (["sentence1", "sentence2"], ["not_entailment", "entailment"]),
-    "stsb": (["sentence1", "sentence2"], []),
-}
 # What GLUE reports beside the accuracy, by scikit-learn.
 REPORTED = {
     "cola": ("matthews_correlation", sklearn.metrics.matthews_corrcoef),
@@ -45,7 +32,7 @@ SMALL = ["--max-length", 24, "--epochs", 2, "--batch-size", 8, "--lr", 0.02, "--
 
 def write_split(path: Path, task: str, rows: int, seed: int) -> None:
     """A split as the Hub has it: label and idx last, the features in the file's own metadata."""
-    columns, names = SCHEMAS[task]
+    columns, names = GLUE_SCHEMAS[task]
     random = np.random.default_rng(seed)
     values = {}
     features = {}
@@ -70,7 +57,7 @@ def glue_hub(made_once) -> Path:
     """The folder of a repository with all nine tasks."""
 
     def make(folder: Path) -> None:
-        for task in SCHEMAS:
+        for task in GLUE_SCHEMAS:
             (folder / task).mkdir()
             splits = ["train", "validation", "test"]
             if task == "mnli":
@@ -122,12 +109,14 @@ def scores_of(task: str, logits: torch.Tensor, labels: list) -> dict[str, float]
 # Of single texts, of pairs with f1, of two validation splits, of numbers; the others differ from
 # these in names.
 ALIKE = ("sst2", "qqp", "qnli", "rte", "wnli")
-MARKED = [pytest.param(task, marks=pytest.mark.slow) if task in ALIKE else task for task in SCHEMAS]
+MARKED = [
+    pytest.param(task, marks=pytest.mark.slow) if task in ALIKE else task for task in GLUE_SCHEMAS
+]
 
 
 @pytest.mark.parametrize("task", MARKED)
 def test_the_name_of_a_task_is_all_it_takes(run, hub, glue_hub, tiny, tmp_path, task):
-    columns, names = SCHEMAS[task]
+    columns, names = GLUE_SCHEMAS[task]
     metric = TASKS[task][0]
     out = tmp_path / "out"
     hub.add("datasets/nyu-mll/glue", glue_hub)

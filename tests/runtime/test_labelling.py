@@ -23,6 +23,7 @@ from pyarrow import ipc, parquet
 from tqdm import tqdm
 
 import lora
+import runtime.texts
 import sample
 from bert import BertForSequenceClassification
 from data import encode, load_tokenizer, make_batch
@@ -35,18 +36,18 @@ PROGRAM = """
 import os, shutil, sys, time
 sys.path.insert(0, {root!r})
 import sample
-from runtime import labelling
+from runtime import texts
 from support import pieces
 from support.errors import run_main
 
 pieces.PIECE = 16
-predict = labelling.predict
+predict = texts.predict
 
 def slow_predict(*arguments):
     time.sleep(float(os.environ.get("PAUSE", 0)))
     return predict(*arguments)
 
-labelling.predict = slow_predict
+texts.predict = slow_predict
 """
 RUN = "run_main(sample.main)\n"
 # The same in one child after the other, each killed before another change of the file system, and
@@ -524,7 +525,7 @@ def test_a_table_that_changes_meanwhile_is_named(
         "no texts": [None] * len(texts),
     }[change]
     done = []
-    predict = labelling.predict
+    predict = runtime.texts.predict
 
     def changing(*arguments):
         done.append(predict(*arguments))
@@ -532,7 +533,7 @@ def test_a_table_that_changes_meanwhile_is_named(
             write(changed)
         return done[-1]
 
-    monkeypatch.setattr(labelling, "predict", changing)
+    monkeypatch.setattr(runtime.texts, "predict", changing)
     assert "a.parquet: was changed while it was labelled" in refuses(path, out)
     assert not out.exists()
     assert "was begun with another input" in refuses(path, out)

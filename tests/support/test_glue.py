@@ -7,23 +7,12 @@ import pyarrow as pa
 import pytest
 import scipy.stats
 import sklearn.metrics
+from helpers import GLUE_SCHEMAS
 from pyarrow import parquet
 
 from data import load_data
 from support.glue import CLASS_METRICS, METRICS, NUMBER_METRICS, TASKS, name_of, usual_metric
 
-# What the Hub's files (nyu-mll/glue) tell: the columns, and the names of the classes.
-SCHEMAS = {
-    "sst2": (["sentence"], ["negative", "positive"]),
-    "cola": (["sentence"], ["unacceptable", "acceptable"]),
-    "mrpc": (["sentence1", "sentence2"], ["not_equivalent", "equivalent"]),
-    "qqp": (["question1", "question2"], ["not_duplicate", "duplicate"]),
-    "mnli": (["premise", "hypothesis"], ["entailment", "neutral", "contradiction"]),
-    "qnli": (["question", "sentence"], ["entailment", "not_entailment"]),
-    "rte": (["sentence1", "sentence2"], ["entailment", "not_entailment"]),
-    "wnli": (["sentence1", "sentence2"], ["not_entailment", "entailment"]),
-    "stsb": (["sentence1", "sentence2"], []),
-}
 # What is reported, by the paper (table 1); accuracy of all others.
 REPORTED = {
     "cola": "matthews_correlation",
@@ -35,7 +24,7 @@ REPORTED = {
 
 def write_split(path, task: str, rows: int) -> list:
     """A split as the Hub has it: the label last but one, then idx, the features in the metadata."""
-    columns, names = SCHEMAS[task]
+    columns, names = GLUE_SCHEMAS[task]
     labels = np.arange(rows) % len(names) if names else np.arange(rows) / rows * 5
     if "test" in path.name:
         labels = labels * 0 - 1  # GLUE keeps these to itself
@@ -52,10 +41,10 @@ def write_split(path, task: str, rows: int) -> list:
     return np.float32(labels).tolist()
 
 
-@pytest.mark.parametrize("task", SCHEMAS)
+@pytest.mark.parametrize("task", GLUE_SCHEMAS)
 def test_the_name_of_a_task_is_all_it_takes(tmp_path, task):
     """From the folder, or from `name` where the folder has another; the test split is not read."""
-    columns, names = SCHEMAS[task]
+    columns, names = GLUE_SCHEMAS[task]
     kinds = ["_matched", "_mismatched"] if task == "mnli" else [""]
     folder = tmp_path / "snapshot"
     folder.mkdir()
