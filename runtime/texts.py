@@ -12,6 +12,7 @@ from torch import Tensor
 from data import Encoded, batches_by_length, predict
 from support import errors
 from support.errors import InputError
+from support.visible import is_blank
 
 Text = tuple[str, ...]
 
@@ -43,9 +44,9 @@ def checked(texts: list[Text], where: str = "text") -> list[Text]:
 
 
 def is_text(value) -> bool:
-    """Whether a value is a string with something in it that can be written as UTF-8."""
+    """Whether a value is a string of UTF-8 in which something can be seen."""
     try:
-        return bool(value.strip() and value.encode())
+        return bool(value.encode()) and not is_blank(value)
     except (AttributeError, UnicodeEncodeError):
         return False
 

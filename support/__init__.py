@@ -10,6 +10,7 @@
     tasks      classification and regression: loss, answers, scores
     tables     parquet, csv, tsv, jsonl: which files, which columns, the texts
     labels     numbering labels; holding out
+    visible    which texts show nothing
     pieces     a table of any size in pieces, and files of answers
     wordpiece  the tokenizer that a BERT brings
 

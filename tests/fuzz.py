@@ -47,7 +47,7 @@ BATCH = 50  # cases for a child
 ROOM = 192 * 2**20  # bytes, for the pools of PyTorch and Arrow, and what is imported late
 TABLES = ("parquet", "csv", "tsv", "jsonl")
 TRAINING = [*map(str, faults.OPTIONS), "--out", "new"]
-TEXTS = ["great film", "dull , and not good at all", "\x07\u200b"]
+TEXTS = ["great film", "dull , and not good at all", "\x07\u200ba"]
 
 
 # The readers, each in a folder of its own that holds copies of all good files.

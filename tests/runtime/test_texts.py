@@ -61,13 +61,13 @@ def test_a_missing_file_is_named(tmp_path):
         texts.read_lines(f"{tmp_path}/nowhere.txt", pairs=False)
 
 
-@pytest.mark.parametrize("text", [("",), (" \n",), ("a", "\u3000"), ("caf\udce9",)])
+@pytest.mark.parametrize("text", [("",), (" \n",), ("a", "\u3000"), ("\u200b\0",), ("caf\udce9",)])
 def test_a_text_with_nothing_that_can_be_read_is_refused(text):
     with pytest.raises(InputError, match="text 2 is empty, no UTF-8, or more"):
         texts.checked([("good",), text])
 
 
-@pytest.mark.parametrize("value", [None, 5, ["a"], "", " ", "\ud800", "naïve \udfff"])
+@pytest.mark.parametrize("value", [None, 5, b"a", ["a"], "", "\ufeff", "\ud800", "a \udfff"])
 def test_what_is_no_text(value):
     assert not texts.is_text(value)
     assert texts.is_text("naïve \U0001f469")
