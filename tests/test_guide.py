@@ -1,4 +1,4 @@
-"""What the study guide tells people to type, typed; what it shows, compared.
+"""What the study guide and howto.md tell people to type, typed; what they show, compared.
 
 And the same in both languages.
 """
@@ -16,8 +16,11 @@ from pyarrow import parquet
 import train
 from support import options
 
-PAGES = [ROOT / "docs" / name for name in ("guide.md", "guide.zh-TW.md")]
-TEXTS = [page.read_text(encoding="utf-8") for page in PAGES]
+LANGUAGES = "", ".zh-TW"
+PAGES = [
+    [ROOT / f"docs/{name}{language}.md" for name in ("guide", "howto")] for language in LANGUAGES
+]
+TEXTS = ["".join(page.read_text(encoding="utf-8") for page in pages) for pages in PAGES]
 BLOCKS = [re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for text in TEXTS]
 PROSE = [re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) for text in TEXTS]
 FEW = ["--epochs", "1", "--max-length", "12", "--batch-size", "8"]
