@@ -21,8 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -66,20 +65,15 @@ class BertConfig:
     @classmethod
     def from_json(cls, path: str | Path) -> "BertConfig":
         """Reads a config.json. Raises ValueError naming a field that this encoder cannot honour."""
-        text = Path(path).read_text(encoding="utf-8")
-        values = json.loads(text, parse_constant=str)  # NaN is no number
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
         for name, supported in SUPPORTED.items():
             if values.get(name, supported) != supported:
                 raise ValueError(f"{path}: {name} {values[name]!r} is not supported")
-        found = {f.name: values.get(f.name) for f in fields(cls)}
-        config = cls(**{name: value for name, value in found.items() if value is not None})
-        for name, value in vars(config).items():
-            usual = getattr(cls, name, None)  # the default, of the right kind
-            is_number = isinstance(usual, int | float)
-            if is_number and not (isinstance(value, (type(usual), int)) and 0 <= value <= 2**20):
-                raise ValueError(f"{path}: {name} {value!r:.60} is not supported")
-        if config.hidden_size % config.num_attention_heads or config.num_hidden_layers > 1000:
-            raise ValueError(f"{path}: these sizes are not supported")
+        found = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
+        config = cls(**found)
+        H, L = config.num_attention_heads, config.num_hidden_layers
+        if H < 1 or config.hidden_size % H or L > 1000:
+            raise ValueError(f"{path}: {L} layers of {H} heads, {config.hidden_size} wide: no BERT")
         config.id2label = dict(sorted((int(i), str(label)) for i, label in config.id2label.items()))
         if [*config.id2label] != [*range(config.num_labels)]:
             raise ValueError(f"{path}: id2label must name the classes 0, 1, 2, …")
@@ -241,36 +235,28 @@ class PretrainedModel(nn.Module):
         classifier of other classes than `label_names`; `newly_initialized` names them. Raises
         ValueError for any other tensor that is missing, surplus or of another shape.
         """
-        folder = Path(name)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            repository, _, revision = str(name).partition("@")
-            files = ["config.json", "model.safetensors"]
-            folder = Path(
-                snapshot_download(repository, revision=revision or None, allow_patterns=files)
-            )
+        folder = Path(name) if Path(name).is_dir() else download(str(name))
         config = BertConfig.from_json(folder / "config.json")
-        others = label_names and not same_classes([*config.id2label.values()], label_names)
-        if label_names:
+        is_other = bool(label_names) and label_names != [*config.id2label.values()]
+        if is_other:
             config.id2label = dict(enumerate(label_names))
-        with torch.device("meta"), NoInit():  # shapes without numbers, which the file brings
+            config.problem_type = None
+        with NoInit():  # the file brings the numbers
             model = cls(config)
         wanted = model.state_dict()
-        if others:
-            config.problem_type = None
+        if is_other:
             del wanted["classifier.weight"], wanted["classifier.bias"]
         weights = read_weights(folder / "model.safetensors", wanted)
-        model.load_state_dict(weights, strict=False, assign=True)
+        missing = {*model.load_state_dict(weights, strict=False, assign=True).missing_keys}
         for path, layer in model.named_modules():
-            may_lack = path.endswith(("pooler.dense", "classifier"))
-            if may_lack and layer.weight.is_meta and layer.bias.is_meta:
-                W = torch.randn(layer.weight.shape) * config.initializer_range
-                layer.weight = nn.Parameter(W)
-                layer.bias = nn.Parameter(torch.zeros(len(W)))
+            own = {f"{path}.weight", f"{path}.bias"}
+            if path.endswith(("pooler.dense", "classifier")) and own <= missing:
+                nn.init.normal_(layer.weight, std=config.initializer_range)
+                nn.init.zeros_(layer.bias)
                 model.newly_initialized += (path,)
-        if missing := [path for path, p in model.named_parameters() if p.is_meta]:
-            raise ValueError(f"{folder}: model.safetensors lacks {', '.join(missing[:3])}")
+                missing -= own
+        if missing:
+            raise ValueError(f"{folder}: model.safetensors lacks {', '.join(sorted(missing)[:3])}")
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -319,10 +305,16 @@ class BertForSequenceClassification(PretrainedModel):
         return self.classifier(self.dropout(pooled))  # (B, C)
 
 
-def same_classes(some: list[str], others: list[str]) -> bool:
-    """Whether these are the same classes: as many, of the same names where both have names."""
-    unnamed = [f"LABEL_{number}" for number in range(len(some))]
-    return len(some) == len(others) and (some == others or unnamed in (some, others))
+# Files.
+
+
+def download(name: str) -> Path:
+    """The folder with the files of `owner/name[@revision]`, a repository of the Hub."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    files = ["config.json", "model.safetensors"]
+    return Path(snapshot_download(repository, revision=revision or None, allow_patterns=files))
 
 
 class NoInit(TorchFunctionMode):  # the functions of torch.nn.init do nothing inside
@@ -339,19 +331,19 @@ def read_weights(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     ours = {name.removeprefix("bert."): name for name in wanted}
     weights = {}
-    with safe_open(path, "pt") as file:
-        for key in file.keys():
-            # The official file of 2018 says gamma and beta; an encoder's own file has no `bert.`
-            name = key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
-            name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-            if name in ours:
-                tensor, shape = file.get_tensor(key), wanted[ours[name]].shape
-                if tensor.shape != shape or not tensor.is_floating_point():
-                    found = f"{tensor.dtype} of {list(tensor.shape)}"
-                    raise ValueError(f"{path}: {key} is {found}, expected floats of {list(shape)}")
-                weights[ours[name]] = tensor.float()
-            elif not name.startswith(NOT_NEEDED):
+    for key, tensor in load_file(path).items():
+        # The official file of 2018 says gamma and beta; an encoder's own file has no `bert.`
+        name = key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+        if name not in ours:
+            if not name.startswith(NOT_NEEDED):
                 raise ValueError(f"{path}: surplus tensor {key}, which no BERT of this config has")
+            continue
+        shape = wanted[ours[name]].shape
+        if tensor.shape != shape or not tensor.is_floating_point():
+            found = f"{tensor.dtype} of {list(tensor.shape)}"
+            raise ValueError(f"{path}: {key} is {found}, expected floats of {list(shape)}")
+        weights[ours[name]] = tensor.float()
     return weights
 
 
@@ -361,8 +353,7 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_whole(path, save(tensors, {"format": "pt"}))
+    write_whole(path, save(tensors, {"format": "pt"}))  # transformers asks for this word
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-import bert
 from bert import BertConfig, BertForSequenceClassification
 from lora import merge_lora_weights, named_base, open_adapter, read_adapter_config
 from support import errors, files, hub, parallel
@@ -38,10 +37,11 @@ def options_of(given: dict) -> dict:
 
 def same_classes(adapter: Path, theirs: list[str], found: list[str]) -> list[str]:
     """The names of the classes, of which one side may have numbers alone; or InputError."""
-    if not bert.same_classes(theirs, found):
+    unnamed = [f"LABEL_{number}" for number in range(len(found))]
+    if len(theirs) != len(found) or (theirs != found and unnamed not in (theirs, found)):
         classes = f"{listing(theirs)} ({len(theirs)}), and the data {listing(found)} ({len(found)})"
         raise InputError(f"{adapter}: has the classes {classes}; see --label-names and --metric")
-    return found if "LABEL_0" in theirs else theirs
+    return found if theirs == unnamed else theirs
 
 
 def check_fit(model_config: BertConfig, config, pairs: bool) -> None:

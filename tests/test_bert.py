@@ -295,11 +295,8 @@ def test_a_base_with_a_classifier_of_other_classes_gets_a_new_one(base):
 
 
 def test_as_many_classes_of_other_names_are_other_classes(base):
-    """Their rows mean something else; but where the names are mere numbers, they may be these."""
-    kept = BertForSequenceClassification.from_pretrained(base, ["good", "bad"])
-    assert kept.newly_initialized == () and kept.config.id2label == {0: "good", 1: "bad"}
-    edit_json(base / "config.json", id2label={"0": "bad", "1": "good"})
-    for names, new in (["bad", "good"], ()), (["good", "bad"], ("classifier",)):
+    """Their rows mean something else, or nobody knows what."""
+    for names, new in (["LABEL_0", "LABEL_1"], ()), (["good", "bad"], ("classifier",)):
         model = BertForSequenceClassification.from_pretrained(base, names)
         assert model.newly_initialized == new
         assert [*model.config.id2label.values()] == names
