@@ -83,8 +83,8 @@ class BertConfig:
         """Writes a config.json that transformers reads; `more` adds fields."""
         label2id = {label: number for number, label in self.id2label.items()}
         values = {**SUPPORTED, **asdict(self), "label2id": label2id, **more}
-        if self.num_labels == 1:  # else transformers' pipeline would show the number's sigmoid
-            values["problem_type"] = "regression"
+        if values["problem_type"] is None and self.num_labels == 1:
+            values["problem_type"] = "regression"  # else their pipeline shows the number's sigmoid
         write_json(Path(path), values)
 
 

@@ -35,7 +35,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from support import glue
-from support.tasks import Classification, Regression
+from support.metrics import NUMBER_METRICS
+from support.tasks import Classification, Regression, Task
 from support.wordpiece import load_tokenizer as load_tokenizer
 
 # Reading.
@@ -51,7 +52,7 @@ class Split:
 
 @dataclass
 class Data:
-    task: Classification | Regression
+    task: Task
     columns: list[str]  # where the texts stood
     train: Split
     validation: Split
@@ -83,7 +84,7 @@ def load_data(
     for split, files in tables.find_splits(Path(path)).items():
         rows[split] = tables.read_rows(files, columns, label_column)
         columns = rows[split].columns  # the same in all splits
-    if (metric or usual_metric) in glue.NUMBER_METRICS:
+    if (metric or usual_metric) in NUMBER_METRICS:
         task = Regression(list(label_names) or ["LABEL_0"], metric or usual_metric)
         reader = labels.NumberLabels() if metric else labels.NumberLabels(*glue.STSB_RANGE)
     else:

@@ -28,7 +28,7 @@ from runtime import adapters, devices, texts
 from support import errors, hub, parallel
 from support.errors import InputError
 from support.options import OneLineParser
-from support.tasks import Classification, Regression, task_of
+from support.tasks import Task, task_of
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Model:
     name: str
     model: BertForSequenceClassification
     tokenizer: Tokenizer
-    task: Classification | Regression
+    task: Task
     placement: devices.Placement
 
 

@@ -37,8 +37,9 @@ from runtime import adapters, devices, report
 from runtime.run import Run, claimed
 from runtime.run_folder import RunOptions, former_options
 from support import errors, glue, hub, offline, options, parallel
+from support.metrics import METRICS
 from support.options import option
-from support.tasks import Classification, Regression
+from support.tasks import Task
 
 
 @dataclass
@@ -52,9 +53,7 @@ class Config(RunOptions):
     text_columns: str = option("", "column of the text, or of a pair: a,b", also="text-column")
     label_column: str = option("label", "column of the label: a number from 0, or a name")
     label_names: str = option("", "names of the classes 0, 1, …: a,b,c (default: the data's)")
-    metric: str = option(
-        "", "chooses best/; pearson makes it a regression", choices=["", *glue.METRICS]
-    )
+    metric: str = option("", "chooses best/; pearson makes it a regression", choices=["", *METRICS])
     init_adapter: str = option("", "adapter to go on training: a directory, or owner/name")
     epochs: int = option(3, "passes over the training data", at_least=1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", at_least=1)
@@ -88,7 +87,7 @@ class Setup:
     """What a run computes with."""
 
     config: Config
-    task: Classification | Regression
+    task: Task
     columns: list[str]  # of the texts
     model: BertForSequenceClassification
     optimizer: torch.optim.Optimizer
@@ -221,7 +220,7 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
         *inputs, labels = make_batch(setup.train_set, batch)  # three (B, S), (B,)
         with setup.placement.autocast:
             logits = setup.model(*inputs).float()  # (B, C)
-        loss = task.loss(logits, labels)
+        loss = task.training_loss(logits, labels)
         (loss / len(rows)).backward()
         loss_sum += loss.detach()
         right += task.count_right(logits, labels)

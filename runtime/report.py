@@ -14,6 +14,7 @@ from lora import fully_trained
 from runtime.run_folder import deciding
 from support import files, options
 from support.errors import first_line, plain
+from support.tasks import metric_in_words
 
 
 def summary(setup) -> str:
@@ -28,7 +29,7 @@ def summary(setup) -> str:
         f"data   {config.data}, column {' and '.join(setup.columns)}",
         f"       {len(train):,} sentences to train on, {len(validation):,} to validate on; "
         f"padding {padding(setup):.2%} of the tokens",
-        f"       {task.describe()}; best is the model of the best {task.metric}",
+        f"       {task.describe()}; best is the model of the best {metric_in_words(task)}",
         f"       always guessing {guess} would give {spell(scores)}",
         *parameter_table(setup.model, config),
     ]

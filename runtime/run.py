@@ -17,6 +17,7 @@ from runtime import checkpoint, report, run_folder
 from runtime.run_folder import CHECKPOINT, LAST, LOG, METRICS
 from support import errors, files, parallel
 from support.errors import InputError
+from support.tasks import metric_in_words
 
 
 @contextlib.contextmanager
@@ -187,4 +188,5 @@ class Run:
         self.say(f"to answer: python sample.py --adapter {shlex.quote(str(best))}")
         self.say(f"to train longer: the same command with --resume --epochs {epochs}")
         self.say("to start anew: the same command with another --out")
-        self.say(f"best validation {self.setup.task.metric} {self.best:.4f}, kept in {best}")
+        metric = metric_in_words(self.setup.task)
+        self.say(f"best validation {metric} {self.best:.4f}, kept in {best}")

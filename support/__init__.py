@@ -7,7 +7,8 @@
     offline    the pair that `make train` takes where the Hub is out of reach
     parallel   several processes that work as one, as torchrun starts them
     glue       GLUE's tasks: columns, class names, metrics
-    tasks      classification and regression: loss, answers, scores
+    metrics    accuracy, F1, correlations
+    tasks      one class, several labels or a number for a text: loss, answers, scores
     tables     parquet, csv, tsv, jsonl: which files, which columns, the texts
     labels     numbering labels; holding out
     visible    which texts show nothing

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 # By the name of a task: the metric by which the best model is kept, the names of the classes, the
 # columns of the texts. STS-B has numbers from 0 to 5 instead of classes.
 TASKS = {
@@ -44,45 +42,3 @@ def usual_metric(names: list[str]) -> str:
         if classes and classes == names:
             return metric
     return "accuracy"
-
-
-# Metrics, of predicted and true classes (N,) or numbers (N,).
-
-
-def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean(predicted == labels))
-
-
-def f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of class 1, of classes 0 and 1."""
-    ones = predicted.sum() + labels.sum()
-    return float(2 * (predicted * labels).sum() / max(1, ones))
-
-
-def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's correlation, which of classes 0 and 1 is Matthews'; 0 where one is constant.
-
-    There it is not defined, and scipy says NaN. But NaN is neither better nor worse than a score,
-    and a model that always says the same is worth what Matthews gives it, 0.
-    """
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return 0.0
-    with np.errstate(invalid="ignore"):  # infinite predictions give NaN
-        return float(np.corrcoef(x, y)[0, 1])
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's correlation: Pearson's of the ranks."""
-    return pearson(ranks(x), ranks(y))
-
-
-def ranks(x: np.ndarray) -> np.ndarray:
-    """The places (N,) from 1 that the numbers x (N,) have when sorted; equals share their mean."""
-    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[place]
-
-
-CLASS_METRICS = {"accuracy": accuracy, "f1": f1, "matthews_correlation": pearson}
-NUMBER_METRICS = {"pearson": pearson, "spearman": spearman}
-METRICS = CLASS_METRICS | NUMBER_METRICS

@@ -7,7 +7,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from support import glue
+from support import glue, metrics
 from support.errors import InputError, listing
 
 
@@ -16,18 +16,24 @@ def rounded(numbers: Tensor) -> list:
 
 
 class Classification:
-    """One of C classes for each text."""
+    """One of C classes for each text.
 
-    problem_type = "single_label_classification"  # in config.json
-    step_metric = "accuracy"  # what count_right counts, for the log of the training
-    as_text = "{label:<10} {confidence:6.1%}".format_map  # of an answer
+    `weights` (C,), on the device of the logits, and `label_smoothing` are for the training alone.
+    """
+
+    problem_type = "single_label_classification"
+    step_metric = "accuracy"
 
     def __init__(self, names: list[str], metric: str = ""):
         usual = glue.usual_metric(names)
         self.names = names
         self.metric = metric or usual
         self.metrics = dict.fromkeys(["accuracy", self.metric, usual])  # as far as GLUE reports
-        if self.metric != "accuracy" and len(names) != 2:
+        self.weights: Tensor | None = None
+        self.label_smoothing = 0.0
+        if self.metric not in metrics.CLASS_METRICS:
+            raise InputError(f"--metric {self.metric} takes no classes, one of them a text")
+        if self.metric in metrics.TWO_CLASS_METRICS and len(names) != 2:
             raise InputError(f"--metric {self.metric} takes two classes; the data has {len(names)}")
 
     def describe(self) -> str:
@@ -37,6 +43,19 @@ class Classification:
         """The cross-entropy of logits (B, C) and labels (B,), summed over the batch."""
         return F.cross_entropy(logits, labels, reduction="sum")
 
+    def training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The same, each row times the weight of its class, and with smoothed labels.
+
+        Label smoothing (Szegedy et al., 2016, section 7) gives a class 1 - ε and shares ε out.
+        """
+        return F.cross_entropy(
+            logits,
+            labels,
+            weight=self.weights,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+
     def predict(self, logits: Tensor) -> Tensor:
         return logits.argmax(-1)  # (N, C) -> (N,)
 
@@ -44,7 +63,7 @@ class Classification:
         return (logits.argmax(-1) == labels).sum()
 
     def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict:
-        return {name: glue.METRICS[name](predicted, labels) for name in self.metrics}
+        return {name: metrics.CLASS_METRICS[name](predicted, labels) for name in self.metrics}
 
     def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple:
         """The commonest class of the labels `train` (M,): its name, and how it does on (N,)."""
@@ -61,7 +80,10 @@ class Classification:
             "scores": dict(zip(self.names, probabilities, strict=True)),
         }
 
-    def columns(self, logits: Tensor) -> dict:
+    def as_text(self, answer: dict) -> str:
+        return "{label:<10} {confidence:6.1%}".format_map(answer)
+
+    def columns(self, logits: Tensor) -> dict[str, list]:
         """What a labelled table says of N texts: the most probable class, and how probable."""
         probabilities, best = logits.softmax(-1).max(-1)  # (N,), (N,)
         return {
@@ -70,12 +92,81 @@ class Classification:
         }
 
 
+class MultiLabel:
+    """Any of C labels for each text, as toxic, insult and threat; they are 0 or 1, float32 (N, C).
+
+    A label is given where its probability is above `threshold`.
+    """
+
+    problem_type = "multi_label_classification"
+    step_metric = "accuracy"
+
+    def __init__(self, names: list[str], metric: str = "", threshold: float = 0.5):
+        self.names = names
+        self.metric = metric or "macro_f1"
+        self.threshold = threshold
+        if self.metric not in metrics.SET_METRICS:
+            known = ", ".join(metrics.SET_METRICS)
+            raise InputError(f"--metric {self.metric}: of several labels a text it is {known}")
+
+    def describe(self) -> str:
+        return f"any of the labels {listing(self.names)}"
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The binary cross-entropy of logits and labels (B, C): the mean over the labels, summed
+        over the batch."""
+        total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        return total / len(self.names)
+
+    training_loss = loss
+
+    def predict(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() > self.threshold  # (N, C)
+
+    def count_right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (self.predict(logits) == labels).all(-1).sum()
+
+    def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict:
+        labels = labels.astype(bool)
+        return {name: score(predicted, labels) for name, score in metrics.SET_METRICS.items()}
+
+    def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple:
+        """The labels that most rows of `train` (M, C) have: their names, and how they do."""
+        common = train.mean(0) > 0.5  # (C,)
+        names = [name for name, is_common in zip(self.names, common, strict=True) if is_common]
+        predicted = np.broadcast_to(common, labels.shape)
+        return " and ".join(names) or "no label", self.scores(predicted, labels)
+
+    def answer(self, logits: Tensor) -> dict:
+        """All labels above the threshold, and the probability of each; logits (C,)."""
+        given = self.predict(logits).tolist()
+        return {
+            "labels": [name for name, is_given in zip(self.names, given, strict=True) if is_given],
+            "scores": dict(zip(self.names, rounded(logits.sigmoid()), strict=True)),
+        }
+
+    def as_text(self, answer: dict) -> str:
+        shown = [f"{label} {answer['scores'][label]:.1%}" for label in answer["labels"]]
+        return f"{', '.join(shown) or '-':<17}"
+
+    def columns(self, logits: Tensor) -> dict[str, list]:
+        """What a labelled table says of N texts: the labels, with commas between, and how probable
+        the least certain of the C decisions is."""
+        probabilities = logits.sigmoid()  # (N, C)
+        given = self.predict(logits)  # (N, C)
+        names = np.array(self.names, dtype=object)
+        decided = probabilities.where(given, 1 - probabilities)
+        return {
+            "label": [",".join(names[row]) for row in given.numpy()],
+            "confidence": rounded(decided.amin(-1)),
+        }
+
+
 class Regression:
     """A number for each text, as STS-B's similarity from 0 to 5."""
 
     problem_type = "regression"
     step_metric = None
-    as_text = "{score:<17.3f}".format_map
 
     def __init__(self, names: list[str], metric: str = ""):
         self.names = names  # one, as transformers has it
@@ -90,6 +181,8 @@ class Regression:
         """The squared error of logits (B, 1) and labels (B,), summed over the batch."""
         return F.mse_loss(self.predict(logits), labels, reduction="sum")
 
+    training_loss = loss
+
     def predict(self, logits: Tensor) -> Tensor:
         return logits[:, 0]  # (N, 1) -> (N,)
 
@@ -97,27 +190,39 @@ class Regression:
         return labels.new_zeros(())
 
     def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict:
-        return {name: glue.METRICS[name](predicted, labels) for name in glue.NUMBER_METRICS}
+        return {name: score(predicted, labels) for name, score in metrics.NUMBER_METRICS.items()}
 
     def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple:
         """The mean of the labels `train` (M,), in words, and how it does on (N,)."""
         mean = train.mean(dtype=np.float64)
-        scores = dict.fromkeys(["loss", *glue.NUMBER_METRICS], 0.0)
+        scores = dict.fromkeys(["loss", *metrics.NUMBER_METRICS], 0.0)
         scores["loss"] = float(np.mean((mean - labels) ** 2))
         return f"the mean, {mean:.3f},", scores
 
     def answer(self, logits: Tensor) -> dict:
         return {"score": rounded(logits)[0]}
 
-    def columns(self, logits: Tensor) -> dict:
+    def as_text(self, answer: dict) -> str:
+        return "{score:<17.3f}".format_map(answer)
+
+    def columns(self, logits: Tensor) -> dict[str, list]:
         return {"score": rounded(self.predict(logits))}
 
 
-def task_of(config) -> Classification | Regression:
+Task = Classification | MultiLabel | Regression
+
+
+def metric_in_words(task: Task) -> str:
+    """The metric by which the best model is chosen; F1 of two classes is that of the second."""
+    return f"f1 of {task.names[1]!r}" if task.metric == "f1" else task.metric
+
+
+def task_of(config) -> Task:
     """The task of a model, by its BertConfig. Raises InputError for one that is not known here."""
-    task = Regression if config.num_labels == 1 else Classification
-    told = config.problem_type
-    if told and told != task.problem_type:
+    usual = Regression if config.num_labels == 1 else Classification
+    kinds = {task.problem_type: task for task in (usual, MultiLabel)}
+    told = config.problem_type or usual.problem_type
+    if told not in kinds:
         problem = f"problem_type {told!r:.40} with {config.num_labels} labels"
         raise InputError(f"config.json: {problem} is not supported")
-    return task([*config.id2label.values()])
+    return kinds[told]([*config.id2label.values()])

@@ -71,6 +71,8 @@ def train_adapter(base: str, folder: str, settings: dict, **head) -> list:
     model = peft.get_peft_model(model, config)
     draw(model)
     model.save_pretrained(folder)
+    if head.get("problem_type") == "multi_label_classification":  # which nothing else would tell
+        model.config.save_pretrained(folder)
     return logits(model)
 
 

@@ -129,7 +129,8 @@ def test_the_name_of_a_task_is_all_it_takes(run, hub, glue_hub, tiny, tmp_path, 
     assert f"column {' and '.join(columns)}\n" in done.stdout
     assert "\n       always guessing " in done.stdout
     what = f"classes {', '.join(names)}" if names else "one number, a regression"
-    assert f"       {what}; best is the model of the best {metric}\n" in done.stdout
+    spelt = f"f1 of {names[1]!r}" if metric == "f1" else metric
+    assert f"       {what}; best is the model of the best {spelt}\n" in done.stdout
 
     lines = (out / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines if "validation_loss" in line]
@@ -147,7 +148,7 @@ def test_the_name_of_a_task_is_all_it_takes(run, hub, glue_hub, tiny, tmp_path, 
         expected |= {prefix + name: score for name, score in scores.items()}
     assert records[-1] == pytest.approx(expected, abs=1e-5)
     best = max(record[f"validation_{metric}"] for record in records)
-    assert f"best validation {metric} {best:.4f}, kept in" in done.stdout
+    assert f"best validation {spelt} {best:.4f}, kept in" in done.stdout
 
     config = json.loads((out / "best" / "config.json").read_text())
     assert config["id2label"] == {str(n): name for n, name in enumerate(names or ["LABEL_0"])}

@@ -60,6 +60,7 @@ ADAPTERS = {  # of peft: the base, and the settings
         {"target_modules": ["query"], "modules_to_save": ["classifier", "pooler"]},
     ),
     "a regression": ("base", {"target_modules": ["query", "value"], "r": 4}),
+    "several labels": ("base", {"target_modules": ["query", "value"], "r": 4}),
 }
 OURS = {  # trained here: the base, and the settings
     "a list of targets": ("base", {"target_modules": ["query", "value"], "rank": 4, "alpha": 3}),
@@ -67,11 +68,14 @@ OURS = {  # trained here: the base, and the settings
     "all-linear": ("base", {"target_modules": "all-linear", "rank": 3, "use_rslora": True}),
     "a base without a pooler": ("no pooler", {"target_modules": "all-linear", "rank": 2}),
     "a regression": ("base", {"target_modules": ["query", "value"], "rank": 4}),
+    "several labels": ("base", {"target_modules": ["query", "value"], "rank": 4}),
 }
+SEVERAL = {"problem_type": "multi_label_classification"}
 MERGED = {  # the adapter of OURS, and the type of the numbers
     "merged": ("all-linear", "float32"),
     "merged, float16": ("all-linear", "float16"),
     "merged, a regression": ("a regression", "float32"),
+    "merged, several labels": ("several labels", "float32"),
 }
 MODELS = {  # of transformers: how it is saved
     "bert-tiny": {"config": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}},
@@ -84,6 +88,7 @@ MODELS = {  # of transformers: how it is saved
         }
     },
     "100 labels": {"config": CONFIG | {"num_labels": 100}},
+    "several labels": UNCASED | {"config": CONFIG | SEVERAL | {"num_labels": 6}},
     "float16": {"config": CONFIG, "dtype": "float16"},
     "uncased": UNCASED,
     "cased, Chinese, multilingual": CASED,
@@ -156,6 +161,8 @@ def theirs(request, tmp_path_factory) -> tuple[str, Path, dict]:
         head = {"num_labels": 3}
         if name == "a regression":
             head = {"num_labels": 1, "problem_type": "regression"}
+        if name == "several labels":
+            head |= SEVERAL
         job("train_adapter", f"adapter, {name}", base=f"{folder}/{base}", settings=settings, **head)
     answers = ask(request.param, folder / "making", list(jobs.values()))
     yield request.param, folder, dict(zip(jobs, answers, strict=True))
@@ -216,6 +223,8 @@ def adapters_saved_here(folder: Path) -> dict[str, torch.Tensor]:
         model = BertForSequenceClassification.from_pretrained(folder / base, label_names(name))
         lora.apply_lora_to_model(model, **settings)
         lora.mark_only_lora_as_trainable(model)
+        if name == "several labels":
+            model.config.problem_type = SEVERAL["problem_type"]
         for number, parameter in enumerate(lora.trained_parameters(model).values()):
             parameter.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(number))
         lora.save_adapter(model, folder / f"ours, {name}", f"{folder}/{base}")
@@ -304,7 +313,10 @@ def test_peft_opens_its_adapter_after_training_here(theirs, ours, name):
     assert said == []
 
 
-@pytest.mark.parametrize(("name", "bound"), [("merged", 1e-5), ("merged, float16", 2e-3)])
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [("merged", 1e-5), ("merged, float16", 2e-3), ("merged, several labels", 1e-5)],
+)
 def test_the_pipeline_opens_a_merged_adapter(ours, name, bound):
     folder, expected, answers = ours
     scores, said = answers[name]

@@ -1,5 +1,7 @@
 """What a task knows: its loss and its answers as transformers', its scores as scikit-learn's."""
 
+from itertools import compress
+
 import numpy as np
 import pytest
 import sklearn.dummy
@@ -11,10 +13,14 @@ from helpers import TINY, draw
 from bert import BertConfig
 from support.errors import InputError
 from support.glue import TASKS as GLUE_TASKS
-from support.tasks import Classification, Regression, task_of
+from support.tasks import Classification, MultiLabel, Regression, metric_in_words, task_of
 
 KINDS = {
     "classes": (Classification(["bad", "so-so", "good"]), torch.tensor([2, 0, 1, 1])),
+    "sets of labels": (
+        MultiLabel(["toxic", "insult", "threat"]),
+        torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]),
+    ),
     "numbers": (Regression(["LABEL_0"]), torch.tensor([0.5, 4.0, -1.25, 3.0])),
 }
 
@@ -70,6 +76,16 @@ def test_answers_are_those_of_a_pipeline(kind, theirs):
         if task.names == ["LABEL_0"]:
             assert answer == {"score": pytest.approx(expected[0]["score"], abs=1e-6)}
             assert predicted[row] == pytest.approx(expected[0]["score"])
+        elif predicted.ndim == 2:
+            scores = {one["label"]: one["score"] for one in expected}
+            assert answer["scores"] == pytest.approx(scores, abs=1e-6)
+            above = [name for name in task.names if scores[name] > 0.5]
+            assert answer["labels"] == above
+            assert [*compress(task.names, predicted[row])] == above
+            sure = min(max(score, 1 - score) for score in scores.values())
+            assert columns["label"][row] == ",".join(above)
+            assert columns["confidence"][row] == pytest.approx(sure, abs=1e-6)
+            continue
         else:
             scores = {one["label"]: one["score"] for one in expected}
             assert answer["scores"] == pytest.approx(scores, abs=1e-6)
@@ -78,22 +94,26 @@ def test_answers_are_those_of_a_pipeline(kind, theirs):
         assert {name: values[row] for name, values in columns.items()} == {
             name: value for name, value in answer.items() if name != "scores"
         }
-    right = sum(int(p == label) for p, label in zip(predicted, labels, strict=True))
+    right = sum(p.tolist() == label.tolist() for p, label in zip(predicted, labels, strict=True))
     assert task.count_right(logits, labels) == (right if task.step_metric else 0)
 
 
 def test_an_answer_is_a_column_of_text():
     """The texts after it stand in one column too."""
-    classes, numbers = (task for task, _ in KINDS.values())
+    classes, sets, numbers = (task for task, _ in KINDS.values())
     shown = [
         classes.as_text({"label": "good", "confidence": 0.98765}),
         classes.as_text({"label": "so-so", "confidence": 1.0}),
+        sets.as_text({"labels": ["insult"], "scores": {"toxic": 0.1, "insult": 0.98765}}),
+        sets.as_text({"labels": [], "scores": {"toxic": 0.1, "insult": 0.2}}),
         numbers.as_text({"score": 3.14159}),
         numbers.as_text({"score": -12.0}),
     ]
     assert [text.split() for text in shown] == [
         ["good", "98.8%"],
         ["so-so", "100.0%"],
+        ["insult", "98.8%"],
+        ["-"],
         ["3.142"],
         ["-12.000"],
     ]
@@ -147,13 +167,27 @@ def test_a_task_says_what_it_is():
     assert Classification(["no", "yes"]).describe() == "classes no, yes"
     many = Classification([str(n) for n in range(12)])
     assert many.describe() == "classes 0, 1, 2 and 9 more"
+    assert MultiLabel(["a", "b"]).describe() == "any of the labels a, b"
     assert Regression(["LABEL_0"]).describe() == "one number, a regression"
+    assert metric_in_words(Classification(["no", "yes"], "f1")) == "f1 of 'yes'"
+    assert metric_in_words(Classification(["no", "yes"], "macro_f1")) == "macro_f1"
+    assert metric_in_words(MultiLabel(["a", "b"])) == "macro_f1"
 
 
 def test_a_metric_of_two_classes_takes_two():
     for metric in "f1", "matthews_correlation":
         with pytest.raises(InputError, match=f"{metric} takes two classes; the data has 3"):
             Classification(["a", "b", "c"], metric)
+    assert Classification(["a", "b", "c"], "macro_f1").metrics.keys() == {"accuracy", "macro_f1"}
+
+
+def test_a_metric_of_another_task_is_refused():
+    for metric in "micro_f1", "pearson":
+        with pytest.raises(InputError, match=f"{metric} takes no classes, one of them a text"):
+            Classification(["a", "b"], metric)
+    for metric in "f1", "matthews_correlation", "spearman":
+        with pytest.raises(InputError, match=f"{metric}: of several labels a text it is macro_f1"):
+            MultiLabel(["a", "b"], metric)
 
 
 @pytest.mark.parametrize("labels, told, meant", [
@@ -163,12 +197,13 @@ def test_a_metric_of_two_classes_takes_two():
     (3, "single_label_classification", "single_label_classification"),
     (1, "single_label_classification", None),
     (2, "regression", None),
-    (3, "multi_label_classification", None),
+    (3, "multi_label_classification", "multi_label_classification"),
+    (1, "multi_label_classification", "multi_label_classification"),
     (3, "no problem", None),
 ])  # fmt: skip
 def test_the_task_of_a_model_is_that_of_its_config(labels, told, meant):
     """As in transformers: of one label a regression, of more a classification, where it is not
-    told. Several numbers, and several classes for a text, are refused."""
+    told. Several numbers are refused."""
     names = [f"LABEL_{n}" for n in range(labels)]
     config = BertConfig(id2label=dict(enumerate(names)), problem_type=told)
     if meant is None:
@@ -177,3 +212,59 @@ def test_the_task_of_a_model_is_that_of_its_config(labels, told, meant):
     else:
         task = task_of(config)
         assert (task.problem_type, task.names) == (meant, names)
+
+
+def test_several_labels_above_a_threshold():
+    """Subset accuracy and F1 by sklearn; the threshold is the user's."""
+    names = ["toxic", "insult", "threat"]
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 3, generator=random)
+    labels = (torch.rand(200, 3, generator=random) < 0.4).float()
+    for threshold in 0.5, 0.3:
+        task = MultiLabel(names, threshold=threshold)
+        given = torch.sigmoid(logits) > threshold
+        assert torch.equal(task.predict(logits), given)
+        expected = {"accuracy": sklearn.metrics.accuracy_score(labels, given)}
+        for average in "macro", "micro":
+            expected[f"{average}_f1"] = sklearn.metrics.f1_score(labels, given, average=average)
+        found = task.scores(task.predict(logits).numpy(), labels.numpy())
+        assert found == pytest.approx(expected, abs=1e-12)
+        assert task.count_right(logits, labels) / 200 == pytest.approx(expected["accuracy"])
+
+
+def test_the_labels_that_most_rows_have():
+    task = MultiLabel(["toxic", "insult", "threat"])
+    train = np.float32([[1, 1, 0], [1, 1, 0], [1, 0, 1]])
+    labels = np.float32([[1, 1, 0], [0, 0, 0]])
+    what, scores = task.constant_scores(train, labels)
+    common = np.array([[1, 1, 0], [1, 1, 0]])
+    micro = sklearn.metrics.f1_score(labels, common, average="micro")
+    assert what == "toxic and insult"
+    assert scores["accuracy"] == 0.5 and scores["micro_f1"] == pytest.approx(micro)
+    assert task.constant_scores(0 * train, labels)[0] == "no label"
+
+
+@pytest.mark.parametrize("weights", [None, [0.2, 0.7, 2.1]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_the_training_is_torchs(weights, smoothing):
+    """Weighted and smoothed, and its gradient; the loss that is printed is neither."""
+    task = Classification(["a", "b", "c"])
+    task.weights = None if weights is None else torch.tensor(weights)
+    task.label_smoothing = smoothing
+    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([0, 1, 2, 2, 1, 0, 2, 2])
+    theirs = torch.nn.CrossEntropyLoss(task.weights, label_smoothing=smoothing)
+    whole = 8.0 if weights is None else task.weights[labels].sum()
+    ours = task.training_loss(logits, labels) / whole
+    assert torch.allclose(ours, theirs(logits, labels), rtol=1e-6)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs(logits, labels))]
+    assert torch.allclose(*gradients, atol=1e-8)
+    plain = torch.nn.CrossEntropyLoss(reduction="sum")
+    assert torch.equal(task.loss(logits, labels), plain(logits, labels))
+
+
+@pytest.mark.parametrize("kind", ["sets of labels", "numbers"], indirect=True)
+def test_other_tasks_minimize_their_loss(kind):
+    task, labels = kind
+    logits = torch.randn(len(labels), len(task.names))
+    assert torch.equal(task.training_loss(logits, labels), task.loss(logits, labels))
