@@ -15,6 +15,12 @@ def rounded(numbers: Tensor) -> list:
     return [round(number, 6) for number in numbers.tolist()]
 
 
+def score_columns(names: list[str], probabilities: Tensor) -> dict[str, list]:
+    """The probabilities (N, C) as columns of a labelled table, one a class."""
+    columns = zip(names, probabilities.T, strict=True)
+    return {f"score_{name}": rounded(column) for name, column in columns}
+
+
 class Classification:
     """One of C classes for each text.
 
@@ -83,13 +89,18 @@ class Classification:
     def as_text(self, answer: dict) -> str:
         return "{label:<10} {confidence:6.1%}".format_map(answer)
 
-    def columns(self, logits: Tensor) -> dict[str, list]:
-        """What a labelled table says of N texts: the most probable class, and how probable."""
-        probabilities, best = logits.softmax(-1).max(-1)  # (N,), (N,)
-        return {
+    def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]:
+        """What a labelled table says of N texts: the most probable class, and how probable.
+
+        With `scores` also how probable each class is.
+        """
+        probabilities = logits.softmax(-1)  # (N, C)
+        highest, best = probabilities.max(-1)  # (N,), (N,)
+        columns = {
             "label": [self.names[number] for number in best.tolist()],
-            "confidence": rounded(probabilities),
+            "confidence": rounded(highest),
         }
+        return columns | (score_columns(self.names, probabilities) if scores else {})
 
 
 class MultiLabel:
@@ -149,17 +160,18 @@ class MultiLabel:
         shown = [f"{label} {answer['scores'][label]:.1%}" for label in answer["labels"]]
         return f"{', '.join(shown) or '-':<17}"
 
-    def columns(self, logits: Tensor) -> dict[str, list]:
-        """What a labelled table says of N texts: the labels, with commas between, and how probable
-        the least certain of the C decisions is."""
+    def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]:
+        """What a labelled table says of N texts: lists of labels, and how probable the least
+        certain of the C decisions is; with `scores` also how probable each label is."""
         probabilities = logits.sigmoid()  # (N, C)
         given = self.predict(logits)  # (N, C)
         names = np.array(self.names, dtype=object)
         decided = probabilities.where(given, 1 - probabilities)
-        return {
-            "label": [",".join(names[row]) for row in given.numpy()],
+        columns = {
+            "label": [names[row].tolist() for row in given.numpy()],
             "confidence": rounded(decided.amin(-1)),
         }
+        return columns | (score_columns(self.names, probabilities) if scores else {})
 
 
 class Regression:
@@ -205,7 +217,10 @@ class Regression:
     def as_text(self, answer: dict) -> str:
         return "{score:<17.3f}".format_map(answer)
 
-    def columns(self, logits: Tensor) -> dict[str, list]:
+    def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]:
+        """Raises InputError for `scores`, which a number has none of."""
+        if scores:
+            raise InputError("--scores: a regression has one number, and no classes to score")
         return {"score": rounded(self.predict(logits))}
 
 

@@ -83,7 +83,7 @@ def test_answers_are_those_of_a_pipeline(kind, theirs):
             assert answer["labels"] == above
             assert [*compress(task.names, predicted[row])] == above
             sure = min(max(score, 1 - score) for score in scores.values())
-            assert columns["label"][row] == ",".join(above)
+            assert columns["label"][row] == above
             assert columns["confidence"][row] == pytest.approx(sure, abs=1e-6)
             continue
         else:
@@ -268,3 +268,15 @@ def test_other_tasks_minimize_their_loss(kind):
     task, labels = kind
     logits = torch.randn(len(labels), len(task.names))
     assert torch.equal(task.training_loss(logits, labels), task.loss(logits, labels))
+
+
+def test_columns_of_scores_are_those_of_the_answers():
+    logits = torch.randn(5, 3)
+    for task in Classification(["a", "b", "c"]), MultiLabel(["a", "b", "c"]):
+        columns = task.columns(logits, scores=True)
+        for row, answer in enumerate(map(task.answer, logits)):
+            assert {name: columns[f"score_{name}"][row] for name in "abc"} == answer["scores"]
+            assert columns["label"][row] == answer.get("label", answer.get("labels"))
+        assert [*task.columns(logits)] == ["label", "confidence"]
+    with pytest.raises(InputError, match="--scores: a regression has one number"):
+        Regression(["LABEL_0"]).columns(logits[:, :1], scores=True)
