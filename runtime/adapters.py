@@ -4,7 +4,6 @@ python -m runtime.adapters merge out/best merged        # a plain BERT, in a new
 python -m runtime.adapters push out/best you/my-adapter  # to the Hugging Face Hub
 """
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from lora import merge_lora_weights, named_base, open_adapter, read_adapter_conf
 from support import errors, files, hub, parallel
 from support.errors import InputError, listing
 from support.options import OneLineParser
+from support.wordpiece import copy_tokenizer
 
 
 def options_of(given: dict) -> dict:
@@ -53,13 +53,6 @@ def check_fit(model_config: BertConfig, config, pairs: bool) -> None:
         raise InputError(f"{config.model} takes no pairs of texts: it has no second segment")
 
 
-def copy_tokenizer(base: Path, folder: Path) -> None:
-    """Copies the base's tokenizer files, so that the model in `folder` is whole."""
-    for name in hub.TOKENIZER_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
-
-
 def open_with_base(folder: Path, base: str = "", bases: dict | None = None) -> tuple:
     """The adapter in `folder` on the base that it names, or on another; and the base's folder.
 
@@ -82,9 +75,17 @@ def merge(adapter: str, folder: str, base: str = "", dtype: str = "float32") -> 
     model, below = open_with_base(source, base)
     with errors.reading(source):
         model = merge_lora_weights(model)
+    state = {name: t.to(getattr(torch, dtype)).float() for name, t in model.state_dict().items()}
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            hint = "; bfloat16 has float32's range" if dtype == "float16" else ""
+            raise InputError(f"{name} has numbers that {dtype} cannot hold{hint}")
     with files.written_whole(folder, new=True) as temporary:
         model.to(getattr(torch, dtype)).save_pretrained(temporary)
         copy_tokenizer(below, temporary)
+        written = BertForSequenceClassification.from_pretrained(temporary).state_dict()
+        if any(not torch.equal(tensor, written[name]) for name, tensor in state.items()):
+            raise InputError(f"{folder}: reads other numbers than were written: a damaged disk?")
 
 
 def check_push(config) -> None:

@@ -15,8 +15,9 @@ from support.errors import InputError, first_line, listing, say
 
 SECONDS = 8.0  # within which the Hub has to answer
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+OLDER_FILES = ("added_tokens.json", "special_tokens_map.json")  # what tokenizers had beside them
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-MODEL_FILES = ("config.json", "model.safetensors", *ADAPTER_FILES, *TOKENIZER_FILES)
+MODEL_FILES = ("config.json", "model.safetensors", *ADAPTER_FILES, *TOKENIZER_FILES, *OLDER_FILES)
 EXPLANATIONS = {  # of the client's errors, a special one before the general one
     "HFValidationError": "no such directory, and no name of a Hub repository",
     "GatedRepoError": "asks for a login: accept its terms on the Hub, then run `hf auth login`",

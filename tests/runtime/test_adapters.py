@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, adapted, difference, edit_json, open_theirs
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from bert import BertConfig
+from bert import BertConfig, PretrainedModel
 from lora import save_adapter
 from runtime import adapters
 from support.errors import InputError
@@ -42,10 +42,8 @@ def test_a_merged_adapter_is_a_plain_bert(run, tiny, adapter, tmp_path):
     done = run(*MERGE, adapter, f"{tmp_path}/merged/")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert os.listdir(tmp_path) == ["merged"]
-    names = {"config.json", "model.safetensors", "tokenizer.json"}
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "merged").iterdir()} == names
-    tokenizer = (tmp_path / "merged" / "tokenizer.json").read_bytes()
-    assert tokenizer == (tiny / "tokenizer.json").read_bytes()
     model = adapted(tiny, ["query", "value"], rank=4, alpha=6)
     input_ids = torch.arange(1000, 1012).view(2, 6)
     with torch.no_grad():
@@ -65,6 +63,36 @@ def test_a_merge_replaces_nothing(adapter, tmp_path):
         with pytest.raises(InputError, match=": is there already; give another name, or remove it"):
             adapters.merge(str(adapter), str(tmp_path / name))
         assert contents(tmp_path) == before
+
+
+def test_numbers_beyond_a_type_are_not_merged(run, tiny, adapter, tmp_path):
+    """As infinities they would pass for a model."""
+    base = shutil.copytree(tiny, tmp_path / "base")
+    state = load_file(base / "model.safetensors")
+    state["bert.encoder.layer.1.output.dense.weight"][3, 4] = 70000.0
+    save_file(state, base / "model.safetensors", {"format": "pt"})
+    words = [*MERGE, adapter, tmp_path / "m", "--model", base, "--dtype"]
+    done = run(*words, "float16")
+    problem = "error: bert.encoder.layer.1.output.dense.weight has numbers that float16 cannot hold"
+    assert done.returncode == 2 and done.stderr.startswith(problem), done.stderr
+    assert os.listdir(tmp_path) == ["base"]
+    assert run(*words, "bfloat16").returncode == 0
+
+
+def test_a_merged_model_is_read_back(adapter, tmp_path, monkeypatch):
+    """What a disk has spoilt is no merged model."""
+    save = PretrainedModel.save_pretrained
+
+    def spoil(self, folder):
+        save(self, folder)
+        content = bytearray((folder / "model.safetensors").read_bytes())
+        content[-3] ^= 4
+        (folder / "model.safetensors").write_bytes(content)
+
+    monkeypatch.setattr(PretrainedModel, "save_pretrained", spoil)
+    with pytest.raises(InputError, match="reads other numbers than were written"):
+        adapters.merge(str(adapter), str(tmp_path / "m"))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_merge_that_is_killed_leaves_no_half(run, adapter, tmp_path):

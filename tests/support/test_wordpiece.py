@@ -1,14 +1,17 @@
 """The tokenizer: tokens as transformers makes them, from every form of file, and spoilt files."""
 
+import itertools
 import json
 import shutil
 
 import pytest
+import zoo
 from helpers import edit_json
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from support.errors import InputError
-from support.wordpiece import load_tokenizer
+from support.wordpiece import copy_tokenizer, load_tokenizer
 
 AWKWARD = [
     "Café, naïve, ÀÉÎÕÜ, Ångström, façade",
@@ -55,6 +58,176 @@ def test_awkward_unicode_gives_transformers_tokens(folder, max_length):
         for row, text in enumerate(AWKWARD):
             assert found[row].ids == expected["input_ids"][row], text
             assert found[row].type_ids == expected["token_type_ids"][row], text
+
+
+# What the files say of each other.
+
+
+def small(folder, settings: dict | None = None, **of_json):
+    """A model's directory with a vocabulary that keeps everything, in both its forms."""
+    folder.mkdir(exist_ok=True)
+    tokens = zoo.vocabulary(keeps="everything")
+    zoo.write_vocab(folder, tokens)
+    zoo.write_tokenizer(folder, tokens, **of_json)
+    config = {"model_type": "bert", "vocab_size": len(tokens) + 9}
+    (folder / "config.json").write_text(json.dumps(config))
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def differences(ours: Tokenizer, theirs) -> list[str]:
+    """The hostile texts whose tokens differ from those of transformers."""
+    texts = zoo.hostile_texts(60)
+    expected = theirs(texts, truncation=True, max_length=512)["input_ids"]
+    ours.enable_truncation(512)
+    found = [encoding.ids for encoding in ours.encode_batch(texts)]
+    return [t for t, a, b in zip(texts, found, expected, strict=True) if a != b]
+
+
+def test_the_27_rules_are_those_of_tokenizer_config_json(tmp_path):
+    """Whatever tokenizer.json says: it says the contrary here, where it can."""
+    names = ["do_lower_case", "strip_accents", "tokenize_chinese_chars"]
+    seen = set()
+    for values in itertools.product([True, False, None], repeat=3):
+        settings = {k: v for k, v in zip(names, values, strict=True) if v is not None}
+        lower, accents, chinese = [not value for value in values]
+        folder = small(tmp_path, settings, lower=lower, accents=accents, chinese=chinese)
+        theirs = AutoTokenizer.from_pretrained(folder)
+        ours = load_tokenizer(folder)
+        assert not differences(ours, theirs), settings
+        (folder / "tokenizer.json").unlink()
+        assert not differences(load_tokenizer(folder), theirs), settings
+        seen.add(str([ours.encode(text).ids for text in zoo.hostile_texts(60)]))
+    assert len(seen) == 8  # accents unsaid go with the case; all others make a difference
+
+
+def test_tokenizer_json_decides_where_the_class_says_so(tmp_path):
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}
+    folder = small(tmp_path, settings, lower=False, chinese=False, added=["[URL]"])
+    ours = load_tokenizer(folder)
+    assert not differences(ours, AutoTokenizer.from_pretrained(folder))
+    assert ours.encode("A [URL]").tokens == ["[CLS]", "A", "[URL]", "[SEP]"]
+
+
+@pytest.mark.parametrize("form", ["added_tokens.json", "decoder", "extra", "special_tokens_map"])
+def test_added_tokens_are_honoured_and_copied(tmp_path, form):
+    folder = small(tmp_path / "base", {"do_lower_case": False})
+    (folder / "tokenizer.json").unlink()
+    number = len(zoo.vocabulary(keeps="everything"))
+    token = {"content": "[URL]", "lstrip": False, "normalized": False, "rstrip": False}
+    token |= {"single_word": False, "special": True}
+    if form == "added_tokens.json":
+        (folder / form).write_text(json.dumps({"<user>": number + 1, "[URL]": number}))
+    elif form == "decoder":
+        edit_json(folder / "tokenizer_config.json", added_tokens_decoder={number: token})
+    elif form == "extra":
+        edit_json(folder / "tokenizer_config.json", additional_special_tokens=["[URL]"])
+    else:
+        values = {"url_token": "[URL]", "cls_token": token | {"content": "[CLS]"}}
+        (folder / "special_tokens_map.json").write_text(json.dumps(values))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ours = load_tokenizer(folder)
+    assert ours.encode("a [URL]").tokens == ["[CLS]", "a", "[URL]", "[SEP]"]
+    assert ours.token_to_id("[URL]") == number
+    assert not differences(ours, theirs)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    copy_tokenizer(folder, copy)
+    shutil.copy(folder / "config.json", copy)
+    assert not differences(load_tokenizer(copy), theirs)
+    assert not differences(ours, AutoTokenizer.from_pretrained(copy))
+    (copy / "vocab.txt").unlink()
+    assert not differences(ours, AutoTokenizer.from_pretrained(copy))
+    assert not differences(Tokenizer.from_file(str(copy / "tokenizer.json")), theirs)
+
+
+def test_a_token_of_a_contradicting_number_is_refused(tmp_path):
+    folder = small(tmp_path, {})
+    number = len(zoo.vocabulary(keeps="everything"))
+    (folder / "added_tokens.json").write_text(json.dumps({"[URL]": number + 5}))
+    problem = rf"'\[URL\]' has the number {number + 5}, but is number {number}"
+    with pytest.raises(InputError, match=problem):
+        load_tokenizer(folder)
+
+
+def test_without_a_post_processor_a_text_has_its_cls(tmp_path):
+    """As in transformers; but not where tokenizer.json decides: there it would have none."""
+    folder = small(tmp_path, {})
+    edit_json(folder / "tokenizer.json", post_processor=None)
+    assert not differences(load_tokenizer(folder), AutoTokenizer.from_pretrained(folder))
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    with pytest.raises(InputError, match=r"tokenizer\.json: post_processor None is not BERT's"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "PreTrainedTokenizerFast"])
+def test_hostile_templates_are_refused(tmp_path, kind):
+    """The library dies of some of them: "This should not happen"."""
+    folder = small(tmp_path, {"tokenizer_class": kind})
+    values = json.loads((folder / "tokenizer.json").read_text())
+    template = values["post_processor"]
+    far = [*template["pair"][:3], {"Sequence": {"id": "B", "type_id": 7}}, template["pair"][4]]
+    cls = {"id": "[CLS]", "ids": [999999], "tokens": ["[CLS]"]}
+    for name, value in (
+        ("pair", far),
+        ("pair", []),
+        ("pair", template["pair"][::-1]),
+        ("single", template["single"][1:]),
+        ("special_tokens", template["special_tokens"] | {"[CLS]": cls}),
+        ("special_tokens", {}),
+        ("type", "RobertaProcessing"),
+        ("type", 7),
+    ):
+        edit_json(folder / "tokenizer.json", post_processor=template | {name: value})
+        with pytest.raises(InputError, match=r"^.*tokenizer\.json: post_processor .*$"):
+            load_tokenizer(folder)
+    bert = {"type": "BertProcessing", "sep": ["[SEP]", 12], "cls": ["[CLS]", 11]}
+    edit_json(folder / "tokenizer.json", post_processor=bert)
+    assert not differences(load_tokenizer(folder), AutoTokenizer.from_pretrained(folder))
+    edit_json(folder / "tokenizer.json", post_processor=bert | {"cls": ["[CLS]", 12]})
+    with pytest.raises(InputError, match="post_processor BertProcessing"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "file, field, value",
+    [
+        ("config.json", "tokenizer_class", "BertJapaneseTokenizer"),
+        ("tokenizer_config.json", "tokenizer_class", "BertJapaneseTokenizer"),
+        ("tokenizer_config.json", "tokenizer_class", "XLMRobertaTokenizerFast"),
+        ("tokenizer_config.json", "tokenizer_class", "KoBertTokenizer"),
+        ("tokenizer_config.json", "tokenizer_class", ["BertTokenizer"]),
+        ("tokenizer_config.json", "word_tokenizer_type", "mecab"),
+        ("tokenizer_config.json", "word_tokenizer_type", "sudachi"),
+        ("tokenizer_config.json", "subword_tokenizer_type", "character"),
+        ("tokenizer_config.json", "auto_map", {"AutoTokenizer": ["own.Tokenizer", None]}),
+        ("tokenizer_config.json", "split_special_tokens", True),
+        ("tokenizer_config.json", "truncation_side", "left"),
+        ("tokenizer_config.json", "do_lower_case", "false"),
+        ("tokenizer_config.json", "do_lower_case", None),
+        ("tokenizer_config.json", "strip_accents", 1),
+        ("tokenizer_config.json", "cls_token", None),
+        ("tokenizer_config.json", "unk_token", {"content": ""}),
+    ],
+)
+def test_what_would_make_other_tokens_is_named(tmp_path, file, field, value):
+    folder = small(tmp_path, {})
+    load_tokenizer(folder)
+    edit_json(folder / file, **{field: value})
+    with pytest.raises(InputError, match=rf"^.*tokenizer_config\.json: {field} .*$"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["ElectraTokenizerFast", "MobileBertTokenizer", "BertTokenizerFast"]
+)
+def test_other_names_of_the_same_tokenizer(tmp_path, name):
+    folder = small(tmp_path, {"tokenizer_class": name, "do_lower_case": False})
+    assert not differences(load_tokenizer(folder), AutoTokenizer.from_pretrained(folder))
+
+
+# Spoilt files.
 
 
 @pytest.fixture
