@@ -57,6 +57,9 @@ class Config(RunOptions):
     init_adapter: str = option("", "adapter to go on training: a directory, or owner/name")
     epochs: int = option(3, "passes over the training data", at_least=1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", at_least=1)
+    patience: int = option(
+        0, "stop after so many evaluations without a better one; the rate is still that of --epochs"
+    )
     grad_accum: int = option(1, "batches whose gradients are accumulated for a step", at_least=1)
     processes: int = option(1, "processes that share a step (torchrun sets it)", at_least=1)
     # Rate, warm-up, rank and alpha are those of the LoRA authors' script for RoBERTa-base on SST-2
@@ -68,6 +71,7 @@ class Config(RunOptions):
     rank: int = option(8, "LoRA's rank; 0 trains every weight", at_least=0, also="lora-rank")
     alpha: float = option(16.0, "LoRA is scaled by alpha / rank", above=0, also="lora-alpha")
     dropout: float = option(0.05, "on LoRA's input", at_least=0, below=1, also="lora-dropout")
+    use_rslora: bool = option(False, "LoRA is scaled by alpha / √rank, for high ranks")
     targets: str = option("query,value", "layers to adapt, by the ends of their names; all-linear")
     max_length: int = option(128, "tokens that a text is cut to", at_least=3)
     seed: int = option(42, "of all random numbers", at_least=0)
@@ -182,6 +186,7 @@ def build_model(
             rank=config.rank,
             alpha=config.alpha,
             dropout=config.dropout,
+            use_rslora=config.use_rslora,
         )
     if config.rank:
         mark_only_lora_as_trainable(model)
@@ -242,7 +247,7 @@ def fit(setup: Setup, run: Run) -> None:
     """Goes from run.step to the last step, or to the end of the one in which a signal comes."""
     config = setup.config
     setup.model.train()
-    while run.step < setup.steps and not run.stopped:
+    while not run.is_over:
         epoch, first = divmod(run.step, setup.steps_per_epoch)
         plan = plan_batches(setup.train_set.lengths, config.step_size, config.seed, epoch)
         for index, rows in enumerate(plan[first:], first + 1):
@@ -264,9 +269,9 @@ def fit(setup: Setup, run: Run) -> None:
                 if run.note_scores(scores):
                     save_model(setup, run, run.out / "best")
 
-            # Save what resuming takes; a signal ends the run here.
+            # Save what resuming takes; a signal, or patience that has ended, ends the run here.
             run.save_checkpoint(now=evaluated)
-            if run.stopped:
+            if run.is_over:
                 break
 
 

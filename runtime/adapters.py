@@ -27,6 +27,7 @@ def options_of(given: dict) -> dict:
         if isinstance(targets, list):
             targets = ",".join(targets)
         own = {"rank": config["r"], "alpha": float(config["lora_alpha"]), "targets": targets}
+        own["use_rslora"] = bool(config.get("use_rslora"))
         model = given.get("model") or named_base(folder)
     for name, value in own.items():
         if given.get(name, value) != value:

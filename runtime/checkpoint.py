@@ -23,7 +23,7 @@ from support.errors import InputError
 SOURCES = ("model", "data", "init_adapter", "text_columns", "label_column", "label_names")
 PLACES = ("device", "dtype", "compile")
 CODE = ("bert.py", "lora.py", "data.py", "train.py")
-MAY_CHANGE = ("epochs", "number of", "device", "code of")  # and is said then
+MAY_CHANGE = ("epochs", "patience", "number of", "device", "code of")  # and is said then
 
 
 def describe(setup) -> dict:

@@ -16,6 +16,8 @@ from support import files, options
 from support.errors import first_line, plain
 from support.tasks import metric_in_words
 
+FEW_STEPS = 100
+
 
 def summary(setup) -> str:
     """What is trained on what, what a constant answer would score, the table of parameters."""
@@ -33,6 +35,10 @@ def summary(setup) -> str:
         f"       always guessing {guess} would give {spell(scores)}",
         *parameter_table(setup.model, config),
     ]
+    if setup.steps < FEW_STEPS:
+        first = ", the first of them at a rate of 0" if config.warmup_ratio else ""
+        hint = "more --epochs, or a smaller --batch-size, take more"
+        lines.append(f"note: {setup.steps} steps in all are few{first}: {hint}")
     return "\n".join(map(plain, lines))
 
 

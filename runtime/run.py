@@ -42,7 +42,8 @@ class Run:
         self.signal = 0  # the one that came to this process
         self.stopped = 0  # the one that came, once all processes know
         self.step = 0
-        self.best = None  # the best validation score so far
+        self.best: list[float] = []  # the best score so far, and its validation loss, negative
+        self.since_best = 0  # evaluations since then
         self.history = []  # the lines of metrics.jsonl
         self.unlogged: list[Any] = [0, 0, 0]  # since a log line: sum of losses, right, sentences
         self.done = 0  # sentences since this start
@@ -64,6 +65,8 @@ class Run:
         vars(self).update(progress)
         if self.step > setup.steps:
             raise InputError(f"{self.out}: that run is at step {self.step}; give more --epochs")
+        if self.best and not (self.out / "best").is_dir():
+            raise InputError(f"{self.out}: best/ is gone; put it back, or {run_folder.OTHER}")
         size = len(setup.train_set.lengths)
         epoch, steps = divmod(self.step, setup.steps_per_epoch)
         self.bar = tqdm(
@@ -82,7 +85,7 @@ class Run:
             run_folder.write_options(self.config)
         if progress:
             self.say(f"resuming at step {self.step} of {setup.steps}")
-        if self.step == setup.steps:
+        if self.is_over:
             self.say(f"{self.out} holds a finished run; nothing is left to be trained")
         for note in notes:
             self.say(note)
@@ -145,14 +148,25 @@ class Run:
         where = f"step {self.step}/{self.setup.steps}  {report.spell(scores)}"
         self.say(f"{where}  {speed:.0f} sentences/s  {seconds:.0f} s left")
 
+    @property
+    def is_over(self) -> bool:
+        """At the last step, at the end of the patience, and when a signal came."""
+        patience = self.config.patience or math.inf
+        return self.step >= self.setup.steps or self.since_best >= patience or bool(self.stopped)
+
     def note_scores(self, scores: dict[str, float]) -> bool:
-        """Says and keeps the scores of an evaluation. Returns whether they are the best yet."""
+        """Says and keeps the scores of an evaluation. Returns whether they are the best yet.
+
+        Of equal scores the lower loss is better, and of equal losses the later one: on small data
+        many epochs have the same accuracy, and the first of them has hardly begun to learn.
+        """
         self.read_losses(scores["loss"])
         self.record("validation", scores)
-        score = scores[self.setup.task.metric]
-        is_best = self.best is None or score > self.best
+        result = [scores[self.setup.task.metric], -scores["loss"]]
+        is_best = result >= self.best
         if is_best:
-            self.best = score
+            self.best = result
+        self.since_best = 0 if is_best else self.since_best + 1
         epoch = self.step / self.setup.steps_per_epoch
         hint = "  (best so far)" if is_best else ""
         self.say(f"epoch {epoch:.2f}  validation {report.spell(scores)}{hint}")
@@ -170,7 +184,7 @@ class Run:
             if parallel.is_first():
                 lines = [json.dumps(record) + "\n" for record in self.history]
                 files.write_text(self.out / METRICS, "".join(lines))
-                names = ("step", "best", "history", "unlogged")
+                names = ("step", "best", "since_best", "history", "unlogged")
                 progress = {name: getattr(self, name) for name in names}
                 checkpoint.write(self.out / CHECKPOINT, self.facts, progress, self.tensors)
             self.saved = time.perf_counter()
@@ -184,9 +198,14 @@ class Run:
         if parallel.is_first():
             self.say(report.plot_curves(self.history, self.out / "training_curves.png"))
         best = self.out / "best"
-        epochs = self.config.epochs + 1
+        longer = f"--epochs {self.config.epochs + 1}"
+        if self.step < self.setup.steps:
+            self.say(
+                f"step {self.step}: {self.since_best} evaluations without a better one, enough"
+            )
+            longer = f"--patience {self.config.patience + 1}"
         self.say(f"to answer: python sample.py --adapter {shlex.quote(str(best))}")
-        self.say(f"to train longer: the same command with --resume --epochs {epochs}")
+        self.say(f"to train longer: the same command with --resume {longer}")
         self.say("to start anew: the same command with another --out")
-        metric = metric_in_words(self.setup.task)
-        self.say(f"best validation {metric} {self.best:.4f}, kept in {best}")
+        score = f"{metric_in_words(self.setup.task)} {self.best[0]:.4f}"
+        self.say(f"best validation {score}, kept in {best}")

@@ -111,6 +111,27 @@ def test_a_stopped_and_a_killed_run_go_on_to_the_same_bytes(run, finished, comma
     assert_same_run(finished, out)
 
 
+def test_a_run_stops_when_its_patience_ends(run, command, tmp_path):
+    """Also a run that was killed: how many evaluations it has waited for is kept."""
+    words = [*command, "--epochs", 9, "--lr", 0.05, "--patience", 2, "--save-every", 1]
+    done = run(*words, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    records = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    seen = [r for r in records if "validation_loss" in r]
+    best = max(seen, key=lambda r: (r["validation_accuracy"], -r["validation_loss"], r["step"]))
+    assert seen.index(best) == len(seen) - 3
+    last = seen[-1]["step"]
+    assert last < 135 and f"step {last}: 2 evaluations without a better one" in done.stdout
+    assert "--resume --patience 3" in done.stdout
+    process = start([*words, "--out", tmp_path / "killed"])
+    interrupt(process, seen[-2]["step"] + 2, signal.SIGKILL)
+    done = run("train.py", "--resume", "--out", tmp_path / "killed")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "out", tmp_path / "killed")
+    longer = run("train.py", "--resume", "--patience", 99, "--out", tmp_path / "killed")
+    assert longer.returncode == 0 and "step 135/135" in longer.stdout, longer.stderr
+
+
 TWICE = """
 import os, signal, sys, train
 from support import errors

@@ -149,12 +149,14 @@ def test_make_merge(run, adapter, tmp_path):
 
 
 def test_what_an_adapter_decides(adapter, tiny):
-    own = {"rank": 4, "alpha": 6.0, "targets": "query,value", "dropout": 0.1, "model": str(tiny)}
+    own = {"rank": 4, "alpha": 6.0, "targets": "query,value", "use_rslora": False}
+    own |= {"dropout": 0.1, "model": str(tiny)}
     named = {"init_adapter": str(adapter)}
     assert adapters.options_of(named) == own and adapters.options_of({"rank": 8}) == {}
     given = {"model": "other", "dropout": 0.5, "lr": 1e-3, "rank": 4, "alpha": 6.0}
     assert adapters.options_of(named | given) == own | {"model": "other", "dropout": 0.5}
-    for name, value in ("rank", 0), ("rank", 8), ("alpha", 3.0), ("targets", "query"):
+    others = {"rank": 0, "alpha": 3.0, "targets": "query", "use_rslora": True}
+    for name, value in others.items():
         problem = f"^--{name} {value}: --init-adapter has {own[name]}, and keeps it"
         with pytest.raises(InputError, match=problem):
             adapters.options_of(named | {name: value})

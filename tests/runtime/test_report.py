@@ -48,7 +48,7 @@ def test_the_table_counts_as_peft_does(tiny, some_reviews, targets):
     plain = sum(p.numel() for p in open_theirs(tiny, num_labels=2).parameters())
     table = dict(line.split(maxsplit=1) for line in lines[5:])
     assert table["LoRA"] == f"{trained - 66:,}  trained: rank 8 on {targets}"
-    assert table["classifier"] == "66  trained"  # the base brings one of two classes
+    assert table["classifier"] == "66  trained, newly initialized"  # other names
     assert table["BERT"] == f"{plain - 66:,}  frozen"
     assert table["total"].startswith(f"{plain + trained - 66:,}  {trained:,} trained, ")
     assert lines[:4] == [
@@ -57,6 +57,8 @@ def test_the_table_counts_as_peft_does(tiny, some_reviews, targets):
         lines[2],
         "       classes negative, positive; best is the model of the best accuracy",
     ]
+    few = "note: 6 steps in all are few, the first of them at a rate of 0: more --epochs, "
+    assert lines[-1].startswith(few)
     sizes = "       58 sentences to train on, 6 to validate on; padding "
     assert re.fullmatch(re.escape(sizes) + r"\d+\.\d\d% of the tokens", lines[2])
     assert lines[4].startswith("       always guessing negative would give accuracy 0.")
@@ -70,10 +72,10 @@ def test_the_head_of_a_regression(tiny, tmp_path):
     assert lines[3] == "       one number, a regression; best is the model of the best spearman"
     assert lines[4].startswith("       always guessing the mean, ")
     assert " would give loss " in lines[4] and "pearson 0.0000" in lines[4]
-    rows = [line.split() for line in lines[5:]]
+    rows = [line.split() for line in lines[5:-1]]  # without the note on few steps
     assert [row[0] for row in rows] == ["BERT", "classifier", "total"]
     assert [row[2] for row in rows[:2]] == ["trained", "trained,"]  # the classifier is new
-    assert lines[-1].endswith(" trained, 100.00%")
+    assert lines[-2].endswith(" trained, 100.00%")
 
 
 # The card.

@@ -48,15 +48,15 @@ def test_a_line_of_the_log_is_the_mean_over_sentences(run, capsys):
     assert run.history[1:] == [{"step": 6, "train_loss": 1.5}]
 
 
-def test_the_best_evaluation_is_the_first_of_the_highest_score(run):
+def test_the_best_evaluation_has_the_highest_score_then_the_lowest_loss_and_is_the_last(run):
     run.step = 3
-    scores = [(0.5, 0.7), (0.4, 0.7), (0.6, 0.8)]
+    scores = [(0.5, 0.7), (0.6, 0.7), (0.4, 0.7), (0.4, 0.7), (0.1, 0.6), (0.6, 0.8)]
     best = [run.note_scores({"loss": loss, "accuracy": score}) for loss, score in scores]
-    assert best == [True, False, True] and run.best == 0.8
+    assert best == [True, False, True, True, False, True] and run.best == [0.8, -0.6]
     run.save_checkpoint(now=True)
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
-    assert lines == run.history and len(lines) == 3
-    assert lines[2] == {"step": 3, "validation_loss": 0.6, "validation_accuracy": 0.8}
+    assert lines == run.history and len(lines) == 6
+    assert lines[5] == {"step": 3, "validation_loss": 0.6, "validation_accuracy": 0.8}
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(run, los
     run.unlogged = [0, 0, 0]
     with pytest.raises(InputError, match=line):
         run.note_scores({"loss": loss, "accuracy": 0.5})
-    assert run.best is None and not run.history and not [*run.out.iterdir()]
+    assert not run.best and not run.history and not [*run.out.iterdir()]
 
 
 def test_what_steers_a_terminal_is_shown(run, capsys):
