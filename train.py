@@ -67,6 +67,8 @@ class Config(RunOptions):
     lr: float = option(5e-4, "learning rate at its peak", above=0, also="learning-rate")
     warmup_ratio: float = option(0.06, "fraction of steps of warm-up", at_least=0, at_most=1)
     weight_decay: float = option(0.01, "AdamW's weight decay, on matrices", at_least=0)
+    class_weights: str = option("", "of the loss: balanced, or a number for each class: 1,1,5")
+    label_smoothing: float = option(0.0, "of the labels, in the loss", at_least=0, below=1)
     max_grad_norm: float = option(1.0, "gradients of a larger norm are clipped to it", above=0)
     rank: int = option(8, "LoRA's rank; 0 trains every weight", at_least=0, also="lora-rank")
     alpha: float = option(16.0, "LoRA is scaled by alpha / rank", above=0, also="lora-alpha")
@@ -137,6 +139,12 @@ def set_up(config: Config, rewrite=None) -> Setup:
         dtype=config.dtype,
         compile=config.compile,
         recompute=config.gradient_checkpointing,
+    )
+    data.task.adjust_loss(
+        class_weights=config.class_weights,
+        label_smoothing=config.label_smoothing,
+        labels=data.train.labels,
+        device=placement.device,
     )
     # Decay pulls A and B, and with them ΔW, towards zero. Biases and LayerNorms are left out, as
     # in BERT's own code.

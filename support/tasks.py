@@ -4,6 +4,7 @@ The letters of the shapes are explained in bert.py.
 """
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,6 +20,22 @@ def score_columns(names: list[str], probabilities: Tensor) -> dict[str, list]:
     """The probabilities (N, C) as columns of a labelled table, one a class."""
     columns = zip(names, probabilities.T, strict=True)
     return {f"score_{name}": rounded(column) for name, column in columns}
+
+
+def refuse_adjusting(self, class_weights: str, label_smoothing: float, **_) -> None:
+    """Raises InputError for what only the loss of a classification knows."""
+    if class_weights or label_smoothing:
+        flags = "--class-weights and --label-smoothing"
+        raise InputError(f"{flags} are for texts of one class each, and not for {self.describe()}")
+
+
+def parse_weights(text: str) -> np.ndarray:
+    """The positive numbers of "1,1,5"; none for any other text."""
+    try:
+        weights = np.array(text.split(","), dtype=float)
+    except ValueError:
+        return np.zeros(0)
+    return weights if np.isfinite(weights).all() and (weights > 0).all() else np.zeros(0)
 
 
 class Classification:
@@ -61,6 +78,27 @@ class Classification:
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
+
+    def adjust_loss(self, class_weights: str, label_smoothing: float, labels, device) -> None:
+        """Sets what training_loss weighs and smooths, for the labels (N,) of the training rows.
+
+        `class_weights` is "balanced", by which all classes weigh the same in sum, or a number for
+        each, "1,1,5". They are scaled so that the mean weight of a row is 1, and the learning rate
+        keeps its meaning. Raises InputError for any other text.
+        """
+        self.label_smoothing = label_smoothing
+        if not class_weights:
+            return
+        counts = np.bincount(labels, minlength=len(self.names))  # (C,)
+        if class_weights == "balanced":
+            weights = 1 / np.maximum(counts, 1)  # (C,)
+        else:
+            weights = parse_weights(class_weights)
+        if len(weights) != len(counts):
+            classes = f"{len(counts)} positive numbers, for {listing(self.names)}"
+            raise InputError(f"--class-weights {class_weights}: expected balanced, or {classes}")
+        weights = weights * len(labels) / (weights * counts).sum()
+        self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
 
     def predict(self, logits: Tensor) -> Tensor:
         return logits.argmax(-1)  # (N, C) -> (N,)
@@ -130,6 +168,7 @@ class MultiLabel:
         return total / len(self.names)
 
     training_loss = loss
+    adjust_loss = refuse_adjusting
 
     def predict(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() > self.threshold  # (N, C)
@@ -194,6 +233,7 @@ class Regression:
         return F.mse_loss(self.predict(logits), labels, reduction="sum")
 
     training_loss = loss
+    adjust_loss = refuse_adjusting
 
     def predict(self, logits: Tensor) -> Tensor:
         return logits[:, 0]  # (N, 1) -> (N,)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sklearn.dummy
 import sklearn.metrics
+import sklearn.utils
 import torch
 import transformers
 from helpers import TINY, draw
@@ -261,6 +262,51 @@ def test_the_loss_of_the_training_is_torchs(weights, smoothing):
     assert torch.allclose(*gradients, atol=1e-8)
     plain = torch.nn.CrossEntropyLoss(reduction="sum")
     assert torch.equal(task.loss(logits, labels), plain(logits, labels))
+
+
+LABELS = np.array([0] * 90 + [1] * 8 + [2] * 2)
+NAMES = ["a", "b", "c"]
+
+
+def adjust(task, class_weights: str, label_smoothing: float = 0.0) -> None:
+    task.adjust_loss(
+        class_weights=class_weights, label_smoothing=label_smoothing, labels=LABELS, device="cpu"
+    )
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    task = Classification(NAMES)
+    adjust(task, "balanced", 0.1)
+    weights = sklearn.utils.compute_class_weight
+    theirs = weights("balanced", classes=np.arange(3), y=LABELS)
+    assert task.weights.tolist() == pytest.approx(theirs, rel=1e-6)
+    assert task.label_smoothing == 0.1
+
+
+def test_weights_leave_the_mean_of_the_rows_at_one():
+    """So the mean over all rows is PyTorch's, which divides by the sum of their weights."""
+    task = Classification(NAMES)
+    adjust(task, "2,2,10")
+    assert task.weights[LABELS].mean() == pytest.approx(1)
+    assert (task.weights / task.weights[0]).tolist() == pytest.approx([1, 1, 5])
+    logits, labels = torch.randn(100, 3), torch.from_numpy(LABELS)
+    theirs = torch.nn.CrossEntropyLoss(torch.tensor([1.0, 1.0, 5.0]))(logits, labels)
+    assert task.training_loss(logits, labels) / 100 == pytest.approx(theirs.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("words", ["1,2", "1,2,x", "1,0,1", "1,-1,1", "1,nan,1", "1,inf,1", "auto"])
+def test_other_weights_are_refused(words):
+    with pytest.raises(InputError, match=f"^--class-weights {words}: .*3 positive numbers, for a"):
+        adjust(Classification(NAMES), words)
+
+
+@pytest.mark.parametrize("kind", ["sets of labels", "numbers"], indirect=True)
+def test_other_tasks_take_no_weights(kind):
+    task, _ = kind
+    adjust(task, "")
+    for words, smoothing in ("balanced", 0.0), ("", 0.1):
+        with pytest.raises(InputError, match="are for texts of one class each, and not for"):
+            adjust(task, words, smoothing)
 
 
 @pytest.mark.parametrize("kind", ["sets of labels", "numbers"], indirect=True)
