@@ -180,7 +180,6 @@ def build_model(
             model = open_adapter(adapter, base, config.dropout)
         label_names = adapters.same_classes(adapter, [*model.config.id2label.values()], label_names)
     else:
-        hub.require_weights(base)
         with errors.reading(base):
             model = BertForSequenceClassification.from_pretrained(base, label_names)
     adapters.check_fit(model.config, config, pairs)

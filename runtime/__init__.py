@@ -8,6 +8,7 @@
     checkpoint  a run's state as one file, exactly
     report      the table of parameters, the curves, the model card
     adapters    folding an adapter into its base, uploading one, going on with its training
+    convert     a pickle's tensors to safetensors, a program of its own
     bank        many adapters on one base
     texts       texts to classify: from the command line, a file, standard input
     labelling   a whole table labelled in pieces, which goes on after a kill

@@ -17,6 +17,8 @@ SECONDS = 8.0  # within which the Hub has to answer
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
 OLDER_FILES = ("added_tokens.json", "special_tokens_map.json")  # what tokenizers had beside them
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+PICKLES = ("pytorch_model.bin", "adapter_model.bin")
+WEIGHTS = {False: ("model.safetensors", PICKLES[0]), True: (ADAPTER_FILES[1], PICKLES[1])}
 MODEL_FILES = ("config.json", "model.safetensors", *ADAPTER_FILES, *TOKENIZER_FILES, *OLDER_FILES)
 EXPLANATIONS = {  # of the client's errors, a special one before the general one
     "HFValidationError": "no such directory, and no name of a Hub repository",
@@ -28,12 +30,20 @@ EXPLANATIONS = {  # of the client's errors, a special one before the general one
 }
 
 
-def folder(name: str | Path) -> Path:
-    """A directory as it is, or a folder with the model in the Hub's `owner/name[@revision]`."""
-    if Path(name).is_dir():
-        return Path(name)
-    repository, _, revision = str(name).partition("@")
-    return snapshot(str(name), MODEL_FILES, repo_id=repository, revision=revision or None)
+def folder(name: str | Path, pickles: bool = False) -> Path:
+    """A directory as it is, or a folder with the model in the Hub's `owner/name[@revision]`.
+
+    Raises InputError for a model or an adapter whose weights are a pickle alone, except where
+    `pickles` are asked for.
+    """
+    found = Path(name)
+    if not found.is_dir():
+        repository, _, revision = str(name).partition("@")
+        names = MODEL_FILES + PICKLES if pickles else MODEL_FILES
+        found = snapshot(str(name), names, repo_id=repository, revision=revision or None)
+    if not pickles:
+        refuse_pickle(found, str(name))
+    return found
 
 
 def data_folder(name: str | Path) -> Path:
@@ -50,11 +60,15 @@ def data_folder(name: str | Path) -> Path:
     return snapshot(str(name), tuple(files), **of)
 
 
-def require_weights(folder: Path) -> None:
-    """Raises InputError for a model without safetensors: a pickle can run code, and is not read."""
-    if not (folder / "model.safetensors").is_file():
-        hint = "a pytorch_model.bin is a pickle, which can run code: convert it to safetensors"
-        raise InputError(f"{folder}: has no model.safetensors; {hint}")
+def refuse_pickle(folder: Path, name: str) -> None:
+    weights, pickled = WEIGHTS[(folder / "adapter_config.json").is_file()]
+    is_local = Path(name).is_dir()
+    if (folder / weights).is_file() or (is_local and not (folder / pickled).is_file()):
+        return
+    command = shlex.join(["python", "-m", "runtime.convert", name])
+    command += "" if is_local else " NEW_FOLDER"
+    problem = f"{pickled} is a pickle, which can run code, and is not read here"
+    raise InputError(f"{name}: has no {weights}; {problem}: convert it with: {command}")
 
 
 def client():

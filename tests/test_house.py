@@ -99,6 +99,9 @@ def test_nothing_of_unix_alone_and_no_pickle(module):
     """A lock is filelock's, which is there on Windows too; files and messages are data."""
     assert not imported(FILES[module]) & {"fcntl", "resource", "pickle", "marshal", "shelve"}
     source = FILES[module].read_text(encoding="utf-8")
+    if module == "runtime.convert":  # the one program for pickles, which reads their tensors alone
+        source, count = re.subn(r"torch\.load\([^()]*weights_only=True\)", "", source)
+        assert count == 1
     assert not re.search(r"\btorch\.(load|save)\(|_object(_list)?\(|\b(eval|exec)\(\"", source)
 
 

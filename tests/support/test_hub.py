@@ -19,7 +19,7 @@ from huggingface_hub import close_session, constants, hf_hub_download
 
 from support import hub as hub_module
 from support.errors import InputError
-from support.hub import check_login, data_folder, folder, push, require_weights
+from support.hub import check_login, data_folder, folder, push
 
 ONE, TWO = "1" * 40, "2" * 40
 
@@ -83,11 +83,11 @@ def test_the_files_of_a_model_come_by_name_once_and_no_others(hub, model):
 
 
 def test_a_revision_is_one_commit_and_none_is_the_newest(hub, model, tmp_path):
-    newer = write_files(tmp_path / "newer", "config.json", seed=1)
+    newer = write_files(tmp_path / "newer", "config.json", "model.safetensors", seed=1)
     hub.add("tiny", model, ONE)
     hub.add("tiny", newer, TWO)
     for name in f"tiny@{TWO}", "tiny@main", "tiny":
-        assert_same_files(folder(name), "config.json", source=newer)
+        assert_same_files(folder(name), "config.json", "model.safetensors", source=newer)
     names = ["config.json", "model.safetensors", "vocab.txt"]
     assert_same_files(folder(f"tiny@{ONE}"), *names, source=model)
 
@@ -133,12 +133,19 @@ def test_what_is_no_repository_is_not_asked_for(hub, monkeypatch, tmp_path, ask,
     assert not hub.served
 
 
-def test_pickle_is_refused_with_a_hint(model):
-    require_weights(model)
+def test_a_pickle_is_refused_with_the_command_that_converts_it(hub, model, tmp_path):
+    hint = "is a pickle, which can run code, and is not read here: convert it with: python -m "
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    assert "pytorch_model.bin is a pickle, which can run code: convert it" in (
-        refused(require_weights, model)
-    )
+    command = f"runtime.convert {model}"
+    found = refused(folder, str(model))
+    assert found == f"{model}: has no model.safetensors; pytorch_model.bin {hint}{command}"
+    assert folder(str(model), pickles=True) == model
+    hub.add("me/old", model, ONE)
+    assert refused(folder, "me/old").endswith(f"{hint}runtime.convert me/old NEW_FOLDER")
+    assert not hub.gets("pytorch_model.bin")
+    assert (folder("me/old", pickles=True) / "pytorch_model.bin").is_file()
+    adapter = write_files(tmp_path / "adapter", "adapter_config.json", "adapter_model.bin")
+    assert "has no adapter_model.safetensors; adapter_model" in refused(folder, str(adapter))
 
 
 # The cache.
