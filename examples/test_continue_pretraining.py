@@ -1,0 +1,141 @@
+"""continue_pretraining.py against transformers' BertForMaskedLM; what it hides; what it leaves."""
+
+import re
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from helpers import TINY, difference, draw, inputs, official_base, saved_base
+from pyarrow import parquet
+from safetensors.torch import load_file
+
+import lora
+from bert import BertForSequenceClassification
+from examples import continue_pretraining
+from examples.continue_pretraining import BertForMaskedLM, hide, open_reader
+from lora import LinearWithLoRA
+from support.errors import run_main
+from support.offline import offline_pair
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny BertForMaskedLM, written by transformers."""
+    folder = tmp_path_factory.mktemp("base") / "base"
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**TINY)).eval()
+    draw(model)
+    model.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_logits_and_losses_are_those_of_transformers(base):
+    theirs = transformers.BertForMaskedLM.from_pretrained(base).eval()
+    ours = open_reader(str(base)).eval()
+    assert sum(isinstance(m, LinearWithLoRA) for m in ours.modules()) == 2 * 6
+    assert not {name for name in ours.newly_initialized if "cls" in name}
+    input_ids, mask = inputs(60, [9, 9, 4])
+    hidden = (input_ids % 3 == 0) & mask.bool()
+    labels = torch.where(hidden, input_ids, -100)
+    expected = theirs(input_ids, mask, labels=labels)
+    assert difference(ours(input_ids, mask), expected.logits) < 1e-5
+    chosen = ours(input_ids, mask, hidden)
+    assert difference(chosen, expected.logits[hidden]) < 1e-5
+    loss = F.cross_entropy(chosen, input_ids[hidden])
+    assert loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
+
+
+def test_gradients_of_lora_are_those_of_peft(base):
+    import peft
+
+    ours = open_reader(str(base)).eval()
+    for seed, module in enumerate(m for m in ours.modules() if isinstance(m, LinearWithLoRA)):
+        draw(module.lora, seed)
+    settings = {**ours.lora_config, "lora_dropout": 0.0}
+    theirs = transformers.BertForMaskedLM.from_pretrained(base)
+    theirs = peft.get_peft_model(theirs, peft.LoraConfig(**settings)).eval()
+    mine = {n: p for n, p in ours.named_parameters() if ".lora." in n}
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            short = name.removeprefix("base_model.model.").replace(".default", "")
+            own = short.replace(".lora_", ".lora.lora_")
+            parameter.data.copy_(mine[own].data)
+    input_ids, mask = inputs(60, [9, 4])
+    hidden = mask.bool()
+    F.cross_entropy(ours(input_ids, mask, hidden), input_ids[hidden]).backward()
+    theirs(input_ids, mask, labels=torch.where(hidden, input_ids, -100)).loss.backward()
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            short = name.removeprefix("base_model.model.").replace(".default", "")
+            gradient = mine[short.replace(".lora_", ".lora.lora_")].grad
+            assert gradient.abs().max() > 1e-6
+            assert difference(gradient, parameter.grad) < 1e-5
+
+
+def test_opens_the_official_names(tmp_path):
+    """gamma and beta, and no decoder in the file, as in bert-base-uncased."""
+    folder = official_base(tmp_path / "base")
+    model = BertForMaskedLM.from_pretrained(folder)
+    file = load_file(folder / "model.safetensors")
+    assert torch.equal(
+        model.cls.predictions.transform.LayerNorm.weight,
+        file["cls.predictions.transform.LayerNorm.gamma"],
+    )
+    assert torch.equal(model.cls.predictions.bias, file["cls.predictions.bias"])
+
+
+def test_a_base_without_a_head_gets_one_that_is_trained(tmp_path):
+    model = open_reader(str(saved_base(tmp_path / "base")))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    head = {name for name in trained if name.startswith("cls.")}
+    assert len(head) == 5 and len(trained) == 5 + 2 * 2 * 6
+    assert not torch.equal(model.cls.predictions.transform.dense.weight, torch.zeros(32, 32))
+
+
+def test_what_is_hidden():
+    torch.manual_seed(0)
+    ids = torch.randint(104, 30522, (200, 500), dtype=torch.int32)
+    ids[:, 0], ids[:, -2], ids[:, -1] = 101, 102, 0
+    read, hidden = hide(ids, mask_id=103, vocab_size=30522)
+    assert read.dtype == ids.dtype
+    assert torch.equal(read[~hidden], ids[~hidden])
+    assert not hidden[:, [0, -2, -1]].any()
+    parts = [
+        hidden[:, 1:-2].float().mean(),
+        (read[hidden] == 103).float().mean(),
+        (read[hidden] == ids[hidden]).float().mean(),
+    ]
+    for part, expected in zip(parts, (0.15, 0.8, 0.1), strict=True):
+        assert part.item() == pytest.approx(expected, abs=0.02)
+
+
+def test_the_program_leaves_a_base(tmp_path, monkeypatch, capsys):
+    """On a tiny base that has its head, and 800 reviews; train.py's model opens what is left."""
+    minilm, reviews = offline_pair()
+    folder = tmp_path / "base"
+    config = transformers.BertConfig(**TINY | {"vocab_size": 30522, "max_position_embeddings": 128})
+    started = transformers.BertForMaskedLM(config)
+    draw(started, std=0.3)  # so that few steps change something
+    started.save_pretrained(folder)
+    shutil.copy(f"{minilm}/tokenizer.json", folder)
+    for split, count in ("train", 800), ("validation", 100):
+        table = parquet.read_table(f"{reviews}/{split}-00000-of-00001.parquet")
+        parquet.write_table(table.slice(0, count), tmp_path / f"{split}.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(continue_pretraining.offline, "offline_pair", lambda: (folder, tmp_path))
+    run_main(continue_pretraining.main)
+    before, after = map(float, re.findall(r": loss (\d+\.\d+)", capsys.readouterr().out))
+    assert after < before - 0.1
+    model = BertForSequenceClassification.from_pretrained("out-read-on")
+    assert (tmp_path / "out-read-on" / "tokenizer.json").exists()
+    started = BertForMaskedLM.from_pretrained(folder)
+    name = "encoder.layer.1.intermediate.dense.weight"
+    moved = model.bert.state_dict()[name] - started.bert.state_dict()[name]
+    assert 1 <= torch.linalg.matrix_rank(moved, rtol=1e-3) <= 8
+    assert torch.equal(
+        model.bert.embeddings.word_embeddings.weight, started.bert.embeddings.word_embeddings.weight
+    )
+    assert not [n for n, _ in model.named_parameters() if ".lora." in n]
+    assert lora.count_lora_parameters(model) == 0
