@@ -14,6 +14,10 @@ With several adapters every text is answered by each. From Python:
     classify(model, [("great film",)])  # [{"label": "positive", "confidence": 0.98, ...}]
 """
 
+from support import errors
+
+errors.explain_from_here(__name__)  # the imports take a second, in which much can go wrong
+
 import json
 import sys
 from dataclasses import dataclass
@@ -25,7 +29,7 @@ from bert import BertForSequenceClassification
 from data import encode, load_tokenizer
 from lora import merge_lora_weights
 from runtime import adapters, devices, texts
-from support import errors, hub, parallel
+from support import hub, parallel
 from support.errors import InputError
 from support.options import OneLineParser
 from support.tasks import Task, task_of

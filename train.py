@@ -10,6 +10,10 @@ training_log.txt, metrics.jsonl, config.toml, and checkpoint/, from which --resu
 This file reads as a run goes: the options, the set-up, a step, the loop, the evaluation.
 """
 
+from support import errors
+
+errors.explain_from_here(__name__)  # the imports take a second, in which much can go wrong
+
 import functools
 import math
 import sys
@@ -36,7 +40,7 @@ from lora import apply_lora_to_model, mark_only_lora_as_trainable, open_adapter,
 from runtime import adapters, devices, report
 from runtime.run import Run, claimed
 from runtime.run_folder import RunOptions, former_options
-from support import errors, glue, hub, offline, options, parallel
+from support import glue, hub, offline, options, parallel
 from support.metrics import METRICS
 from support.options import option
 from support.tasks import Task

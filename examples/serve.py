@@ -107,6 +107,8 @@ def main() -> None:
     add("--port", type=int, default=8000, help="default: %(default)s")
     add("--batch", type=int, default=32, help="texts answered together, or 1 (default: 32)")
     given = parser.parse_args()
+    if not 0 <= given.port < 2**16:
+        raise InputError(f"--port {given.port}: expected a number from 0 to 65535")
     app.state.gatherer = Gatherer(given.base, given.adapters, given.batch)
     uvicorn.run(
         app,

@@ -201,6 +201,7 @@ REFUSED = {  # the arguments, and the error
     f"{MINILM} two=you/bert-lora": "you/bert-lora: no such directory",
     f"{MINILM} two=ADAPTER two=ADAPTER": "two adapters have one name; "
     "give each another: NAME=DIRECTORY",
+    f"{MINILM} two=ADAPTER --port 99999": "--port 99999: expected a number from 0 to 65535",
     f"{MINILM} two={MINILM}": f"{MINILM}/adapter_config.json: No such file or directory",
 }
 

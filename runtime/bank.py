@@ -107,6 +107,8 @@ class AdapterBank:
         `names` has the adapter of each row. Those of an adapter stand together on the way, as a
         view of them takes no copy.
         """
+        if len(names) != len(input_ids):
+            raise ValueError(f"{len(names)} names of adapters for a batch of {len(input_ids)} rows")
         order = sorted(range(len(names)), key=names.__getitem__)
         inputs = [input_ids, attention_mask, token_type_ids]
         inputs = [None if t is None else t[order] for t in inputs]

@@ -95,15 +95,16 @@ def run_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 def write(path: Path, facts: dict, progress: dict, tensors: dict[str, Tensor]) -> None:
     """Writes what describe says of a run, where it stands, and its tensors."""
-    header = {"facts": json.dumps(facts), "progress": json.dumps(progress)}
-    header["sha256"] = digest(header["progress"], tensors)
+    run = {"facts": facts, "progress": progress, "sha256": digest(progress, tensors)}
+    header = {"run": json.dumps(run)}  # one entry: several would come in a random order
     path.parent.mkdir(exist_ok=True)
     with files.written_whole(path) as temporary:
         temporary.write_bytes(save(tensors, header))  # save_file may leave a file of its own
 
 
-def digest(progress: str, tensors: dict[str, Tensor]) -> str:
-    return hash_arrays(tensors | {"progress": np.frombuffer(progress.encode(), np.uint8).copy()})
+def digest(progress: dict, tensors: dict[str, Tensor]) -> str:
+    text = json.dumps(progress).encode()
+    return hash_arrays(tensors | {"progress": np.frombuffer(text, np.uint8).copy()})
 
 
 def restore(path: Path, facts: dict, tensors: dict[str, Tensor]) -> tuple[dict, list[str]]:
@@ -115,11 +116,11 @@ def restore(path: Path, facts: dict, tensors: dict[str, Tensor]) -> tuple[dict, 
         return {}, []
     with errors.reading(path):
         with safe_open(path, "pt") as file:
-            header = file.metadata()
+            run = json.loads(file.metadata()["run"])
             saved = {name: file.get_tensor(name) for name in file.keys()}
-        if header["sha256"] != digest(header["progress"], saved):
+        if run["sha256"] != digest(run["progress"], saved):
             raise InputError(f"{path}: is damaged; {run_folder.OTHER}")
-        notes = compare(path, json.loads(header["facts"]), facts)
+        notes = compare(path, run["facts"], facts)
         for name, tensor in tensors.items():
             tensor.copy_(saved[name])
-        return json.loads(header["progress"]), notes
+        return run["progress"], notes

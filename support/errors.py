@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Control characters, which could steer a terminal, as JSON writes them.
-ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+# What could steer a terminal, or turn the direction of writing, as JSON writes it.
+CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F)
+DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+ESCAPES = {code: f"\\u{code:04x}" for code in (*CONTROLS, *DIRECTIONS)}
 ESCAPES_IN_LINES = ESCAPES | {ord("\t"): "\t", ord("\n"): "\n"}
 # What CUDA and MPS, the CPU's allocator, C++, PyTorch, oneDNN, the loader and OpenMP say.
 OUT_OF_MEMORY = (
     "(?i)out of memory|allocate memory|bad_alloc|size calculation overflowed"
-    "|could not create a primitive|failed to map segment|failed to launch worker thread"
+    "|could not create a primitive|failed to map segment|launch worker thread|start new thread"
 )
 shared_store: Any = None  # of torchrun's processes, where parallel.start has joined them
 
@@ -82,6 +84,19 @@ def escape_as_json(error):
 
 
 codecs.register_error("escape_as_json", escape_as_json)
+
+
+def explain_from_here(name: str) -> None:
+    """Makes one line of what ends the program `name` before its run_main, as a Ctrl-C does while
+    it imports. A module that is only imported changes nothing."""
+
+    def complain_and_leave(kind, error, trace) -> None:
+        if not isinstance(error, KeyboardInterrupt):
+            complain(error)
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+
+    if name == "__main__":
+        sys.excepthook = complain_and_leave
 
 
 def run_main(main) -> None:

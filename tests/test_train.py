@@ -50,7 +50,8 @@ def finished(forks, command, tmp_path_factory) -> Path:
 
 
 def assert_same_run(first, second):
-    for name in WEIGHTS, "final/adapter_model.safetensors", "metrics.jsonl":
+    checkpoint = "checkpoint/checkpoint.safetensors"
+    for name in WEIGHTS, "final/adapter_model.safetensors", "metrics.jsonl", checkpoint:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 

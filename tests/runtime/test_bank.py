@@ -113,6 +113,8 @@ def test_removing_an_adapter_leaves_the_others(bank):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert bank.models.keys() == ADAPTERS.keys() - {"five"}
     assert not any("five" in m.adapted for m in bank.mixed.modules() if isinstance(m, RoutedLinear))
+    with pytest.raises(ValueError, match=r"^1 names of adapters for a batch of 3 rows$"):
+        bank.forward_rows(["two"], BATCH[0][:3])
     with pytest.raises(KeyError, match="five"):
         bank.forward_rows(["five"], BATCH[0][:1])
 
@@ -200,5 +202,5 @@ def test_an_adapter_that_is_odd_when_it_is_loaded(base, theirs, monkeypatch):
     assert {*map(type, bank.models["keys"].modules())} & {Odd}
     assert routed(bank) == {RoutedLinear, FastRoutedLinear}
     names = ["keys", "number", "two", "keys"]
-    mixed = bank.forward_rows(names, *WITHOUT_PADDING)
-    assert_equal(mixed, of_their_own(bank.models, names, WITHOUT_PADDING))
+    rows = [BATCH[0][:4, :3]]
+    assert_equal(bank.forward_rows(names, *rows), of_their_own(bank.models, names, rows))

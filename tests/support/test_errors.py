@@ -35,6 +35,7 @@ ENDS = {  # what main does: the exit status, and what is on standard error
     "raise OSError(28, 'No space left on device')": (2, "error: writing: No space left .*\n"),
     "raise OSError(12, 'Cannot allocate memory')": (2, r"error: out of memory .*\n"),
     "raise MemoryError": (2, r"error: out of memory \(MemoryError\): try a smaller --rank, .*\n"),
+    'raise RuntimeError("can\'t start new thread")': (2, "error: out of memory .*try .*\\n"),
     "raise RuntimeError('bad_alloc')": (2, r"error: out of memory \(bad_alloc\): try .*\n"),
     "import numby": (2, "error: No module named 'numby': install what requirements.txt .*\n"),
     "[][0]": (2, "error: IndexError: list index out of range. .*report it.*BERT_LORA_DEBUG=1.*\n"),
@@ -49,6 +50,27 @@ def run_body(body: str, shell: str = '"$@"', **env) -> subprocess.CompletedProce
     environment = os.environ | {"BERT_LORA_DEBUG": ""} | env
     captured = {"capture_output": True, "encoding": env.get("PYTHONIOENCODING", "utf-8")}
     return subprocess.run(command, env=environment, **captured, cwd=ROOT, timeout=60)
+
+
+IMPORTS = {  # what goes wrong while a program imports: the exit status, standard error
+    "raise KeyboardInterrupt": (130, ""),
+    "raise MemoryError": (2, r"error: out of memory \(MemoryError\): try .*\n"),
+    "import numby": (2, "error: No module named 'numby': install what requirements.txt .*\n"),
+}
+
+
+@pytest.mark.parametrize("program", ["train.py", "sample.py"])
+@pytest.mark.parametrize("code", IMPORTS)
+def test_what_goes_wrong_while_a_program_imports(run, tmp_path, code, program):
+    (tmp_path / "tokenizers.py").write_text(code)
+    done = run(program, "--help", env={"PYTHONPATH": tmp_path})
+    status, message = IMPORTS[code]
+    assert done.returncode == status and re.fullmatch(message, done.stderr), done.stderr
+
+
+def test_an_import_of_a_program_leaves_tracebacks_as_they_are(run):
+    done = run("-c", "import sample; [][0]", env={"PYTHONPATH": ROOT})
+    assert done.returncode == 1 and "Traceback" in done.stderr
 
 
 @pytest.mark.parametrize("body", ENDS)
@@ -139,6 +161,7 @@ def test_several_processes_say_a_line_once(add, said):
 
 
 def test_plain_text_is_one_line_and_a_listing_short():
+    assert plain("\u202egpj.exe\u2066\u200f") == "\\u202egpj.exe\\u2066\\u200f"  # directions
     assert plain("a\nb\tc\x1b\x9b é") == "a\\u000ab\\u0009c\\u001b\\u009b é"
     assert json.loads(f'"{plain(chr(27))}"') == "\x1b"
     assert listing(["a", "b", "c"]) == "a, b, c" and listing([*"abcde"]) == "a, b, c and 2 more"
