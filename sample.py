@@ -5,6 +5,7 @@
     head reviews.txt | python sample.py -             # the same from standard input
     python sample.py --pair "He slept." "He is awake."    # for an adapter of pairs, as RTE's
     python sample.py --file reviews.parquet --text-column review --out labelled.parquet
+    python sample.py --file test.csv --score              # how good it is, and its mistakes
     python sample.py                                  # asks for texts; /adapter NAME switches
     python sample.py --adapter out/best --adapter you/bert-lora-cola "great film"
 
@@ -118,19 +119,29 @@ def parse():
     add("--model", default="", help="another base than the adapter's; alone: a fine-tuned model")
     add("--max-length", type=int, help="tokens that a text is cut to (default: all positions)")
     add("--json", action="store_true", help="print JSON lines, with every class's probability")
-    add("--device", choices=["auto", "cuda", "mps", "cpu"], help="(default: cpu, with --out auto)")
+    add("--device", choices=["auto", "cuda", "mps", "cpu"], help="(default: cpu; of a table auto)")
     add("--dtype", choices=["auto", "float32", "bfloat16"], help="of the matrix products")
     add("--out", help="label --file, a .parquet .csv .tsv .jsonl or .txt, into this new file")
-    add("--text-column", "--text-columns", default="", help="with --out: the column, of pairs a,b")
+    add("--score", action="store_true", help="say how good the answers to a --file with labels are")
+    add("--label-column", default="", help="with --score: where the labels stand (default: label)")
+    add("--label-names", default="", help="with --score: of the model's classes 0, 1, …: a,b,c")
+    add("--text-column", "--text-columns", default="", help="of a table: the column, of pairs a,b")
     add("--prefix", default="", help="with --out: before the new columns' names, as in predicted_")
-    add("--batch-tokens", type=int, help="with --out: tokens in a batch, padding included")
+    add("--batch-tokens", type=int, help="of a table: tokens in a batch, padding included")
     given = parser.parse_args()
-    if given.out and (not given.file or given.json or len(given.adapter or []) > 1):
-        raise InputError("--out labels a whole --file by one --adapter, and without --json")
-    if not given.out and (given.text_column or given.prefix or given.batch_tokens):
-        raise InputError("--text-column, --prefix and --batch-tokens go with --out")
-    if not given.out and given.file and given.file.endswith((".parquet", ".csv", ".jsonl")):
-        raise InputError(f"{given.file}: a table; its answers go into a file of their own: --out")
+    if (given.out or given.score) and (not given.file or len(given.adapter or []) > 1):
+        raise InputError("--out and --score take a whole --file, by one --adapter")
+    if given.out and not given.score and given.json:
+        raise InputError("--out labels a whole --file without --json, which prints")
+    if not (given.out or given.score) and (given.text_column or given.batch_tokens):
+        raise InputError("--text-column and --batch-tokens go with --out and --score")
+    if given.prefix and (given.score or not given.out):
+        raise InputError("--prefix goes with --out, and without --score")
+    if not given.score and (given.label_column or given.label_names):
+        raise InputError("--label-column and --label-names go with --score")
+    is_table = given.file and given.file.endswith((".parquet", ".csv", ".jsonl"))
+    if is_table and not (given.out or given.score):
+        raise InputError(f"{given.file}: a table; --out labels it, and --score scores it")
     if given.max_length is not None and not 3 <= given.max_length < 2**31:
         raise InputError(f"--max-length {given.max_length}: at least [CLS], a token and [SEP]")
     return given
@@ -142,13 +153,14 @@ def main() -> None:
     names = given.adapter or [given.model or "out/best"]
     if names == ["out/best"] and not Path("out/best").is_dir():
         raise InputError("out/best: no adapter yet; `make train`, or name one with --adapter")
+    whole = bool(given.out or given.score)  # a table, not a few texts
     settings = {
         "base": given.model if given.adapter else "",
         "max_length": given.max_length,
-        "device": given.device or ("auto" if given.out else "cpu"),
-        "dtype": given.dtype or ("auto" if given.out else "float32"),
+        "device": given.device or ("auto" if whole else "cpu"),
+        "dtype": given.dtype or ("auto" if whole else "float32"),
         "bases": {},
-        "merge": bool(given.out),
+        "merge": whole,
     }
     models = [open_model(name, **settings) for name in names]
     pairs = bool(models[0].model.config.text_pairs)
@@ -159,7 +171,11 @@ def main() -> None:
     def switch(name: str) -> None:
         models[:] = [open_model(name, **settings)]
 
-    if given.out:
+    if given.score:
+        from runtime import scoring  # late: Arrow takes a while to import
+
+        scoring.score(models[0], given)
+    elif given.out:
         from runtime import labelling  # late: Arrow takes a while to import
 
         labelling.label(models[0], given)

@@ -11,6 +11,7 @@
     convert     a pickle's tensors to safetensors, a program of its own
     bank        many adapters on one base
     texts       texts to classify: from the command line, a file, standard input
+    scoring     how good a model is on texts with labels
     labelling   a whole table labelled in pieces, which goes on after a kill
 
 None of these imports train.py or sample.py.

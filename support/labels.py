@@ -128,6 +128,52 @@ class NumberLabels:
             raise InputError("all labels of a regression are the same, of training or validation")
 
 
+class KnownClasses:
+    """The labels of a file as the classes of a model, by name: never numbered by the file.
+
+    They are the numbers of the classes where no label at all is a name; `note` says so then.
+    """
+
+    def __init__(self, names: list[str]):
+        self.names = names
+        self.is_unnamed = names == [f"LABEL_{number}" for number in range(len(names))]
+        self.note = ""
+
+    def read(self, rows: Rows) -> np.ndarray:
+        """The classes (N,) of the rows, int64. Raises InputError for what is no class of these."""
+        forms = {label: canonical(label) for label in rows.different}
+        told = rows.class_names
+        if self.is_unnamed and len(told) == len(self.names):
+            told = []
+        if told:  # the numbers are those of the file's own names, in its own order
+            forms = {
+                label: canonical(told[int(form)]) if form in range(len(told)) else form
+                for label, form in forms.items()
+            }
+        known: dict = {canonical(name): number for number, name in enumerate(self.names)}
+        are_numbers = not known.keys() & forms.values() and {*forms.values()} <= {*known.values()}
+        if are_numbers and not told:
+            known = {number: number for number in known.values()}
+            if not self.is_unnamed:
+                classes = listing(self.names)
+                self.note = f"{rows.source}: the labels are taken as numbers of {classes}"
+        for label, form in forms.items():
+            if form not in known:
+                hint = "--label-names names the model's classes"
+                why = f"which is no class of the model: {listing(self.names)}; {hint}"
+                raise refusal(rows, label, why)
+        return np.array([known[forms[label]] for label in rows.labels])
+
+
+class KnownNumbers(NumberLabels):
+    """The numbers of a file to score, which may all be the same."""
+
+    note = ""
+
+    def check_held_out(self, kept: np.ndarray, held: np.ndarray) -> None:
+        pass
+
+
 def hold_out(keys: list) -> np.ndarray:
     """Whether each of N rows is held out (N,): a tenth of the different keys, always the same."""
     different = list(dict.fromkeys(keys))

@@ -62,6 +62,58 @@ def ranks(x: np.ndarray) -> np.ndarray:
     return (last - (counts - 1) / 2)[place]
 
 
+# Figures of a report.
+
+CALIBRATION_BINS = 15
+
+
+def class_figures(predicted: np.ndarray, labels: np.ndarray) -> list[dict]:
+    """Precision, recall, F1 and support (rows) of each of C classes; both true or false, (N, C).
+
+    A fraction whose denominator is 0 is 0, as with scikit-learn's zero_division=0.
+    """
+    figures = []
+    for found, wanted in zip(predicted.T, labels.T, strict=True):  # (N,), (N,)
+        both = int((found & wanted).sum())
+        figures.append(
+            {
+                "precision": both / max(1, int(found.sum())),
+                "recall": both / max(1, int(wanted.sum())),
+                "f1": f1(found, wanted),
+                "support": int(wanted.sum()),
+            }
+        )
+    return figures
+
+
+def confusion(predicted: np.ndarray, labels: np.ndarray, C: int) -> np.ndarray:
+    """How often a class (a row) was answered by which (a column): (C, C) of classes (N,)."""
+    return np.bincount(labels * C + predicted, minlength=C * C).reshape(C, C)
+
+
+def calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, list]:
+    """Bins of M answers by their confidence: the rows, mean confidence and fraction right of each.
+
+    `confidence` (M,) is a probability, `right` (M,) true or false (Guo et al., 2017,
+    arXiv:1706.04599, section 2).
+    """
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
+    place = np.searchsorted(edges, confidence)  # (M,)
+    rows, *sums = (
+        np.bincount(place, weights, minlength=CALIBRATION_BINS)
+        for weights in (None, confidence, right)
+    )
+    means = [total / np.maximum(1, rows) for total in sums]
+    names = ("rows", "confidence", "right")
+    return {name: values.tolist() for name, values in zip(names, (rows, *means), strict=True)}
+
+
+def calibration_error(bins: dict[str, list]) -> float:
+    """The expected calibration error: how far confidence and fraction right are apart, by rows."""
+    rows, confidence, right = (np.array(values) for values in bins.values())
+    return float((rows * np.abs(confidence - right)).sum() / rows.sum())
+
+
 TWO_CLASS_METRICS = {"f1": f1, "matthews_correlation": pearson}
 CLASS_METRICS = {"accuracy": accuracy, "macro_f1": macro_f1} | TWO_CLASS_METRICS
 SET_METRICS = {

@@ -115,6 +115,35 @@ class Classification:
         predicted = np.full_like(labels, number)
         return self.names[number], self.scores(predicted, labels)
 
+    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, reduction="none")  # (N,)
+
+    def report(self, logits: Tensor, labels: Tensor) -> dict:
+        """All figures of logits (N, C) and labels (N,), as JSON holds them."""
+        C = len(self.names)
+        predicted, wanted = self.predict(logits).numpy(), labels.numpy()  # (N,), (N,)
+        confidence = logits.double().softmax(-1).amax(-1).numpy()  # (N,)
+        classes = np.arange(C)
+        figures = metrics.class_figures(predicted[:, None] == classes, wanted[:, None] == classes)
+        bins = metrics.calibration(confidence, predicted == wanted)
+        return {
+            **evaluation(self, logits, labels),
+            "macro_f1": metrics.macro_f1(predicted, wanted),
+            "calibration_error": metrics.calibration_error(bins),
+            "classes": dict(zip(self.names, figures, strict=True)),
+            "confusion": metrics.confusion(predicted, wanted, C).tolist(),
+            "calibration": bins,
+        }
+
+    def reader(self):
+        from support.labels import KnownClasses  # late: Arrow takes a while to import
+
+        return KnownClasses(self.names)
+
+    def spell(self, labels: Tensor) -> list:
+        """The names of classes (N,)."""
+        return [self.names[number] for number in labels.tolist()]
+
     def answer(self, logits: Tensor) -> dict:
         """What is said of one text, with the probability of each class; logits (C,)."""
         probabilities = rounded(logits.softmax(-1))
@@ -135,7 +164,7 @@ class Classification:
         probabilities = logits.softmax(-1)  # (N, C)
         highest, best = probabilities.max(-1)  # (N,), (N,)
         columns = {
-            "label": [self.names[number] for number in best.tolist()],
+            "label": self.spell(best),
             "confidence": rounded(highest),
         }
         return columns | (score_columns(self.names, probabilities) if scores else {})
@@ -187,6 +216,34 @@ class MultiLabel:
         predicted = np.broadcast_to(common, labels.shape)
         return " and ".join(names) or "no label", self.scores(predicted, labels)
 
+    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")  # (N, C)
+        return loss.mean(-1)  # (N,)
+
+    def report(self, logits: Tensor, labels: Tensor) -> dict:
+        """All figures of logits and labels (N, C), as JSON holds them.
+
+        The calibration is that of the N · C probabilities, whatever the threshold.
+        """
+        predicted, wanted = self.predict(logits).numpy(), labels.bool().numpy()  # (N, C), (N, C)
+        figures = metrics.class_figures(predicted, wanted)
+        probabilities = logits.double().sigmoid().numpy()  # (N, C)
+        bins = metrics.calibration(probabilities.ravel(), wanted.ravel())
+        return {
+            **evaluation(self, logits, labels),
+            "calibration_error": metrics.calibration_error(bins),
+            "classes": dict(zip(self.names, figures, strict=True)),
+            "calibration": bins,
+        }
+
+    def reader(self):
+        raise InputError("a file with several labels a text cannot be scored yet")
+
+    def spell(self, labels: Tensor) -> list:
+        """The names of the labels (N, C) of each text."""
+        names = np.array(self.names, dtype=object)
+        return [names[row].tolist() for row in labels.bool().numpy()]
+
     def answer(self, logits: Tensor) -> dict:
         """All labels above the threshold, and the probability of each; logits (C,)."""
         given = self.predict(logits).tolist()
@@ -204,10 +261,9 @@ class MultiLabel:
         certain of the C decisions is; with `scores` also how probable each label is."""
         probabilities = logits.sigmoid()  # (N, C)
         given = self.predict(logits)  # (N, C)
-        names = np.array(self.names, dtype=object)
         decided = probabilities.where(given, 1 - probabilities)
         columns = {
-            "label": [names[row].tolist() for row in given.numpy()],
+            "label": self.spell(given),
             "confidence": rounded(decided.amin(-1)),
         }
         return columns | (score_columns(self.names, probabilities) if scores else {})
@@ -251,6 +307,25 @@ class Regression:
         scores["loss"] = float(np.mean((mean - labels) ** 2))
         return f"the mean, {mean:.3f},", scores
 
+    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (self.predict(logits) - labels) ** 2  # (N,)
+
+    def report(self, logits: Tensor, labels: Tensor) -> dict:
+        """All figures of logits (N, 1) and labels (N,), as JSON holds them."""
+        predicted = self.predict(logits)  # (N,)
+        return {
+            **evaluation(self, logits, labels),
+            "mean_absolute_error": (predicted - labels).abs().double().mean().item(),
+        }
+
+    def reader(self):
+        from support.labels import KnownNumbers  # late: Arrow takes a while to import
+
+        return KnownNumbers()
+
+    def spell(self, labels: Tensor) -> list:
+        return rounded(labels)
+
     def answer(self, logits: Tensor) -> dict:
         return {"score": rounded(logits)[0]}
 
@@ -261,7 +336,7 @@ class Regression:
         """Raises InputError for `scores`, which a number has none of."""
         if scores:
             raise InputError("--scores: a regression has one number, and no classes to score")
-        return {"score": rounded(self.predict(logits))}
+        return {"score": self.spell(self.predict(logits))}
 
 
 Task = Classification | MultiLabel | Regression
@@ -270,6 +345,12 @@ Task = Classification | MultiLabel | Regression
 def metric_in_words(task: Task) -> str:
     """The metric by which the best model is chosen; F1 of two classes is that of the second."""
     return f"f1 of {task.names[1]!r}" if task.metric == "f1" else task.metric
+
+
+def evaluation(task: Task, logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """The mean loss and the scores of logits (N, C), on the CPU, and their labels."""
+    loss = task.loss(logits, labels).item() / len(labels)
+    return {"loss": loss, **task.scores(task.predict(logits).numpy(), labels.numpy())}
 
 
 def task_of(config) -> Task:

@@ -374,9 +374,9 @@ def test_a_bad_file_is_one_line(fails, whole, tmp_path, content, problem):
         (["--max-length", "many", "good"], "invalid int value: 'many'"),
         (["--jsn", "good"], "unrecognized arguments: --jsn"),
         (["--device", "cuda", "good"], "--device cuda cannot be used here"),
-        (["great film", "--text-column", "a"], "--prefix and --batch-tokens go with --out"),
-        (["--file", "a.parquet"], "a.parquet: a table; its answers go into a file of their own"),
-        (["good", "--out", "b.csv"], "--out labels a whole --file"),
+        (["great film", "--text-column", "a"], "--batch-tokens go with --out and --score"),
+        (["--file", "a.parquet"], "a.parquet: a table; --out labels it, and --score scores it"),
+        (["good", "--out", "b.csv"], "--out and --score take a whole --file"),
     ],
     ids=range(12),
 )

@@ -3,9 +3,18 @@
 import numpy as np
 import pytest
 import scipy.stats
+import sklearn.calibration
 import sklearn.metrics
 
-from support.metrics import CLASS_METRICS, NUMBER_METRICS, SET_METRICS
+from support.metrics import (
+    CLASS_METRICS,
+    NUMBER_METRICS,
+    SET_METRICS,
+    calibration,
+    calibration_error,
+    class_figures,
+    confusion,
+)
 
 A, B = np.random.default_rng(0).integers(0, 2, (2, 500))
 
@@ -100,3 +109,47 @@ def test_a_constant_correlates_with_nothing(constant):
 def test_what_is_not_finite_is_passed_on_without_a_warning(value):
     predicted = np.where(np.arange(1000) == 3, value, X)
     assert np.isnan(number_scores(predicted, NOISE)["pearson"])
+
+
+# Figures of a report.
+
+
+@pytest.mark.parametrize("rows, most, least", [(500, 9, 0), (40, 9, 0), (1, 3, 0), (30, 3, 2)])
+def test_figures_of_each_class_are_those_of_sklearn(rows, most, least):
+    """Some classes are no labels, some are never predicted, and some are neither."""
+    random = np.random.default_rng(rows)
+    for predicted, labels in random.integers(0, 9, (50, 2, rows)):
+        predicted, labels = np.minimum(predicted, most), np.maximum(labels, least)
+        sets = [each[:, None] == np.arange(10) for each in (predicted, labels)]
+        expected = sklearn.metrics.precision_recall_fscore_support(
+            labels, predicted, labels=range(10), zero_division=0
+        )
+        found = [[*figures.values()] for figures in class_figures(*sets)]
+        assert np.array(found) == pytest.approx(np.array(expected).T, abs=1e-12)
+        table = sklearn.metrics.confusion_matrix(labels, predicted, labels=range(10))
+        assert confusion(predicted, labels, 10).tolist() == table.tolist()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_the_calibration_is_that_of_sklearn(rows):
+    """The bins of its reliability curve; the error is their mean distance, by rows."""
+    random = np.random.default_rng(rows)
+    for power in 0.2, 1, 5:
+        confidence = random.random(rows) ** power
+        confidence[:2] = [0.2, 1.0][:rows]  # an edge of two bins, and the last
+        right = random.random(rows) < 0.6
+        bins = calibration(confidence, right)
+        expected = sklearn.calibration.calibration_curve(right, confidence, n_bins=15)
+        full = np.array(bins["rows"]) > 0
+        assert sum(bins["rows"]) == rows
+        assert np.array(bins["right"])[full] == pytest.approx(expected[0], abs=1e-12)
+        assert np.array(bins["confidence"])[full] == pytest.approx(expected[1], abs=1e-12)
+        share = np.array(bins["rows"])[full] / rows
+        error = (share * abs(expected[0] - expected[1])).sum()
+        assert calibration_error(bins) == pytest.approx(error, abs=1e-12)
+
+
+def test_who_is_always_right_and_sure_errs_in_nothing():
+    bins = calibration(np.ones(3), np.ones(3, dtype=bool))
+    assert calibration_error(bins) == 0 and bins["rows"] == [0] * 14 + [3]
+    assert calibration_error(calibration(np.ones(4), np.array([True, False, True, False]))) == 0.5

@@ -1,0 +1,362 @@
+"""The figures of sample.py --score beside scikit-learn's, from the answers of transformers."""
+
+import json
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import sklearn.metrics
+import torch
+from helpers import adapted, draw, inputs, open_theirs, write_table
+from pyarrow import csv, parquet
+
+import sample
+from lora import save_adapter
+from runtime import adapters
+from support.errors import run_main
+
+NAMES = ["bad", "so-so", "good"]
+
+
+@torch.no_grad()
+def make_adapter(folder, base, names: list[str], pairs=False, problem_type=None) -> str:
+    """An adapter of random A and B, whose answers are of several classes."""
+    model = adapted(base, ["query", "value"])
+    model.classifier = torch.nn.Linear(model.config.hidden_size, len(names))
+    draw(model.classifier, std=5.0)
+    input_ids, mask = inputs(model.config.vocab_size, [20] * 200)
+    model.classifier.bias -= model(input_ids, mask).mean(0)
+    model.config.id2label = dict(enumerate(names))
+    model.config.problem_type = problem_type
+    model.config.text_pairs = pairs
+    save_adapter(model, folder, str(base))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def of_three(tiny, made_once) -> str:
+    return str(made_once("scored-of-three", lambda folder: make_adapter(folder, tiny, NAMES)))
+
+
+@pytest.fixture(scope="session")
+def sentences(reviews) -> list[str]:
+    rows = parquet.read_table(f"{reviews}/validation-00000-of-00001.parquet")
+    return rows["sentence"].to_pylist()[:60]
+
+
+@pytest.fixture
+def says(monkeypatch, capsys):
+    """What sample.py prints with these arguments, without the notes."""
+
+    def says(*arguments) -> str:
+        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
+        run_main(sample.main)
+        says.noted = capsys.readouterr()
+        return says.noted.out
+
+    return says
+
+
+@pytest.fixture
+def fails(says, capsys):
+    """The one line with which sample.py refuses these arguments."""
+
+    def fails(*arguments) -> str:
+        with pytest.raises(SystemExit):
+            says(*arguments)
+        shown = capsys.readouterr()
+        assert shown.out == "" and shown.err.startswith("error: "), shown
+        assert shown.err.count("\n") == 1
+        return shown.err
+
+    return fails
+
+
+@pytest.fixture(scope="session")
+def logits(of_three, tiny, made_once, sentences):
+    """Those of transformers, with the merged weights, a text at a time."""
+    folder = made_once("scored-merged", lambda folder: adapters.merge(of_three, folder / "m"))
+    return their_logits(folder / "m", [(text,) for text in sentences])
+
+
+def their_logits(folder, given: list[tuple]) -> np.ndarray:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = open_theirs(folder)
+    settings = {"truncation": True, "max_length": 40, "return_tensors": "pt"}
+    with torch.inference_mode():
+        rows = [model(**tokenizer(*text, **settings)).logits for text in given]
+    return torch.cat(rows).double().numpy()
+
+
+def expected_report(logits: np.ndarray, labels: np.ndarray, names: list[str]) -> dict:
+    """The same figures by scikit-learn."""
+    classes = range(len(names))
+    predicted = logits.argmax(-1)
+    probabilities = torch.from_numpy(logits).softmax(-1).numpy()
+    right = predicted == labels
+    bins = np.ceil(probabilities.max(-1) * 15)
+    distances = [
+        abs(right[bins == b].mean() - probabilities.max(-1)[bins == b].mean()) * (bins == b).mean()
+        for b in set(bins)
+    ]
+    each = sklearn.metrics.precision_recall_fscore_support(
+        labels, predicted, labels=classes, zero_division=0
+    )
+    kinds = ("precision", "recall", "f1", "support")
+    return {
+        "rows": len(labels),
+        "loss": sklearn.metrics.log_loss(labels, probabilities, labels=classes),
+        "accuracy": sklearn.metrics.accuracy_score(labels, predicted),
+        "macro_f1": sklearn.metrics.f1_score(labels, predicted, average="macro"),
+        "calibration_error": sum(distances),
+        "classes": {
+            name: dict(zip(kinds, figures, strict=True))
+            for name, figures in zip(names, np.array(each).T.tolist(), strict=True)
+        },
+        "confusion": sklearn.metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
+    }
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    """Counts and what follows from them to 1e-12, what probabilities decide to 1e-5."""
+    assert found.keys() - {"calibration"} == expected.keys()
+    for name, value in expected.items():
+        if name == "classes":
+            assert list(found[name]) == list(value)
+            for of_class, figures in value.items():
+                assert found[name][of_class] == pytest.approx(figures, abs=1e-12)
+        elif name == "confusion":
+            assert found[name] == value
+        else:
+            bound = 1e-5 if name in ("loss", "calibration_error") else 1e-12
+            assert found[name] == pytest.approx(value, abs=bound), name
+
+
+LABELS = {
+    "all classes": [0, 1, 2],
+    "a class that never occurs": [0, 2],
+    "one class alone": [1],
+}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("classes", LABELS.values(), ids=LABELS)
+def test_all_figures_are_those_of_sklearn(
+    says, of_three, sentences, logits, tmp_path, suffix, classes
+):
+    labels = np.random.default_rng(0).choice(classes, len(sentences))
+    table = {"text": sentences, "label": [NAMES[label] for label in labels]}
+    file = write_table(tmp_path / f"test.{suffix}", table)
+    found = json.loads(says("--adapter", of_three, "--file", file, "--score", "--json"))
+    assert_same(found, expected_report(logits, labels, NAMES))
+    assert says.noted.err == ""
+    assert len(set(logits.argmax(-1))) == 3
+
+
+def test_one_row(says, of_three, sentences, logits, tmp_path):
+    file = write_table(tmp_path / "one.csv", {"text": sentences[:1], "label": ["good"]})
+    found = json.loads(says("--adapter", of_three, "--file", file, "--score", "--json"))
+    assert_same(found, expected_report(logits[:1], np.array([2]), NAMES))
+
+
+def test_what_is_printed(says, of_three, sentences, logits, tmp_path):
+    """The rows that are shown are those of the highest loss; --out has them all, in their order."""
+    labels = np.random.default_rng(0).integers(0, 3, len(sentences))
+    table = {"review": sentences, "stars": [NAMES[label] for label in labels]}
+    file = write_table(tmp_path / "test.csv", table)
+    words = ["--file", file, "--text-column", "review", "--label-column", "stars", "--score"]
+    out = tmp_path / "scored.csv"
+    shown = says("--adapter", of_three, *words, "--out", out).splitlines()
+    expected = expected_report(logits, labels, NAMES)
+    for name in "accuracy", "macro_f1", "calibration_error":
+        assert f"{name:<17}  {expected[name]:.4f}" in shown
+    for name, figures in expected["classes"].items():
+        line = next(line for line in shown if line.startswith(f"{name} "))
+        rounded = [f"{figures[kind]:.4f}" for kind in ("precision", "recall", "f1")]
+        assert line.split() == [name, *rounded, str(int(figures["support"]))]
+    start = shown.index("a row for each label, a column for each answer:") + 2
+    counts = [line.split() for line in shown[start : start + 3]]
+    assert counts == [
+        [n, *map(str, row)] for n, row in zip(NAMES, expected["confusion"], strict=True)
+    ]
+
+    rows = csv.read_csv(out).to_pylist()
+    probabilities = torch.from_numpy(logits).softmax(-1).numpy()
+    assert [row["text"] for row in rows] == sentences
+    assert [row["label"] for row in rows] == table["stars"]
+    assert [row["answer"] for row in rows] == [NAMES[n] for n in logits.argmax(-1)]
+    assert [row["confidence"] for row in rows] == pytest.approx(probabilities.max(-1), abs=1e-5)
+    losses = -np.log(probabilities[np.arange(len(labels)), labels])
+    assert [row["loss"] for row in rows] == pytest.approx(losses, abs=1e-5)
+    worst = [line.split() for line in shown[-10:]]
+    order = np.argsort(-losses)[:10]
+    assert [int(words[0]) - 1 for words in worst] == order.tolist()
+    assert [words[1] for words in worst] == [NAMES[labels[row]] for row in order]
+    assert [words[2] for words in worst] == [NAMES[logits[row].argmax()] for row in order]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_the_table_in_other_formats(says, of_three, sentences, tmp_path, suffix):
+    file = write_table(tmp_path / "t.csv", {"text": sentences, "label": ["good"] * len(sentences)})
+    tables = []
+    for end in "csv", suffix:
+        out = tmp_path / f"scored.{end}"
+        says("--adapter", of_three, "--file", file, "--score", "--out", out)
+        tables.append(out)
+    expected = csv.read_csv(tables[0]).to_pylist()
+    if suffix == "parquet":
+        assert parquet.read_table(tables[1]).to_pylist() == expected
+    else:
+        assert [json.loads(line) for line in tables[1].read_text().splitlines()] == expected
+
+
+# Which label is which class.
+
+
+def with_names(path, given: list[str], labels: list[int], names: list[str]) -> str:
+    """A parquet file as the Hub has it: numbers, and their names in the schema."""
+    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    table = pa.table({"text": given, "label": labels})
+    parquet.write_table(table.replace_schema_metadata(metadata), path)
+    return str(path)
+
+
+def test_the_names_of_a_file_are_in_its_own_order(says, of_three, sentences, logits, tmp_path):
+    """Its number 0 is the model's class 2."""
+    labels = np.random.default_rng(0).integers(0, 3, len(sentences))
+    file = with_names(tmp_path / "a.parquet", sentences, (2 - labels).tolist(), NAMES[::-1])
+    found = json.loads(says("--adapter", of_three, "--file", file, "--score", "--json"))
+    assert_same(found, expected_report(logits, labels, NAMES))
+    assert says.noted.err == ""
+
+
+def test_numbers_are_those_of_the_classes_and_a_note_says_so(
+    says, of_three, sentences, logits, tmp_path
+):
+    """Never by the order in which a file has them: here it has 1 and 2 alone."""
+    labels = np.random.default_rng(0).integers(1, 3, len(sentences))
+    file = write_table(tmp_path / "a.csv", {"text": sentences, "label": labels.tolist()})
+    found = json.loads(says("--adapter", of_three, "--file", file, "--score", "--json"))
+    assert_same(found, expected_report(logits, labels, NAMES))
+    assert says.noted.err == f"note: {file}: the labels are taken as numbers of bad, so-so, good\n"
+
+
+def test_numbers_that_are_names_are_names(says, tiny, sentences, tmp_path):
+    """Of the classes "1", "2" and "3" label 1 is the first, and 0 is none."""
+    stars = make_adapter(tmp_path / "stars", tiny, ["1", "2", "3"])
+    file = write_table(tmp_path / "a.csv", {"text": sentences, "label": ["1", "3"] * 30})
+    found = json.loads(says("--adapter", stars, "--file", file, "--score", "--json"))
+    assert [figures["support"] for figures in found["classes"].values()] == [30, 0, 30]
+
+
+def test_a_model_without_names(says, fails, tiny, sentences, tmp_path):
+    unnamed = make_adapter(tmp_path / "unnamed", tiny, ["LABEL_0", "LABEL_1", "LABEL_2"])
+    numbers = write_table(tmp_path / "n.csv", {"text": sentences, "label": [0, 1, 2] * 20})
+    words = write_table(tmp_path / "w.csv", {"text": sentences, "label": NAMES * 20})
+    told = with_names(tmp_path / "t.parquet", sentences, [0, 1, 2] * 20, NAMES)
+    common = ["--adapter", unnamed, "--score", "--json", "--file"]
+    found = json.loads(says(*common, numbers))
+    assert says.noted.err == ""
+    assert json.loads(says(*common, told)) == found
+    assert "'bad', which is no class of the model: LABEL_0, LABEL_1" in fails(*common, words)
+    named = json.loads(says(*common, words, "--label-names", "bad,so-so,good"))
+    assert named["confusion"] == found["confusion"] and list(named["classes"]) == NAMES
+
+
+@pytest.mark.parametrize("label, said", [
+    ("Good", "row 3 has the label 'Good', which is no class of the model: bad, so-so, good"),
+    ("3", "row 3 has the label '3', which is no class of the model"),
+    ("-1", "row 3 has the label '-1', which is no class"),
+    ("", "row 3"),
+])  # fmt: skip
+def test_a_label_that_the_model_does_not_know(fails, of_three, sentences, tmp_path, label, said):
+    labels = ["good"] * 60
+    labels[2] = label
+    file = write_table(tmp_path / "a.csv", {"text": sentences, "label": labels})
+    out = tmp_path / "scored.csv"
+    error = fails("--adapter", of_three, "--file", file, "--score", "--out", out)
+    assert said in error and file in error and not out.exists()
+
+
+# Other kinds of model.
+
+
+def test_pairs_and_a_whole_model(says, fails, tiny, sentences, tmp_path):
+    of_pairs = make_adapter(tmp_path / "pairs", tiny, ["same", "other"], pairs=True)
+    adapters.merge(of_pairs, tmp_path / "merged")
+    labels = np.random.default_rng(0).integers(0, 2, 30)
+    pairs = list(zip(sentences[:30], sentences[30:], strict=True))
+    table = {"sentence1": sentences[:30], "sentence2": sentences[30:]}
+    named = {"label": [("same", "other")[label] for label in labels]}
+    file = write_table(tmp_path / "pairs.parquet", table | named)
+    expected = expected_report(their_logits(tmp_path / "merged", pairs), labels, ["same", "other"])
+    for model in ["--adapter", of_pairs], ["--model", tmp_path / "merged"]:
+        found = json.loads(says(*model, "--file", file, "--score", "--json"))
+        assert_same(found, expected)
+    says("--adapter", of_pairs, "--file", file, "--score", "--out", tmp_path / "scored.parquet")
+    rows = parquet.read_table(tmp_path / "scored.parquet").to_pylist()
+    assert [(row["text"], row["text_pair"]) for row in rows] == pairs
+    words = ["--adapter", of_pairs, "--file", file, "--score", "--text-column", "sentence1"]
+    assert "classifies pairs of texts" in fails(*words)
+
+
+def test_a_regression(says, tiny, sentences, tmp_path):
+    import scipy.stats
+
+    of_numbers = make_adapter(tmp_path / "n", tiny, ["LABEL_0"], problem_type="regression")
+    adapters.merge(of_numbers, tmp_path / "merged")
+    predicted = their_logits(tmp_path / "merged", [(text,) for text in sentences])[:, 0]
+    for labels in predicted + np.random.default_rng(0).normal(0, 1, 60), np.full(60, 2.5):
+        labels = labels.round(3)
+        file = write_table(tmp_path / "n.csv", {"text": sentences, "label": labels})
+        found = json.loads(says("--adapter", of_numbers, "--file", file, "--score", "--json"))
+        assert found["rows"] == 60
+        theirs = sklearn.metrics.mean_squared_error(labels, predicted)
+        assert found["loss"] == pytest.approx(theirs, rel=1e-5)
+        theirs = sklearn.metrics.mean_absolute_error(labels, predicted)
+        assert found["mean_absolute_error"] == pytest.approx(theirs, rel=1e-5)
+        if np.ptp(labels):
+            theirs = scipy.stats.pearsonr(labels, predicted).statistic
+            assert found["pearson"] == pytest.approx(theirs, abs=1e-5)
+            assert found["spearman"] == pytest.approx(
+                scipy.stats.spearmanr(labels, predicted).statistic, abs=1e-3
+            )
+        else:
+            assert found["pearson"] == found["spearman"] == 0
+    lines = says("--adapter", of_numbers, "--file", file, "--score").splitlines()
+    assert lines[-11].split() == ["row", "label", "answer", "loss", "text"]
+
+
+def test_more_classes_than_are_shown(says, tiny, sentences, tmp_path):
+    names = [f"class {n}" for n in range(21)]
+    many = make_adapter(tmp_path / "many", tiny, names)
+    file = write_table(tmp_path / "a.csv", {"text": sentences, "label": names[:20] * 3})
+    assert "a column for each answer" not in says("--adapter", many, "--file", file, "--score")
+    found = json.loads(says("--adapter", many, "--file", file, "--score", "--json"))
+    assert len(found["confusion"]) == 21
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["--score"], "--out and --score take a whole --file"),
+        (["--score", "great film"], "--out and --score take a whole --file"),
+        (["--file", "{file}", "--label-column", "a"], "--label-column and --label-names go with"),
+        (["--file", "{file}", "--score", "--label-column", "a"], "no column a among text, label"),
+        (["--file", "{file}", "--score", "--out", "{file}"], "is there already"),
+        (["--file", "{file}", "--score", "--out", "a.tsv"], "must end in .csv, .parquet, .jsonl"),
+        (["--file", "{file}", "--score", "--prefix", "a_"], "--prefix goes with --out"),
+        (["--file", "{file}", "--score", "--label-names", "a,b"], "the model has 3 classes"),
+        (["--file", "{file}"], "--out labels it, and --score scores it"),
+        (["--file", "nowhere.csv", "--score"], "nowhere.csv: cannot be read"),
+    ],
+    ids=range(10),
+)
+def test_bad_arguments_are_one_line(fails, of_three, tmp_path, arguments, problem):
+    file = write_table(tmp_path / "a.csv", {"text": ["a", "b"], "label": ["good", "bad"]})
+    words = [word.format(file=file) for word in arguments]
+    assert problem in fails("--adapter", of_three, *words)
