@@ -58,7 +58,7 @@ def compare(said: str, shown: str, slack: float) -> None:
 def home(tmp_path_factory, minilm, reviews):
     """A folder that looks like the project's after `make train`, and 16 of the reviews."""
     home = tmp_path_factory.mktemp("home")
-    folders = ("support", "runtime", "experiments", "offline")
+    folders = ("support", "runtime", "examples", "experiments", "offline")
     for name in ("bert.py", "lora.py", "data.py", "train.py", "sample.py", *folders):
         (home / name).symlink_to(ROOT / name)
     (home / "some").mkdir()
@@ -120,7 +120,8 @@ def test_what_is_named_in_the_prose_exists(prose):
     named = {flag for text in quoted for flag in re.findall(FLAG, text)}
     known = {options.flag(field.name) for field in fields(train.Config)}
     known |= {options.flag(field.metadata.get("also", "")) for field in fields(train.Config)}
-    known |= {*re.findall(FLAG, read("sample.py") + read("experiments/run.py"))}
+    programs = "sample.py", "experiments/run.py", "examples/look_inside.py"
+    known |= {*re.findall(FLAG, "".join(map(read, programs)))}
     assert named and named <= known | {"--nproc-per-node"}, named - known  # torchrun's
     targets = {*re.findall(r"^(\w+):", read("Makefile"), re.MULTILINE)}
     assert {*re.findall(r"\bmake (\w+)`", prose)} <= targets

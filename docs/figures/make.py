@@ -5,8 +5,10 @@ that was stopped goes on. The runs lie in out-figures/.
 """
 
 import argparse
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,24 +21,31 @@ from pyarrow import parquet
 
 from bert import BertForSequenceClassification
 from data import batches_by_length, encode, load_data, load_tokenizer, predict
-from lora import LinearWithLoRA, find_targets, open_adapter
+from lora import LinearWithLoRA, LoRALayer, find_targets, open_adapter
 from support.offline import offline_pair
 
 OUT = "out-figures"
+SENTENCE = "A flawed but engrossing thriller."
 FEW = "out-figures/few"
 MINILM = "offline/all-MiniLM-L6-v2"
 REVIEWS = "offline/movie-reviews"
-RATES = ["1e-4", "1e-3", "1e-2", "3e-2"]
+# By rate how its curve looks: told apart by width and dashes too, not by the colour alone.
+RATES = {
+    "1e-4": {"color": "#56b4e9", "linewidth": 5},  # lies under 3e-2
+    "1e-3": {"color": "#0072b2"},
+    "1e-2": {"color": "#e69f00", "linestyle": "--"},
+    "3e-2": {"color": "black", "linestyle": ":", "linewidth": 2},
+}
 RUNS = {  # the options of train.py
     f"lr-{lr}": f"--data {REVIEWS} --epochs 1 --eval-every 40 --log-every 10 --lr {lr}"
     for lr in RATES
 }
 RUNS["long"] = f"--data {FEW} --epochs 12 --log-every 8 --rank 0 --lr 1e-4"
 RUNS["full"] = f"--data {REVIEWS} --epochs 1 --rank 0 --lr 5e-5"
-SPECTRA = {  # the label and the colour of each line
-    "W": ("W, the base", "0.6"),
-    "full": ("ΔW, every weight trained", "C0"),
-    "lora": ("ΔW, LoRA", "C1"),
+SPECTRA = {  # how the line of each looks
+    "W": {"label": "W, the base", "color": "0.6"},
+    "full": {"label": "ΔW, every weight trained", "color": "#0072b2"},
+    "lora": {"label": "ΔW, LoRA of rank 8", "color": "#e69f00", "marker": "o", "markersize": 5},
 }
 
 
@@ -79,12 +88,12 @@ def save(drawn, name: str) -> None:
 
 def draw_rates() -> None:
     drawn, axes = figure(2)
-    for number, lr in enumerate(RATES):
+    for lr, style in RATES.items():
         for axis, quantity in zip(axes, ("train_loss", "validation_accuracy"), strict=True):
-            axis.plot(*history(f"lr-{lr}", quantity), color=f"C{number}", label=f"--lr {lr}")
+            axis.plot(*history(f"lr-{lr}", quantity), label=f"--lr {lr}", **style)
             axis.set(xlabel="step", title=quantity.replace("_", " "))
     axes[0].set_ylim(0.2, 1.0)
-    axes[0].legend()
+    axes[0].legend(handlelength=4)
     save(drawn, "learning_rate.png")
 
 
@@ -126,7 +135,7 @@ def spectra() -> dict[str, dict[str, torch.Tensor]]:
 
 
 def energy(values: torch.Tensor, rank: int) -> float:
-    """The part of a matrix's squared length that its best approximation of this rank keeps."""
+    """The part of a matrix's squared norm that its best approximation of this rank keeps."""
     return (values[:rank].square().sum() / values.square().sum()).item()
 
 
@@ -154,19 +163,39 @@ def print_truncated() -> None:
         print(f"every weight trained, ΔW cut to rank {rank:>3}: accuracy {accuracy(model):.1%}")
 
 
+def draw_inside() -> None:
+    """Attention before and after training, by examples/look_inside.py."""
+    inside = ROOT / OUT / "inside"
+    shutil.rmtree(inside, ignore_errors=True)
+    words = ["-m", "examples.look_inside", f"{OUT}/lr-1e-3/final", SENTENCE, "--out", str(inside)]
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
+    shutil.copy(inside / "attention.png", Path(__file__).with_name("attention.png"))
+
+
 def draw_spectra() -> None:
     found = spectra()
     drawn, axes = figure(2)
     for axis, layer in zip(axes, ("query 5", "value 5"), strict=True):
-        for kind, (label, color) in SPECTRA.items():
+        for kind, style in SPECTRA.items():
             values = found[layer][kind]
             kept = values[:8] if kind == "lora" else values
-            axis.loglog(range(1, len(kept) + 1), kept, ".-", color=color, label=label, markersize=4)
+            axis.loglog(range(1, len(kept) + 1), kept, **{"marker": "."} | style)
         axis.set_ylim(1e-4, 10)
-        axis.set(xlabel="number of the singular value", title=f"{layer[:5]}, layer 5")
-    axes[0].legend()
+        axis.set(
+            xlabel="number of the singular value, the largest first", title=f"{layer[:5]}, layer 5"
+        )
+    axes[0].set_ylabel("singular value")
+    axes[0].annotate(
+        "rank 8: eight values,\nthe other 376 are 0",
+        xy=(8, found["query 5"]["lora"][7]),
+        xytext=(14, 0.15),
+        arrowprops={"arrowstyle": "->"},
+    )
+    axes[0].legend(loc="lower left")
     save(drawn, "singular_values.png")
-    print("The part of the squared length in so many singular values, the mean of 12 matrices:")
+    for layer, values in found.items():
+        print(layer, *(f"{kind} {values[kind][0]:.2f}" for kind in SPECTRA))
+    print("The part of the squared norm in so many singular values, the mean of 12 matrices:")
     print("rank   W     ΔW full  ΔW LoRA")
     for rank in 1, 8, 32, 96:
         means = []
@@ -174,6 +203,43 @@ def draw_spectra() -> None:
             parts = [energy(values[kind], rank) for values in found.values()]
             means.append(f"{sum(parts) / len(parts):6.1%}")
         print(f"{rank:>4}", *means)
+
+
+@torch.no_grad()
+def print_sizes() -> None:
+    """What becomes of the two ΔW where they are merged: new directions, rounding, halves."""
+    base = BertForSequenceClassification.from_pretrained(MINILM)
+    full = BertForSequenceClassification.from_pretrained(f"{OUT}/full/final")
+    lora = open_adapter(f"{OUT}/lr-1e-3/final")
+    names = find_targets(base, ["query", "value"])
+    for kind, model in ("full", full), ("lora", lora):
+        relative, familiar, lost = [], [], []
+        for name in names:
+            W = weight(base, name)
+            both = weight(model, name)
+            delta = both - W
+            relative.append(delta.norm() / W.norm())
+            # How near the first direction of W + ΔW is to any of the 384 of W (1: one of them).
+            first = torch.linalg.svd(both).U[:, 0]
+            familiar.append((torch.linalg.svd(W).U.T @ first).abs().max())
+            lost.append((both.bfloat16().float() - both).norm() / delta.norm())
+        means = [sum(values) / len(values) for values in (relative, familiar, lost)]
+        print(f"{kind}: ‖ΔW‖/‖W‖ {means[0]:.3f}, cosine {means[1]:.2f}, ", end="")
+        print(f"part of ΔW that bfloat16 loses {means[2]:.1%}")
+    for part in 1.0, 0.5, 0.25:
+        print(f"ΔW of LoRA times {part}: accuracy {accuracy(scaled(lora, part)):.1%}")
+
+
+def scaled(model: torch.nn.Module, part: float) -> torch.nn.Module:
+    """A copy that adds only a part of each ΔW."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, LoRALayer):
+            module.scaling *= part
+    return copied
+
+
+DRAW = draw_rates, draw_long, draw_inside, draw_spectra, print_sizes, print_truncated
 
 
 def main() -> None:
@@ -187,7 +253,7 @@ def main() -> None:
     for name in names or RUNS:
         run(name)
     if not names:
-        for draw in draw_rates, draw_long, draw_spectra, print_truncated:
+        for draw in DRAW:
             draw()
 
 
