@@ -26,7 +26,6 @@ the tokens of SST-2, in batches of 32). (The letters of the shapes are explained
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -34,72 +33,29 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from support import glue
-from support.metrics import NUMBER_METRICS
-from support.tasks import Classification, Regression, Task
+from support import dataset
+from support.dataset import Data as Data
+from support.dataset import Split as Split
 from support.wordpiece import load_tokenizer as load_tokenizer
 
 # Reading.
 
 
-@dataclass
-class Split:
-    """`texts` are N tuples of one string, or of the two of a pair; `labels` (N,) their labels."""
-
-    texts: list[tuple[str, ...]]
-    labels: np.ndarray
-
-
-@dataclass
-class Data:
-    task: Task
-    columns: list[str]  # where the texts stood
-    train: Split
-    validation: Split
-    mismatched: Split | None  # MNLI's second validation split, from other sources
-
-
-def load_data(
-    path: str | Path,
-    tokenizer: Tokenizer | None = None,
-    text_columns: Sequence[str] = (),
-    label_column: str = "label",
-    label_names: Sequence[str] = (),
-    metric: str = "",
-    name: str = "",
-) -> Data:
-    """Reads a classification, or with a `metric` of numbers, as STS-B's pearson, a regression.
+def load_data(path: str | Path, tokenizer: Tokenizer | None = None, **options) -> Data:
+    """Reads what is trained on and what is validated on, for classification or regression.
 
     `path` is a directory with train and validation files (train.csv, train-00000-of-00001.parquet)
-    or one file: a tenth of its distinct texts, always the same ones, is held out; with a
-    `tokenizer` texts of the same tokens count as one. Two `text_columns` are a pair. `name` is
-    that of the data set, by which GLUE's tasks are known. Raises InputError.
+    or one file, which may tell in a column "split" what is what. Without validation rows a tenth
+    of the distinct texts of every class is held out, always the same ones; with a `tokenizer`
+    texts of the same tokens count as one. The `options` are those of support.dataset.load, under
+    the names of train.py's flags; and `name`, that of the data set, by which GLUE's tasks are
+    known. Raises InputError.
     """
-    from support import labels, tables  # late: Arrow takes a while to import
 
-    known = glue.TASKS.get(name or glue.name_of(str(path)))
-    usual_metric, usual_names, usual_columns = known or ("", [], [])
-    columns = list(text_columns or usual_columns)
-    rows = {}
-    for split, files in tables.find_splits(Path(path)).items():
-        rows[split] = tables.read_rows(files, columns, label_column)
-        columns = rows[split].columns  # the same in all splits
-    if (metric or usual_metric) in NUMBER_METRICS:
-        task = Regression(list(label_names) or ["LABEL_0"], metric or usual_metric)
-        reader = labels.NumberLabels() if metric else labels.NumberLabels(*glue.STSB_RANGE)
-    else:
-        reader = labels.ClassLabels(rows["train"], list(label_names), usual_names)
-        task = Classification(reader.names, metric or usual_metric)
-    splits = {split: Split(each.texts, reader.read(each)) for split, each in rows.items()}
-    if "validation" not in splits:
-        whole = splits["train"]
-        keys = token_keys(tokenizer, whole.texts) if tokenizer else whole.texts
-        is_held = labels.hold_out(keys)
-        for split, mask in ("train", ~is_held), ("validation", is_held):
-            splits[split] = Split(list(compress(whole.texts, mask)), whole.labels[mask])
-        reader.check_held_out(splits["train"].labels, splits["validation"].labels)
-    mismatched = splits.pop("validation_mismatched", None)
-    return Data(task=task, columns=columns, mismatched=mismatched, **splits)
+    def keys(texts: list[tuple[str, ...]]) -> list:
+        return token_keys(tokenizer, texts) if tokenizer else texts
+
+    return dataset.load(Path(path), keys, **options)
 
 
 # Tokens.

@@ -57,6 +57,10 @@ class Config(RunOptions):
     text_columns: str = option("", "column of the text, or of a pair: a,b", also="text-column")
     label_column: str = option("label", "column of the label: a number from 0, or a name")
     label_names: str = option("", "names of the classes 0, 1, …: a,b,c (default: the data's)")
+    label_separator: str = option("", "sign between several labels of a text")
+    label_columns: str = option("", "columns of 0 and 1, one for each of several labels: a,b,c")
+    validation: str = option("", "file to validate on")
+    holdout: float = option(0.1, "fraction to validate on where nothing else is", above=0, below=1)
     metric: str = option("", "chooses best/; pearson makes it a regression", choices=["", *METRICS])
     init_adapter: str = option("", "adapter to go on training: a directory, or owner/name")
     epochs: int = option(3, "passes over the training data", at_least=1, also="num-epochs")
@@ -128,6 +132,10 @@ def set_up(config: Config, rewrite=None) -> Setup:
         text_columns=options.split_list(config.text_columns),
         label_column=config.label_column,
         label_names=options.split_list(config.label_names),
+        label_separator=config.label_separator,
+        label_columns=options.split_list(config.label_columns),
+        validation=config.validation,
+        holdout=config.holdout,
         metric=config.metric,
         name=glue.name_of(config.data),
     )

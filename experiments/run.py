@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 import ideas
 
 from runtime.run_folder import LAST, LOG, METRICS, OPTIONS, deciding
-from support import errors, files, hub, offline, options, tables
+from support import errors, files, hub, offline, options, splits, tables
 from support.errors import InputError, run_main
 from support.options import OneLineParser
 
@@ -152,12 +152,15 @@ def prepare_data(plan: Plan, out: Path) -> tuple[str, str]:
 
 def take_rows(source: Path, count: int, folder: Path) -> None:
     """Fills the folder with so many rows to train on, always the same ones, in their order."""
-    from pyarrow import concat_tables, parquet
+    import pyarrow as pa
+    from pyarrow import parquet
 
     folder.mkdir(parents=True, exist_ok=True)
-    splits = tables.find_splits(source)
+    found = splits.find_splits(source)
     for split in "train", "validation":
-        table = concat_tables(map(tables.read_table, splits[split]))
+        read = [tables.read_columns(path) for path in found[split]]
+        told = json.dumps({"info": {"features": read[0][1]}})  # the names of the classes
+        table = pa.concat_tables(pa.table(c, metadata={"huggingface": told}) for c, _ in read)
         if split == "train":
             order = np.random.default_rng(0).permutation(len(table))
             table = table.take(np.sort(order[:count]))

@@ -9,8 +9,12 @@
     glue       GLUE's tasks: columns, class names, metrics
     metrics    accuracy, F1, correlations
     tasks      one class, several labels or a number for a text: loss, answers, scores
-    tables     parquet, csv, tsv, jsonl: which files, which columns, the texts
-    labels     numbering labels; holding out
+    dataset    which rows are trained and validated on, with which labels
+    tables     parquet, csv, tsv, jsonl: the columns, the texts and labels in them
+    dialects   the separators and quotes of csv and tsv
+    encodings  UTF-8, UTF-16, and the name of what is neither
+    splits     training and validation: by files, by a column, or held out
+    labels     numbering labels
     visible    which texts show nothing
     pieces     a table of any size in pieces, and files of answers
     wordpiece  the tokenizer that a BERT brings

@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+from support import glue
 from support.errors import InputError, first_line, listing, say
 
 SECONDS = 8.0  # within which the Hub has to answer
@@ -50,6 +51,9 @@ def data_folder(name: str | Path) -> Path:
     """A local path as it is, or a folder in GLUE's layout of `owner/name[/folder][@revision]`."""
     if Path(name).exists():
         return Path(name)
+    task = str(name).removeprefix("glue/")
+    if task in glue.TASKS:  # as it was called before the Hub's names had owners
+        raise InputError(f"{name}: no such file or directory; nyu-mll/glue/{task}?")
     parsed = re.fullmatch(r"(\w[^/@]*/\w[^/@]*)/?([^@]*?)/?(?:@(.+))?", str(name))
     if not parsed:
         raise InputError(f"{name}: no such file, directory or Hub data set (owner/name/folder)")

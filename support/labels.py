@@ -1,7 +1,9 @@
 """Labels: from what stands in a table to classes, or to the numbers of a regression."""
 
 import math
+import shlex
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,8 +33,8 @@ def canonical(label) -> int | str:
 
 def refusal(rows: Rows, label, why: str) -> InputError:
     """An error that names the first row with the label."""
-    row = rows.labels.index(label)
-    return InputError(f"{rows.source}: row {row + 1} has the label {label!r:.40}, {why}")
+    row = rows.numbers[rows.labels.index(label)]
+    return InputError(f"{rows.source}: row {row} has the label {label!r:.40}, {why}")
 
 
 class ClassLabels:
@@ -43,6 +45,8 @@ class ClassLabels:
 
     def __init__(self, train: Rows, given: list[str], usual: list[str]):
         labels = {canonical(label): label for label in train.different}
+        if not labels:
+            raise InputError(f"{train.source}: no row has a label")
         if len(labels) == 1:
             raise refusal(train, train.labels[0], "as all others; there is nothing to learn")
         self.given = given
@@ -69,12 +73,71 @@ class ClassLabels:
                 raise refusal(rows, label, f"expected one of {names}; {hint}")
         return np.array([classes[label] for label in rows.labels])
 
+    def groups(self, labels: np.ndarray) -> list[list[int]]:
+        """The classes of each row, of which a part is held out."""
+        return labels[:, None].tolist()
+
     def check_held_out(self, kept: np.ndarray, held: np.ndarray) -> None:
         """Raises InputError if a class has been held out whole."""
         missing = np.setdiff1d(held, kept)
         if len(missing):
-            rare = self.names[missing[0]]
-            raise InputError(f"the few rows of the class {rare!r:.40} are all held out; add some")
+            raise held_out_whole(self.names[missing[0]])
+
+
+def held_out_whole(name: str) -> InputError:
+    return InputError(f"the few rows of the class {name!r:.40} are all held out; add some")
+
+
+class LabelSets:
+    """Any of the classes for each row: 0 or 1 of each, as a reader of classes has them."""
+
+    def __init__(self, classes: "ClassLabels | KnownClasses"):
+        self.classes = classes
+        self.names = classes.names
+
+    def read(self, rows: Rows) -> np.ndarray:
+        """Which classes the rows have (N, C), float32. Raises InputError for a label of none."""
+        marks = np.zeros((len(rows.labels), len(self.names)), dtype=np.float32)  # (N, C)
+        each = each_label(rows)
+        if each.labels:
+            sizes = [len(labels) for labels in rows.labels]
+            marks[np.repeat(np.arange(len(sizes)), sizes), self.classes.read(each)] = 1
+        return marks
+
+    def groups(self, labels: np.ndarray) -> list[list[int]]:
+        """The classes of each row, of which a part is held out; those of none are -1."""
+        return [np.flatnonzero(row).tolist() or [-1] for row in labels]
+
+    def check_held_out(self, kept: np.ndarray, held: np.ndarray) -> None:
+        """Raises InputError if a class has been held out whole."""
+        missing = np.flatnonzero(held.any(0) & ~kept.any(0))
+        if len(missing):
+            raise held_out_whole(self.names[missing[0]])
+
+
+def each_label(rows: Rows) -> Rows:
+    """The rows with several labels, once for each of them."""
+    for label in rows.labels:
+        if not isinstance(label, list):
+            raise refusal(rows, label, "others have a list of labels")
+    sizes = [len(labels) for labels in rows.labels]
+    return replace(
+        rows,
+        labels=[label for labels in rows.labels for label in labels],
+        numbers=np.repeat(rows.numbers, sizes).tolist(),
+    )
+
+
+def lists_of_others(labels: list) -> list[str]:
+    """What to do about labels that hold others, as "insult,toxic" does beside these two."""
+    words = {label.strip() for label in labels if isinstance(label, str)}
+    for word in words:
+        for sign in ",;|/":
+            parts = [part.strip() for part in word.split(sign)]
+            if len(parts) > 1 and words.issuperset(parts):
+                hint = f"--label-separator {shlex.quote(sign)} takes it for several"
+                return [f"the label {word!r:.40} is one class, though its parts are labels: {hint}"]
+    return []
 
 
 def found_names(train: Rows, labels: dict) -> list[str]:
@@ -121,6 +184,10 @@ class NumberLabels:
             raise refusal(rows, label, expected)
         self.check_held_out(numbers, numbers)
         return numbers.astype(np.float32)
+
+    def groups(self, labels: np.ndarray) -> list[list[int]]:
+        """All rows are of one kind."""
+        return [[0]] * len(labels)
 
     def check_held_out(self, kept: np.ndarray, held: np.ndarray) -> None:
         """Raises InputError if one of the two parts has the same label everywhere."""
@@ -172,14 +239,3 @@ class KnownNumbers(NumberLabels):
 
     def check_held_out(self, kept: np.ndarray, held: np.ndarray) -> None:
         pass
-
-
-def hold_out(keys: list) -> np.ndarray:
-    """Whether each of N rows is held out (N,): a tenth of the different keys, always the same."""
-    different = list(dict.fromkeys(keys))
-    if len(different) < 2:
-        raise InputError("needs two different texts at least, one of them to validate on")
-    order = np.random.default_rng(0).permutation(len(different))
-    count = len(different) // 10 or 1
-    held = {different[number] for number in order[:count]}
-    return np.array([key in held for key in keys])

@@ -9,7 +9,8 @@ from typing import TextIO
 import pyarrow as pa
 from pyarrow import parquet
 
-from support import errors, glue, tables
+from support import glue, tables
+from support.dialects import find_dialect
 from support.errors import InputError
 
 PIECE = 16384  # rows: enough for batches of one length, and minutes at most to repeat after a kill
@@ -97,10 +98,7 @@ class Table:
     def parse(self, line: str, row: int) -> dict:
         """A line of a .jsonl. Raises InputError unless it is an object without an answer in it."""
         where = f"{self.path}: row {row + 1}"
-        with errors.reading(where):
-            values = json.loads(line)
-        if not isinstance(values, dict):
-            raise InputError(f"{where}: is a JSON {type(values).__name__}, expected an object")
+        values = tables.parse_line(line, where)
         self.refuse_taken(values, where)
         return values
 
@@ -124,6 +122,8 @@ def stamp(path: Path) -> list[int]:
 
 
 def is_string(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):  # a category of pandas
+        kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
@@ -196,10 +196,12 @@ class LineFeeds:
 
 
 def write_csv(parts: Iterator[pa.Table], table: Table, path: Path, kind: str) -> None:
-    """In a .tsv nothing is quoted, as in GLUE's."""
+    """In a .tsv nothing is quoted, as in GLUE's, unless fields of the table were."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(LineFeeds(file))
-        if kind == ".tsv":
+        if kind == ".tsv" and find_dialect(table.path).is_quoted:
+            writer = csv.writer(LineFeeds(file), "excel-tab")
+        elif kind == ".tsv":
             plain = csv.QUOTE_NONE
             writer = csv.writer(LineFeeds(file), "excel-tab", quoting=plain, quotechar=None)
         writer.writerow([*table.schema.names, *table.answers.names])

@@ -64,7 +64,7 @@ def test_a_run_leaves_everything(finished, tiny, some_reviews):
     printed = finished.with_name("stdout").read_text(encoding="utf-8")
     assert (finished / "training_log.txt").read_text(encoding="utf-8") == printed
     assert "58 sentences to train on, 6 to validate" in printed and "2,114 trained" in printed
-    assert f"best validation accuracy 0.3333, kept in {finished}/best\n" in printed
+    assert f"best validation accuracy 0.5000, kept in {finished}/best\n" in printed
     lines = (finished / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [r["step"] for r in records if "train_loss" in r] == list(range(1, 31))
@@ -191,7 +191,7 @@ def test_a_run_outlives_its_output(command, finished, tmp_path, where):
     assert (done.returncode, done.stderr) == (0, b"")
     assert_same_run(finished, tmp_path / "out")
     log = (tmp_path / "out" / "training_log.txt").read_text()
-    assert log.splitlines()[-1].startswith("best validation accuracy 0.3333, kept in ")
+    assert log.splitlines()[-1].startswith("best validation accuracy 0.5000, kept in ")
 
 
 # The same in this process, on a tiny BERT.

@@ -422,6 +422,30 @@ def test_a_bar_that_moves_changes_nothing(labels, texts, theirs, tmp_path, monke
     assert shown[0].n == shown[0].total == 201
 
 
+@pytest.mark.parametrize("form", ["tsv", "csv", "parquet"])
+def test_what_pandas_writes_is_labelled(labels, tmp_path, form):
+    """Quoted fields in a .tsv, which stay so; UTF-16 and semicolons; categories."""
+    import pandas
+
+    texts = ["good", 'she said "hi"', "two\nlines", "a\ttab; x"] * 10
+    path, out = tmp_path / f"a.{form}", tmp_path / f"b.{form}"
+    table = pandas.DataFrame({"text": texts, "n": [str(n) for n in range(40)]})
+    if form == "parquet":
+        table.astype("category").to_parquet(path)
+        labels(path, out)
+        found = pandas.read_parquet(out).astype(str)
+    elif form == "tsv":
+        table.to_csv(path, sep="\t", index=False)
+        labels(path, out)
+        found = pandas.read_csv(out, sep="\t", dtype=str)
+    else:
+        table.to_csv(path, sep=";", encoding="utf-16", index=False)
+        labels(path, out)
+        found = pandas.read_csv(out, dtype=str)
+    assert found["text"].tolist() == texts and found["n"].tolist() == table["n"].tolist()
+    assert set(found["label"]) <= {"bad", "fair", "good"}
+
+
 # What is refused.
 
 
@@ -446,8 +470,8 @@ def test_a_bar_that_moves_changes_nothing(labels, texts, theirs, tmp_path, monke
         ("a.csv", "text\n", "holds no rows"),
         ("a.txt", "", "holds no rows"),
         ("a.jsonl", "", "a.jsonl: "),
-        ("a.txt", b"good\ncaf\xe9\n", "a.txt: cannot be read"),
-        ("a.csv", b"text\ncaf\xe9\n", "a.csv: cannot be read"),
+        ("a.txt", b"good\ncaf\xe9\n", "a.txt: is no UTF-8, and probably CP1252"),
+        ("a.csv", b"text\ncaf\xe9\n", "a.csv: is no UTF-8, and probably CP1252"),
         ("a.csv", "words\ngood\n", "words"),
         ("a.csv", "text,text\na,b\n", "two columns are called 'text'"),
         ("a.parquet", "no parquet", "a.parquet: cannot be read"),

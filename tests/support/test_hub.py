@@ -20,6 +20,7 @@ from huggingface_hub import close_session, constants, hf_hub_download
 from support import hub as hub_module
 from support.errors import InputError
 from support.hub import check_login, data_folder, folder, push
+from support.splits import find_splits
 
 ONE, TWO = "1" * 40, "2" * 40
 
@@ -115,6 +116,32 @@ def test_a_data_set_comes_by_name_and_folder(hub, tmp_path, name):
     assert_same_files(data_folder(name), *files, source=source / inside)
     wanted = f"{repository}/cola: the Hub's repository has none of cola/train*.parquet, "
     assert refused(data_folder, f"{repository}/cola").startswith(wanted)
+
+
+@pytest.mark.parametrize("name", ["sst2", "glue/sst2", "stsb", "glue/mnli"])
+def test_the_short_name_of_a_glue_task_is_answered_with_the_long_one(hub, name):
+    long = f"nyu-mll/glue/{name.removeprefix('glue/')}?"
+    assert refused(data_folder, name) == f"{name}: no such file or directory; {long}"
+    assert not hub.served
+
+
+def test_all_parts_of_a_data_set_come(hub, tmp_path):
+    """As the Hub's own data sets have them, of today and of some years ago."""
+    for n, end in enumerate(["", "-b42a775f407cee45"]):
+        parts = [f"data/train-0000{part}-of-00003{end}.parquet" for part in range(3)]
+        names = [*parts, f"data/validation-00000-of-00001{end}.parquet"]
+        source = write_files(
+            tmp_path / f"data{n}", *names, f"data/test-00000-of-00001{end}.parquet"
+        )
+        hub.add(f"datasets/me/large{n}", source)
+        files = [name.removeprefix("data/") for name in names]
+        found = data_folder(f"me/large{n}")
+        assert_same_files(found, *files, source=source / "data")
+        splits = find_splits(found)
+        assert [[path.name for path in paths] for paths in splits.values()] == [
+            files[:3],
+            files[3:],
+        ]
 
 
 NO_DATA = "no such file, directory or Hub data set (owner/name/folder)"

@@ -1,18 +1,22 @@
 """Tables of every format, whole or spoilt, at once and streamed."""
 
+import json
 import re
 import subprocess
 import sys
 import tracemalloc
 
+import pandas
 import pyarrow as pa
 import pytest
 from helpers import ROOT, write_table
 from pyarrow import parquet
 
 from data import load_data
+from support.dialects import BLOCK
 from support.errors import InputError
-from support.tables import BLOCK, find_splits, stream
+from support.splits import find_splits
+from support.tables import stream
 
 GOOD = "Good, \"very\" 'good'"
 BAD = '"007" bad 1.0'
@@ -91,7 +95,10 @@ def test_files_that_are_missing_or_contradict_each_other_are_named(tmp_path):
             find_splits(tmp_path)
         (tmp_path / other).unlink()
     (tmp_path / "validation.csv").unlink()
-    with pytest.raises(InputError, match=r"expected validation.csv, found none"):
+    assert [*find_splits(tmp_path)] == ["train"]
+    for path in tmp_path.glob("train*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"expected train.csv, found none"):
         find_splits(tmp_path)
 
 
@@ -106,9 +113,9 @@ def test_parts_and_chosen_columns(tmp_path):
     assert data.train.texts == [("part 0",), ("part 1",), ("part 2",)]
     assert (data.train.labels.tolist(), data.validation.labels.tolist()) == ([0, 1, 2], [2])
     for table, problem in [
-        ({"sentence": ["x"], "mine": [""], "stars": [2]}, "row 3 has no text"),
+        ({"sentence": ["x"], "mine": [""], "stars": [2]}, r"1 of 3 rows without a text \(row 3\)"),
         ({"sentence": ["x"], "mine": ["y"], "stars": [4]}, "row 3 has the label 4"),
-        ({"mine": ["y"], "stars": [2]}, "cannot be read .*different"),
+        ({"mine": ["y"], "stars": [2]}, "the parts have different columns"),
     ]:
         write_table(parts[2], table)
         with pytest.raises(InputError, match=f"^{parts[0]}, {parts[1]}, {parts[2]}: {problem}"):
@@ -159,17 +166,17 @@ LATIN = pa.StringArray.from_buffers(2, *pa.array([b"good", b"\xff\xfe"]).buffers
 @pytest.mark.parametrize("name, table, problem", [
     ("a.parquet", {"words": ["good"], "label": [1]}, r": no column .* or sentence or .* words"),
     ("b.csv", {"sentence": ["good"], "stars": [1]}, ": no column label among sentence, stars"),
-    ("c.csv", b"sentence,sentence,label\ngood,x,1\nbad,y,0\n", ": cannot be read .*sentence"),
+    ("c.csv", b"sentence,sentence,label\ngood,x,1\n", ": two columns are called 'sentence'"),
     ("d.parquet", TWO | {"sentence": [["good"], ["bad"]]}, ": cannot be read .*list"),
-    ("e.parquet", TWO | {"sentence": ["good", ""]}, ": row 2 has no text"),
-    ("f.csv", TWO | {"sentence": [" ", "bad"]}, ": row 1 has no text"),
-    ("g.parquet", TWO | {"sentence": ["good", None]}, ": row 2 has no text"),
-    ("h.jsonl", TWO | {"sentence": ["\u2003\u00a0\t", "bad"]}, ": row 1 has no text"),
+    ("e.parquet", TWO | {"sentence": ["good", ""]}, ": 1 of 2 rows without a text .row 2"),
+    ("f.csv", TWO | {"sentence": [" ", "bad"]}, ": 1 of 2 rows without a text .row 1"),
+    ("g.parquet", TWO | {"sentence": ["good", None]}, ": 1 of 2 rows without a text .row 2"),
+    ("h.jsonl", TWO | {"sentence": ["\u2003\t", "bad"]}, ": 1 of 2 rows without a text .row 1"),
     ("i.csv", b"", ": cannot be read"),
-    ("j.jsonl", b"", ": cannot be read"),
+    ("j.jsonl", b"", ": holds no rows"),
     ("k.csv", b"sentence,label\n", ": holds no rows"),
-    ("l.csv", "sentence,label\ncaf\xe9,1\nbad,0\n".encode("latin-1"), ": cannot be read"),
-    ("m.csv", "sentence,label,\xe9\ngood,1,x\nbad,0,y\n".encode("latin-1"), ": cannot be read"),
+    ("l.csv", "sentence,label\ncaf\xe9,1\nbad,0\n".encode("latin-1"), ": is no UTF-8, .*CP1252"),
+    ("m.csv", "sentence,label,\xe9\ngood,1,x\n".encode("latin-1"), ": is no UTF-8, .*CP1252"),
     ("n.csv", b"sentence,label\ngood,1\na,b,c\n", ": cannot be read"),
     ("o.parquet", b"PAR1 of no use", ": cannot be read"),
     ("p.parquet", "truncated", ": cannot be read"),
@@ -177,7 +184,10 @@ LATIN = pa.StringArray.from_buffers(2, *pa.array([b"good", b"\xff\xfe"]).buffers
     ("r.parquet", TWO | {"sentence": LATIN}, r": cannot be read \(.*UTF8"),
     ("s.json", b"{}\n", ": the name must end in .parquet, .csv, .tsv, .jsonl"),
     ("t.csv", b'sentence,label\n"good,1\n' + b"bad,0\n" * 10**6, ": cannot be read .*good"),
-    ("u.jsonl", b'{"sentence": "' + b"x" * 3 * BLOCK + b'", "label": 1}', ": cannot be read"),
+    ("u.jsonl", b'{"sentence": "x", "label": 1\n', ": row 1: cannot be read"),
+    ("v.jsonl", b'{"sentence": "good", "label": 1}\n[1]\n', ": row 2: is a JSON list"),
+    ("w.jsonl", b'{"sentence": ["good"], "label": 1}\n', ": cannot be read .*found a list"),
+    ("x.jsonl", b'{"sentence": "\\ud800", "label": 1}\n', ": cannot be read .*surrogates"),
 ])  # fmt: skip
 def test_spoilt_tables_are_named_in_one_line(tmp_path, name, table, problem):
     path = tmp_path / name
@@ -231,7 +241,7 @@ def test_a_stream_needs_no_memory_for_the_whole(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"a film that is long\n".rjust(500) * 10**5 + b"\xff\n")
     tracemalloc.start()
-    with pytest.raises(InputError, match=r"a.txt: cannot be read \(.*utf-8"):
+    with pytest.raises(InputError, match=r"a.txt: is no UTF-8, and probably"):
         for batch in stream(path)[1]:
             assert batch.num_rows < 10**4
     assert tracemalloc.get_traced_memory()[1] < 2**24
@@ -249,6 +259,64 @@ def test_arrow_is_imported_with_the_first_table_only():
     """It takes longer than the answer to a text."""
     code = "import sys, sample; print('pyarrow' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT) == b"False\n"
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv", "tsv"])
+def test_texts_that_look_like_something_else_are_texts(tmp_path, suffix):
+    """Dates, numbers, truths, in all the ways in which pandas writes them; and its categories."""
+    texts = ["2024-01-01", "12:30", "007", "1e5", "true", "2024-01-01T00:00:00Z"] * 2
+    table = pandas.DataFrame({"text": texts, "label": ["no", "yes"] * 6})
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        table.astype("category").to_parquet(path)
+    elif suffix == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_csv(path, index=False, sep="," if suffix == "csv" else "\t")
+    data = load_data(path)
+    assert {text for (text,) in data.train.texts + data.validation.texts} == set(texts)
+    assert data.task.names == ["no", "yes"]
+
+
+def test_a_jsonl_may_hold_anything_beside_what_is_read(tmp_path):
+    """Objects, lists, numbers beside texts, in columns of some rows only."""
+    others = [{"meta": {"a": [1, {"b": None}]}}, {"meta": 5}, {}, {"n": 1}, {"n": "x"}, {"n": []}]
+    rows = [{"text": f"text {n}", "label": n % 2} | row for n, row in enumerate(others)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n\n".join(json.dumps(row) for row in rows))
+    data = load_data(path)
+    assert len(data.train.texts) + len(data.validation.texts) == 6
+
+
+@pytest.mark.parametrize("column, bracket", [("text", '{"a":'), ("other", "[")])
+def test_nested_brackets_are_one_line_and_no_crash(tmp_path, bracket, column, run):
+    """A million of them, in a process of its own."""
+    row = {"text": '"good"', "label": "1", "other": "0"} | {column: bracket * 10**6}
+    line = "{" + ", ".join(f'"{name}": {value}' for name, value in row.items()) + "}\n"
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "bad", "label": 0}\n' + line)
+    code = "import sys, data, support.errors as e; e.run_main(lambda: data.load_data(sys.argv[1]))"
+    done = run("-c", code, path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done
+    assert done.stderr.startswith(f"error: {path}: row 2: cannot be read (maximum recursion")
+
+
+def test_rows_without_text_or_label_are_all_counted(tmp_path):
+    """In one line, those of both kinds; a row is counted from 1."""
+    table = {"text": [f"text {n}" for n in range(10_000)], "label": ["no", "yes"] * 5000}
+    blanks = ["", " \t", "\u200b\ufeff", "\x01", "\0", "\u00a0\u3000", "\u0301"]
+    for n, blank in enumerate(blanks):
+        table["text"][n * 1000 + 1] = blank
+    table["label"][42] = "NaN"
+    table["label"][9999] = ""
+    for suffix in "parquet", "jsonl":
+        path = write_table(tmp_path / f"a.{suffix}", table)
+        with pytest.raises(InputError) as error:
+            load_data(path)
+        texts = "7 of 10,000 rows without a text (row 2, 1,002, 2,002 and 4 more)"
+        labels = "2 of 10,000 rows without a label (row 43, 10,000)"
+        expected = f"{path}: {texts} and {labels}; fill them in, or remove them"
+        assert str(error.value) == expected
 
 
 def test_categories_are_labels(tmp_path):
