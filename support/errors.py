@@ -18,9 +18,10 @@ CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F)
 DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 ESCAPES = {code: f"\\u{code:04x}" for code in (*CONTROLS, *DIRECTIONS)}
 ESCAPES_IN_LINES = ESCAPES | {ord("\t"): "\t", ord("\n"): "\n"}
-# What CUDA and MPS, the CPU's allocator, C++, PyTorch, oneDNN, the loader and OpenMP say.
+# What CUDA and MPS, cuBLAS and cuDNN, the CPU's allocator, C++, PyTorch, oneDNN, the loader and
+# OpenMP say.
 OUT_OF_MEMORY = (
-    "(?i)out of memory|allocate memory|bad_alloc|size calculation overflowed"
+    "(?i)out of memory|STATUS_ALLOC_FAILED|allocate memory|bad_alloc|size calculation overflowed"
     "|could not create a primitive|failed to map segment|launch worker thread|start new thread"
 )
 shared_store: Any = None  # of torchrun's processes, where parallel.start has joined them

@@ -22,6 +22,7 @@ from support.errors import InputError, is_out_of_memory
 
 RANK = 0  # which process this is
 SIZE = LOCAL_SIZE = 1  # how many there are in all, and on this machine
+LOST_FOR_NCCL = "remote process exited"
 LOST = "another process of this run was lost; go on with --resume, from the last checkpoint"
 
 
@@ -67,15 +68,22 @@ def agree_on_name(store) -> str:
 
 
 def collective(operation, *arguments) -> None:
-    """Does what all processes do together. Raises InputError if one of them was lost."""
+    """Does what all processes do together.
+
+    Raises InputError if one of them was lost, or if NCCL cannot use their GPUs together.
+    """
     if SIZE == 1:
         return
     try:
         operation(*arguments)
     except RuntimeError as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
             raise
-        raise InputError(LOST) from error
+        is_lost = not isinstance(error, distributed.DistBackendError) or LOST_FOR_NCCL in str(error)
+        if is_lost:
+            raise InputError(LOST) from error
+        reason = str(error).strip().splitlines()[-1]  # the first is a line of PyTorch's source
+        raise InputError(f"the processes cannot use their GPUs together: {reason}") from error
 
 
 def is_first() -> bool:

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from support.errors import InputError, is_out_of_memory, listing, plain, reading
+from support.errors import InputError, explain, is_out_of_memory, listing, plain, reading
 
 PROGRAM = """
 import os, signal, sys, time
@@ -219,6 +219,8 @@ def test_an_out_of_memory_error_is_known():
         RuntimeError("std::bad_alloc"),
         OSError(12, "Cannot allocate memory"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     ):
         assert is_out_of_memory(error)
     for size in (2**50,), (2**61, 2**61):
@@ -230,3 +232,12 @@ def test_an_out_of_memory_error_is_known():
     assert not is_out_of_memory(caught.value)
     assert not is_out_of_memory(OSError(28, "No space left on device"))
     assert not is_out_of_memory(InputError("out of memory.csv: no such file"))
+
+
+def test_want_of_memory_while_compiling_is_no_fault_of_the_compiler():
+    from torch._inductor.exc import InductorError  # late: it takes seconds to import
+
+    causes = torch.OutOfMemoryError("CUDA out of memory. Tried"), ValueError("no Triton")
+    lines = [explain(InductorError(cause, None)) for cause in causes]
+    assert lines[0].startswith("out of memory (OutOfMemoryError: CUDA out of memory. Tried): try a")
+    assert lines[1] == "torch.compile failed: ValueError: no Triton; --compile no does without"

@@ -14,6 +14,7 @@ from helpers import ROOT
 from torch.distributed import TCPStore
 
 from support import parallel
+from support.errors import InputError
 
 PROGRAM = str(ROOT / "tests" / "two_processes.py")
 
@@ -72,6 +73,30 @@ def test_a_lost_process_is_one_line_and_a_restart_finds_the_new_ones(started, tm
     first, second = started(2, "go_on_after_losses", tmp_path)
     assert (first.returncode, first.stdout, first.stderr) == (0, "whole in start 2\n", "")
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
+
+
+def test_an_error_of_nccl_is_no_lost_process_unless_it_says_so(monkeypatch):
+    monkeypatch.setattr(parallel, "SIZE", 2)
+    head = "NCCL error in: ProcessGroupNCCL.cpp:3690, invalid usage, NCCL version 2.29.7\n"
+    duplicate = "Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000"
+    exited = (
+        "ncclRemoteError: A call failed possibly due to a network error or a remote process exited"
+    )
+    distributed = torch.distributed
+    for error, line in (
+        (distributed.DistBackendError(head + duplicate), f"their GPUs together: {duplicate}$"),
+        (distributed.DistBackendError(head + exited), "^another process of this run was lost"),
+        (RuntimeError("Connection closed by peer"), "^another process of this run was lost"),
+    ):
+        with pytest.raises(InputError, match=line):
+            parallel.collective(raise_error, error)
+    for error in torch.AcceleratorError("CUDA error: misaligned address"), MemoryError():
+        with pytest.raises(type(error)):
+            parallel.collective(raise_error, error)
+
+
+def raise_error(error: Exception) -> None:
+    raise error
 
 
 def test_in_one_process_nothing_happens(monkeypatch):
