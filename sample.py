@@ -120,7 +120,7 @@ def parse():
     add("--max-length", type=int, help="tokens that a text is cut to (default: all positions)")
     add("--json", action="store_true", help="print JSON lines, with every class's probability")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], help="(default: cpu; of a table auto)")
-    add("--dtype", choices=["auto", "float32", "bfloat16"], help="of the matrix products")
+    add("--dtype", choices=["auto", *devices.DTYPES], help="of the matrix products")
     add("--out", help="label --file, a .parquet .csv .tsv .jsonl or .txt, into this new file")
     add("--score", action="store_true", help="say how good the answers to a --file with labels are")
     add("--label-column", default="", help="with --score: where the labels stand (default: label)")

@@ -86,7 +86,7 @@ class Config(RunOptions):
     max_length: int = option(128, "tokens that a text is cut to", at_least=3)
     seed: int = option(42, "of all random numbers", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cuda", "mps", "cpu"])
-    dtype: str = option("auto", "of matrix products", choices=["auto", "float32", "bfloat16"])
+    dtype: str = option("auto", "of matrix products", choices=["auto", *devices.DTYPES])
     compile: str = option("auto", "torch.compile; auto: on CUDA", choices=["auto", "yes", "no"])
     eval_every: int = option(0, "steps between evaluations within an epoch", at_least=0)
 
@@ -231,7 +231,7 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
     Returns the loss, summed over the rows, and how many were answered right. Nothing here waits
     for a GPU.
     """
-    config, task = setup.config, setup.task
+    config, task, scaler = setup.config, setup.task, setup.placement.scaler
     loss_sum = torch.zeros((), device=setup.placement.device)
     right = torch.zeros((), device=setup.placement.device)
 
@@ -245,7 +245,7 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
         with setup.placement.autocast:
             logits = setup.model(*inputs).float()  # (B, C)
         loss = task.training_loss(logits, labels)
-        (loss / len(rows)).backward()
+        scaler.scale(loss / len(rows)).backward()
         loss_sum += loss.detach()
         right += task.count_right(logits, labels)
     parameters = [p for group in setup.optimizer.param_groups for p in group["params"]]
@@ -253,11 +253,13 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
 
     # One odd batch must not spoil AdamW's running averages for many steps; the limit of 1 is that
     # of BERT's own code.
+    scaler.unscale_(setup.optimizer)
     nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
 
     for group in setup.optimizer.param_groups:
         group["lr"] = learning_rate(config, step, setup.steps)
-    setup.optimizer.step()
+    scaler.step(setup.optimizer)  # in float16: unless a gradient overflowed
+    scaler.update()
     setup.optimizer.zero_grad()
     return loss_sum, right
 

@@ -1,6 +1,6 @@
 """What the two programs share: above bert, lora and data, below train.py and sample.py.
 
-    devices     cuda, mps or cpu; bfloat16, torch.compile
+    devices     cuda, mps or cpu; the type of the products; torch.compile
     fast        a finished model rewritten: the same results, sooner
     kernels     what a CPU computes in fewer passes, with gradients written by hand
     run         where a run stands, what it says, and how it goes on

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from runtime import run_folder
-from support import errors, files, parallel
+from support import errors, files, hub, parallel
 from support.errors import InputError
 
 # What these come to is compared: the same in another place, or by another name, is the same.
@@ -29,7 +29,7 @@ MAY_CHANGE = ("epochs", "patience", "number of", "device", "code of")  # and is 
 def describe(setup) -> dict:
     """What a run is, which is compared where it goes on."""
     place = setup.placement
-    frozen = {name: p for name, p in setup.model.named_parameters() if not p.requires_grad}
+    base = hub.folder(setup.config.model) / "model.safetensors"
     splits = (setup.train_set, setup.validation_set, setup.mismatched_set)
     facts = run_folder.deciding(setup.config)
     for name in (*SOURCES, *PLACES):
@@ -37,9 +37,9 @@ def describe(setup) -> dict:
     facts |= {
         "metric": setup.task.metric,
         "classes": setup.task.names,
-        "contents of --model": hash_arrays(frozen),
+        "contents of --model": hash_file(base),  # not the model's, which may be in another type
         "contents of --data": [hash_arrays(vars(split)) for split in splits if split],
-        "device, bfloat16, compiled": [place.device.type, place.bfloat16, place.compiled],
+        "device, dtype, compiled": [place.device.type, str(place.dtype), place.compiled],
         "number of processes": parallel.SIZE,
         "number of CPU threads": torch.get_num_threads(),
     }
@@ -55,6 +55,12 @@ def hash_arrays(values: dict) -> str:
             array = torch.as_tensor(value).detach().cpu().flatten()
             sha256.update(array.view(torch.uint8).numpy())
     return sha256.hexdigest()[:16]
+
+
+def hash_file(path: Path) -> str:
+    """The first digits of a hash of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def hash_code(name: str) -> str:

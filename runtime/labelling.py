@@ -124,7 +124,7 @@ def pack(model) -> None:
 def identity(model) -> str:
     """A hash of all that decides an answer: weights, classes, tokenizer; where, and in what."""
     placement = model.placement
-    told = [model.model.config, model.tokenizer.to_str(), placement.device, placement.bfloat16]
+    told = [model.model.config, model.tokenizer.to_str(), placement.device, placement.dtype]
     weights = hash_arrays(model.model.state_dict())
     return hashlib.sha256(repr([told, weights]).encode()).hexdigest()
 

@@ -22,12 +22,13 @@ FEW_STEPS = 100
 def summary(setup) -> str:
     """What is trained on what, what a constant answer would score, the table of parameters."""
     config = setup.config
-    task = setup.task
+    task, place = setup.task, setup.placement
     train = setup.train_set.labels.cpu().numpy()
     validation = setup.validation_set.labels.cpu().numpy()
     guess, scores = task.constant_scores(train, validation)
+    dtype = str(place.dtype).removeprefix("torch.")
     lines = [
-        f"model  {config.model} on {setup.placement.device.type}",
+        f"model  {config.model} on {place.device.type} in {dtype}, {place.why}",
         f"data   {config.data}, column {' and '.join(setup.columns)}",
         f"       {len(train):,} sentences to train on, {len(validation):,} to validate on; "
         f"padding {padding(setup):.2%} of the tokens",

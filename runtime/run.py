@@ -62,6 +62,8 @@ class Run:
         self.tensors = checkpoint.run_tensors(setup.model, setup.optimizer)
         progress, notes = parallel.broadcast(self.claim)
         parallel.broadcast_tensors([*self.tensors.values()])
+        if scaler := progress.pop("scaler", None):
+            setup.placement.scaler.load_state_dict(scaler)
         vars(self).update(progress)
         if self.step > setup.steps:
             raise InputError(f"{self.out}: that run is at step {self.step}; give more --epochs")
@@ -133,6 +135,14 @@ class Run:
         scores = {f"{split}_{name}": score for name, score in scores.items()}
         self.history.append({"step": self.step} | scores)
 
+    @property
+    def skipped(self) -> int:
+        """The steps that AdamW did not take, as a gradient overflowed in float16."""
+        if not self.setup.placement.scaler.is_enabled():
+            return 0
+        taken = next(tensor for name, tensor in self.tensors.items() if name.startswith("step."))
+        return self.step - int(taken)
+
     def log_steps(self) -> None:
         """Says and keeps the mean loss since the last log line, the speed and the time left."""
         self.read_losses()
@@ -141,11 +151,15 @@ class Run:
         scores = {"loss": loss / count}
         if self.setup.task.step_metric:
             scores[self.setup.task.step_metric] = right / count
+        said = report.spell(scores)
+        if self.skipped:
+            scores["skipped"] = self.skipped
+            said += f"  {self.skipped} steps skipped"
         self.record("train", scores)
         speed = self.done / (time.perf_counter() - self.begun)
         steps_left = self.setup.steps - self.step
         seconds = steps_left * self.config.step_size / speed
-        where = f"step {self.step}/{self.setup.steps}  {report.spell(scores)}"
+        where = f"step {self.step}/{self.setup.steps}  {said}"
         self.say(f"{where}  {speed:.0f} sentences/s  {seconds:.0f} s left")
 
     @property
@@ -186,6 +200,7 @@ class Run:
                 files.write_text(self.out / METRICS, "".join(lines))
                 names = ("step", "best", "since_best", "history", "unlogged")
                 progress = {name: getattr(self, name) for name in names}
+                progress["scaler"] = self.setup.placement.scaler.state_dict()
                 checkpoint.write(self.out / CHECKPOINT, self.facts, progress, self.tensors)
             self.saved = time.perf_counter()
             self.cost = self.saved - begun

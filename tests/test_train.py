@@ -133,6 +133,37 @@ def test_a_run_stops_when_its_patience_ends(run, command, tmp_path):
     assert longer.returncode == 0 and "step 135/135" in longer.stdout, longer.stderr
 
 
+@pytest.mark.slow
+def test_a_killed_run_in_float16_goes_on_to_the_same_bytes(run, command, tmp_path):
+    outs = [tmp_path / name for name in ("through", "killed")]
+    half = [*command, "--dtype", "float16"]
+    said = run(*half, "--out", outs[0]).stdout
+    assert re.match(r"model  \S+ on cpu in float16, as asked\n", said)
+    process = start([*half, "--out", outs[1], "--save-every", 1])
+    assert interrupt(process, 11, signal.SIGKILL)[0] == -9
+    done = run("train.py", "--resume", "--out", outs[1])
+    assert "resuming at step" in done.stdout
+    assert_same_run(*outs)
+
+
+def test_float16_trains_as_float32_does(tiny, some_reviews):
+    """Fifty losses, within 2e-3, with dropout."""
+    found = {}
+    for dtype in "float32", "float16", "bfloat16":
+        common = {"max_length": 16, "batch_size": 8, "device": "cpu", "lr": 5e-3}
+        setup = set_up(Config(model=str(tiny), data=str(some_reviews), dtype=dtype, **common))
+        setup.model.train()
+        rows = np.arange(len(setup.train_set.lengths))
+        losses = []
+        for step in range(50):
+            loss_sum, _ = train_step(setup, np.roll(rows, -8 * step)[:8], step)
+            losses.append(loss_sum.item() / 8)
+        found[dtype] = np.array(losses)
+    error = {dtype: np.abs(found["float32"] - found[dtype]).max() for dtype in found}
+    assert 0 < error["float16"] < 2e-3 and error["float16"] < error["bfloat16"]
+    assert setup.placement.dtype == torch.bfloat16 and found["float32"].std() > 0.01
+
+
 TWICE = """
 import os, signal, sys, train
 from support import errors

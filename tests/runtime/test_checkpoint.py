@@ -65,6 +65,39 @@ def test_going_on_is_going_through(begin):
     assert again.unlogged == through.unlogged
 
 
+def test_float16_goes_on_with_its_scale_and_with_what_it_skipped(begin):
+    """A step that overflows changes nothing, and halves the scale of the loss."""
+    through = begin(2, dtype="float16")
+    before = weights(through)
+    scaler = through.setup.placement.scaler
+    scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**40})
+    take(through, 1)
+    assert weights(through) == before
+    assert (scaler.get_scale(), through.skipped) == (2.0**39, 1)
+    scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**9})
+    take(through, 1)
+    through.save_checkpoint(now=True)
+    state = scaler.state_dict()
+    assert weights(through) != before and state["_growth_tracker"] == 1
+    take(through, 3)
+    again = begin(dtype="float16")
+    assert again.setup.placement.scaler.state_dict() == state
+    take(again, 3)
+    assert (again.step, again.skipped) == (7, 1)
+    assert weights(again) == weights(through)
+
+
+def test_a_run_may_go_on_in_another_type(begin, tmp_path):
+    """Gradients are scaled from then on, or no longer; and it is said."""
+    begin(1).save_checkpoint(now=True)
+    begin(1, dtype="float16").save_checkpoint(now=True)
+    assert begin(1, dtype="bfloat16").step == 3
+    log = (tmp_path / run_folder.LOG).read_text()
+    for now, then in ("float16", "float32"), ("bfloat16", "float16"):
+        was = f"['cpu', 'torch.{now}', False], and was ['cpu', 'torch.{then}', False]"
+        assert f"device, dtype, compiled: {was}; from here on" in log
+
+
 def test_the_file_is_what_pytorch_says(begin):
     run = begin(4)
     run.save_checkpoint(now=True)
@@ -167,14 +200,14 @@ def test_an_edit_of_the_code_is_noted_and_one_of_its_comments_is_not(tmp_path, m
 def test_what_changed_is_a_line_each(begin, tmp_path):
     now = begin().facts
     assert checkpoint.compare(tmp_path, now, now) == []
-    device = ["cuda", True, True]
+    device = ["cuda", "torch.bfloat16", True]
     then = now | {"number of CPU threads": 9, "number of processes": 3, "code of bert.py": "abc"}
-    then |= {"device, bfloat16, compiled": device}
+    then |= {"device, dtype, compiled": device}
     del then["max_grad_norm"]  # an option that there was not yet
     same = "from here on the bytes may be others than those of a run that never stopped"
     threads = now["number of CPU threads"]
     assert checkpoint.compare(tmp_path, then, now) == [
-        f"device, bfloat16, compiled: ['cpu', False, False], and was {device}; {same}",
+        f"device, dtype, compiled: ['cpu', 'torch.float32', False], and was {device}; {same}",
         f"number of processes: 1, and was 3; {same}",
         f"number of CPU threads: {threads}, and was 9; {same}",
         f"code of bert.py: {now['code of bert.py']}, and was abc; {same}",

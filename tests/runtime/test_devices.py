@@ -3,6 +3,9 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partialmethod
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from helpers import ROOT, TINY, draw
 
 from bert import BertConfig, BertForSequenceClassification
 from data import Encoded
-from lora import apply_lora_to_model, mark_only_lora_as_trainable
+from lora import LinearWithLoRA, LoRALayer, apply_lora_to_model, mark_only_lora_as_trainable
 from runtime import devices, fast
 from support import parallel
 from support.errors import InputError
@@ -37,23 +40,55 @@ def test_auto_is_what_pytorch_has(model):
 
 def test_on_a_cpu(model):
     placement = devices.place(model, device="cpu")
-    assert (placement.bfloat16, placement.compiled, placement.always_mask) == (False,) * 3
+    assert (placement.dtype, placement.why) == (torch.float32, "the usual type there")
+    assert not (placement.scaler.is_enabled() or placement.compiled or placement.always_mask)
     assert (placement.multiple, placement.batch_tokens) == (1, 1024)
     with placement.autocast:
         assert not torch.is_autocast_enabled("cpu")
     assert type(model.bert.embeddings.dropout) is not torch.nn.Dropout  # a faster form
 
 
-def test_bfloat16_takes_frozen_weights_and_the_products(model):
-    placement = devices.place(model, device="cpu", dtype="bfloat16")
-    assert placement.bfloat16
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_shorter_type_takes_frozen_weights_and_the_products(model, dtype):
+    placement = devices.place(model, device="cpu", dtype=dtype)
+    half = getattr(torch, dtype)
+    assert (placement.dtype, placement.why) == (half, "as asked")
+    assert placement.scaler.is_enabled() == (dtype == "float16")
     for name, parameter in model.named_parameters():
         is_matrix = "LayerNorm" not in name and "embeddings" not in name
         frozen = is_matrix and not parameter.requires_grad
-        assert parameter.dtype == (torch.bfloat16 if frozen else torch.float32), name
+        assert parameter.dtype == (half if frozen else torch.float32), name
     for _ in range(2):  # it can be entered again
         with placement.autocast:
-            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == half
+
+
+CAPABILITIES = {(7, 5): "float16", (8, 0): "bfloat16", (9, 0): "bfloat16"}  # a T4, A100, H100
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+def test_auto_is_bfloat16_where_the_gpu_has_it_and_float16_elsewhere(monkeypatch, capability):
+    """As PyTorch itself asks a GPU, by its capability."""
+    properties = SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    dtype, why = devices.choose_dtype("auto", "cuda")
+    assert dtype == getattr(torch, CAPABILITIES[capability])
+    assert why == ("as this GPU has no bfloat16" if capability < (8, 0) else "which this GPU has")
+    assert devices.choose_dtype("float32", "cuda") == (torch.float32, "as asked")
+
+
+@no_cuda
+@pytest.mark.filterwarnings("ignore:torch.amp.GradScaler|User provided device_type of 'mps'")
+def test_auto_is_mps_in_float32_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None: zeros(*size))
+    placement = devices.place(passing_for_a_gpu(positions=40))
+    assert placement.device.type == "mps"
+    assert placement.dtype == torch.float32 and not placement.scaler.is_enabled()
+    assert (placement.multiple, placement.batch_tokens) == (1, 16 * 1024)
 
 
 def test_encoded_texts_go_where_the_model_is():
@@ -61,8 +96,10 @@ def test_encoded_texts_go_where_the_model_is():
     encoded = Encoded(torch.arange(3), None, np.array([0, 2]), lengths, torch.tensor([0, 1]))
     placement = devices.Placement(
         device=torch.device("meta"),
+        dtype=torch.bfloat16,
+        why="",
         autocast=None,
-        bfloat16=True,
+        scaler=None,
         compiled=True,
         multiple=8,
         always_mask=True,
@@ -74,8 +111,8 @@ def test_encoded_texts_go_where_the_model_is():
     assert (put.multiple, put.always_mask) == (8, True)
 
 
-def on_cuda(positions: int) -> BertForSequenceClassification:
-    """A model that passes for one on CUDA."""
+def passing_for_a_gpu(positions: int) -> BertForSequenceClassification:
+    """A model that passes for one on a GPU."""
     model = BertForSequenceClassification(
         BertConfig(**TINY | {"max_position_embeddings": positions})
     )
@@ -84,11 +121,15 @@ def on_cuda(positions: int) -> BertForSequenceClassification:
 
 
 @no_cuda
-@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
-def test_what_is_decided_for_cuda():
+@pytest.mark.filterwarnings(
+    "ignore:User provided device_type of|CUDA is not available|torch.cuda.amp"
+)
+def test_what_is_decided_for_cuda(monkeypatch):
     """Where torch.compile does not work, as here, "auto" goes on with a note."""
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None: zeros(*size))
     for positions, multiple in (40, 8), (42, 1):
-        placement = devices.place(on_cuda(positions), device="cuda", compile="auto")
+        placement = devices.place(passing_for_a_gpu(positions), device="cuda", compile="auto")
         assert (placement.multiple, placement.batch_tokens) == (multiple, 16 * 1024)
         assert (placement.compiled, placement.always_mask) == (False, False)
     (note,) = placement.notes
@@ -124,9 +165,71 @@ def test_several_processes_take_a_gpu_each(model, monkeypatch):
         ):
             devices.place(model, device=device)
     devices.place(model, device="cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # perhaps of its own, as by Slurm
+    with pytest.raises(InputError, match=r"^--device cuda cannot be used here: "):
+        devices.place(model, device="cuda")
 
 
 # torch.compile.
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> Iterator[list[list]]:
+    """The inputs of each graph that torch.compile makes; the graphs run as they are."""
+    import torch._dynamo
+    import torch.fx.experimental._config as fx
+
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(inputs)
+        return graph
+
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compile, backend=backend))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    usual = {"specialize_float": False, "recompile_limit": 8}
+    with torch._dynamo.config.patch(usual), fx.patch(use_duck_shape=True):
+        yield compiled
+    torch._dynamo.reset()
+
+
+def run_shapes(model: BertForSequenceClassification, shapes: list[tuple[int, int]]) -> None:
+    """Trains on batches of these (B, S), and answers them."""
+    for train in True, False:
+        model.train(train)
+        for B, S in shapes:
+            input_ids = torch.arange(B * S).view(B, S) % TINY["vocab_size"]
+            with torch.inference_mode(not train):
+                logits = model(input_ids, input_ids > 3)
+            if train:
+                logits.sum().backward()
+
+
+def test_few_compilations_serve_all_lengths_and_another_adapter(graphs):
+    """Of SST-2 a text has 3 to 66 tokens. The first batch has as many texts as tokens, one has a
+    single text."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(**TINY | {"num_hidden_layers": 3, "max_position_embeddings": 72})
+    )
+    apply_lora_to_model(model, rank=4, alpha=8)
+    mark_only_lora_as_trainable(model)
+    devices.place(model, device="cpu", compile="yes")
+    run_shapes(model, [(8, 8), *((32, S) for S in range(3, 67)), (21, 72)])
+    assert len(graphs) == 3  # in training x has no gradient in the first layer; and to answer
+    run_shapes(model, [(1, 9), (32, 32)])
+    assert len(graphs) == 6
+    for layer in model.modules():
+        if isinstance(layer, LinearWithLoRA):
+            layer.lora = LoRALayer(32, 32, rank=4, alpha=8, dropout=0.05)
+    run_shapes(model, [(8, 8), (32, 9)])
+    assert len(graphs) <= 8
+    assert not torch._dynamo.utils.counters["graph_break"]
+    for inputs in graphs:  # no number, as LoRA's scaling, is handed over in each step
+        assert all(tensor.ndim for tensor in inputs if isinstance(tensor, torch.Tensor))
+
 
 COMPILED = """
 import sys, torch

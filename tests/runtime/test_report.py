@@ -52,7 +52,7 @@ def test_the_table_counts_as_peft_does(tiny, some_reviews, targets):
     assert table["BERT"] == f"{plain - 66:,}  frozen"
     assert table["total"].startswith(f"{plain + trained - 66:,}  {trained:,} trained, ")
     assert lines[:4] == [
-        f"model  {tiny} on cpu",
+        f"model  {tiny} on cpu in float32, the usual type there",
         f"data   {some_reviews}, column sentence",
         lines[2],
         "       classes negative, positive; best is the model of the best accuracy",

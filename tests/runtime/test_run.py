@@ -20,7 +20,8 @@ def run(tmp_path) -> Run:
     """A run in its training, of 8 steps, without a model."""
     run = Run(train.Config(out=str(tmp_path)), contextlib.ExitStack())
     task = SimpleNamespace(step_metric="accuracy", metric="accuracy")
-    run.setup = SimpleNamespace(task=task, steps=8, steps_per_epoch=4)
+    placement = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", enabled=False))
+    run.setup = SimpleNamespace(task=task, steps=8, steps_per_epoch=4, placement=placement)
     run.facts = {}
     run.tensors = {"parameter.w": torch.ones(2)}
     return run
