@@ -17,6 +17,7 @@ file of this project. One set of letters gives the shapes in the whole project:
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,13 +29,14 @@ from torch.overrides import TorchFunctionMode
 # What config.json may say, if it says anything, beside the fields of BertConfig.
 SUPPORTED = {
     "model_type": "bert",
-    "hidden_act": "gelu",
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
 }
-# Not needed: the heads of pre-training and of fine-tuning, a buffer of early transformers.
-NOT_NEEDED = ("cls.", "classifier.", "embeddings.position_ids")
+gelu_tanh = partial(F.gelu, approximate="tanh")
+tanh_forms = dict.fromkeys(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"], gelu_tanh)
+ACTIVATIONS = {"gelu": F.gelu, "gelu_python": F.gelu, "relu": F.relu, **tanh_forms}
+ENCODER = ("embeddings.", "encoder.", "pooler.")
 
 
 @dataclass
@@ -46,6 +48,7 @@ class BertConfig:
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
+    hidden_act: str = "gelu"
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     pad_token_id: int = 0
@@ -56,6 +59,7 @@ class BertConfig:
     initializer_range: float = 0.02
     id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
     problem_type: str | None = None  # None: a regression of one label, a classification of more
+    architectures: list[str] | None = None  # the model's class; None: unknown
     text_pairs: bool | None = None  # whether it was trained on pairs of texts; None: unknown
 
     @property
@@ -70,7 +74,12 @@ class BertConfig:
             if values.get(name, supported) != supported:
                 raise ValueError(f"{path}: {name} {values[name]!r} is not supported")
         found = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
+        if "id2label" not in found:
+            C = min(int(values.get("num_labels") or 2), 2**20)
+            found["id2label"] = {number: f"LABEL_{number}" for number in range(C)}
         config = cls(**found)
+        if config.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"{path}: hidden_act {config.hidden_act!r} is not supported")
         H, L = config.num_attention_heads, config.num_hidden_layers
         if H < 1 or config.hidden_size % H or L > 1000:
             raise ValueError(f"{path}: {L} layers of {H} heads, {config.hidden_size} wide: no BERT")
@@ -172,9 +181,10 @@ class BertIntermediate(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.dense(x))  # (B, S, I), the exact erf form
+        return self.activation(self.dense(x))  # (B, S, I); gelu, in the exact erf form
 
 
 class BertLayer(nn.Module):
@@ -232,8 +242,8 @@ class PretrainedModel(nn.Module):
         """Opens a directory or a repository of the Hub, `owner/name[@revision]`, in eval mode.
 
         A pooler or a classifier that model.safetensors lacks is initialised at random, as is a
-        classifier of other classes than `label_names`; `newly_initialized` names them. Raises
-        ValueError for any other tensor that is missing, surplus or of another shape.
+        classifier of other classes than `label_names`, or of another task; `newly_initialized`
+        names them. Raises ValueError for an encoder with tensors missing, surplus or misshapen.
         """
         folder = Path(name) if Path(name).is_dir() else download(str(name))
         config = BertConfig.from_json(folder / "config.json")
@@ -244,8 +254,8 @@ class PretrainedModel(nn.Module):
         with NoInit():  # the file brings the numbers
             model = cls(config)
         wanted = model.state_dict()
-        if is_other:
-            del wanted["classifier.weight"], wanted["classifier.bias"]
+        if is_other or cls.__name__ not in (config.architectures or [cls.__name__]):
+            wanted = {n: t for n, t in wanted.items() if not n.startswith("classifier.")}
         weights = read_weights(folder / "model.safetensors", wanted)
         missing = {*model.load_state_dict(weights, strict=False, assign=True).missing_keys}
         for path, layer in model.named_modules():
@@ -324,6 +334,15 @@ class NoInit(TorchFunctionMode):  # the functions of torch.nn.init do nothing in
         return function(*args, **(kwargs or {}))
 
 
+def plain_name(key: str) -> str:
+    """A tensor's name in today's file of an encoder alone; others have `bert.` before it."""
+    # DataParallel and torch.compile put a word of their own first. The official file of 2018 says
+    # gamma and beta.
+    name = key.removeprefix("module.").removeprefix("_orig_mod.").removeprefix("bert.")
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+    return name.replace("LayerNorm.beta", "LayerNorm.bias")
+
+
 def read_weights(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file, in float32, under the names in `wanted`; some may be missing.
 
@@ -332,11 +351,10 @@ def read_weights(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     ours = {name.removeprefix("bert."): name for name in wanted}
     weights = {}
     for key, tensor in load_file(path).items():
-        # The official file of 2018 says gamma and beta; an encoder's own file has no `bert.`
-        name = key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
-        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+        name = plain_name(key)
         if name not in ours:
-            if not name.startswith(NOT_NEEDED):
+            # Heads of other tasks are not needed, nor is a buffer of early transformers.
+            if name.startswith(ENCODER) and name != "embeddings.position_ids":
                 raise ValueError(f"{path}: surplus tensor {key}, which no BERT of this config has")
             continue
         shape = wanted[ours[name]].shape

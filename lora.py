@@ -339,7 +339,7 @@ def shared_copy(model: nn.Module):
 def replace_classifier(model, folder: Path, state: dict[str, Tensor]) -> None:
     """Gives the model a classifier for the adapter's classes, and a pooler if it brings one."""
     if "base_model.model.classifier.weight" not in state:
-        raise ValueError(f"{folder}: an adapter without its classifier; PEFT saves it for SEQ_CLS")
+        raise ValueError(f"{folder}: saved without its head (PEFT: task_type SEQ_CLS saves it)")
     C, D = state["base_model.model.classifier.weight"].shape
     own = BertConfig(id2label={number: f"LABEL_{number}" for number in range(C)})
     if (folder / "config.json").is_file():

@@ -198,7 +198,7 @@ def build_model(
     model.config.id2label = dict(enumerate(label_names))
     model.config.text_pairs = pairs
     if config.rank and not config.init_adapter:
-        targets = options.split_list(config.targets)
+        targets = options.split_list(config.targets) or [""]  # which is refused: it matches nothing
         apply_lora_to_model(
             model,
             config.targets if config.targets == "all-linear" else targets,

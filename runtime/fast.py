@@ -52,7 +52,7 @@ PLAIN: dict[type[nn.Module], str] = {
         return context.transpose(1, 2).flatten(2)""",
     bert.BertOutput: "return self.LayerNorm(self.dropout(self.dense(x)) + residual)",
     bert.BertAttention: "return self.output(self.self(x, mask), residual=x)",
-    bert.BertIntermediate: "return F.gelu(self.dense(x))",
+    bert.BertIntermediate: "return self.activation(self.dense(x))",
     bert.BertLayer: """
         x = self.attention(x, mask)
         return self.output(self.intermediate(x), residual=x)""",

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 
+import bert
 from data import plan_batches
 from lora import fully_trained
 from runtime.run_folder import deciding
-from support import files, options
+from support import files, hub, options
 from support.errors import first_line, plain
 from support.tasks import metric_in_words
 
@@ -36,11 +38,21 @@ def summary(setup) -> str:
         f"       always guessing {guess} would give {spell(scores)}",
         *parameter_table(setup.model, config),
     ]
+    if heads := left_out(hub.folder(config.model)):
+        lines.append(f"note: left out of the base: {', '.join(heads)}, for other tasks than this")
     if setup.steps < FEW_STEPS:
         first = ", the first of them at a rate of 0" if config.warmup_ratio else ""
         hint = "more --epochs, or a smaller --batch-size, take more"
         lines.append(f"note: {setup.steps} steps in all are few{first}: {hint}")
     return "\n".join(map(plain, lines))
+
+
+def left_out(base: Path) -> list[str]:
+    """The heads in the file of a base, without a classifier: of that the table speaks."""
+    with safe_open(base / "model.safetensors", "pt") as file:
+        names = [bert.plain_name(key) for key in file.keys()]
+    heads = {name.partition(".")[0] for name in names if not name.startswith(bert.ENCODER)}
+    return sorted(heads - {"classifier"})
 
 
 def spell(scores: dict[str, float]) -> str:

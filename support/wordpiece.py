@@ -24,11 +24,11 @@ from support.files import read_json, write_json
 BERT_CLASSES = ("Bert", "Electra", "LayoutLM", "Lxmert", "MobileBert", "SqueezeBert")
 FILE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 SUPPORTED = {  # what tokenizer_config.json may say, if it says anything
-    "auto_map": None,
-    "split_special_tokens": False,
-    "subword_tokenizer_type": "wordpiece",
-    "truncation_side": "right",
     "word_tokenizer_type": "basic",
+    "subword_tokenizer_type": "wordpiece",
+    "split_special_tokens": False,
+    "truncation_side": "right",
+    "auto_map": None,
 }
 RULES = {  # of BERT's normalizer: tokenizer_config.json's name, tokenizer.json's, the usual value
     "do_lower_case": ("lowercase", True),

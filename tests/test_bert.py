@@ -332,7 +332,7 @@ def test_damaged_tensors_are_named(base, damage):
 # Files: config.json.
 
 UNSUPPORTED = {
-    "hidden_act": "relu",
+    "hidden_act": "silu",
     "position_embedding_type": "relative_key",
     "is_decoder": True,
     "add_cross_attention": True,

@@ -46,7 +46,7 @@ EDITS = {
             ),
         ],
     },
-    "ReLU in every layer": {"bert.py": [("F.gelu(", "F.relu(")]},
+    "ReLU in every layer": {"bert.py": [('"gelu": F.gelu', '"gelu": F.relu')]},
     "a hook on lora_A": {
         "lora.py": [
             (

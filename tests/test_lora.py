@@ -609,7 +609,7 @@ def test_contradicting_rank_is_refused(adapter):
 def test_an_adapter_without_its_classifier_is_refused(adapter):
     path = adapter / "adapter_model.safetensors"
     save_file({k: v for k, v in load_file(path).items() if "classifier" not in k}, path)
-    with pytest.raises(ValueError, match=rf"{adapter}: .*classifier"):
+    with pytest.raises(ValueError, match=rf"{adapter}: saved without its head \(PEFT: "):
         open_adapter(adapter)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, edit_json, write_table
+from helpers import ROOT, edit_json, tokens, write_table
 from safetensors.torch import load_file, save_file
 
 from train import Config, learning_rate, set_up, train_step
@@ -256,8 +256,7 @@ def test_rank_0_trains_everything(quick, tiny, tmp_path):
     base = load_file(tiny / "model.safetensors")
     same = [name for name, tensor in model.state_dict().items() if torch.equal(tensor, base[name])]
     assert not same
-    tokenizer = (tmp_path / "out" / "best" / "tokenizer.json").read_bytes()
-    assert tokenizer == (tiny / "tokenizer.json").read_bytes()
+    assert tokens(tmp_path / "out" / "best") == tokens(tiny)
 
 
 @pytest.fixture
@@ -344,6 +343,7 @@ BAD_OPTIONS = [
     ("--data nowhere", "nowhere: no such file"),
     ("--model no/where/at/all", "no such directory"),
     ("--targets querry,value", "the target 'querry' matches no linear layer; "),
+    ("--targets ,", "the target '' matches no linear layer; "),
     ("--max-length 41", "--max-length 41: the base has 40 positions"),
     ("--text-columns words", "no column words among sentence, label"),
     ("--metric f2", "'f2'"),
@@ -372,7 +372,7 @@ PROBLEMS = {
     "empty": "config.json: cannot be read (No such file or directory)",
     "pickle": "is a pickle",
     "truncated": "cannot be read (",
-    "foreign": "surplus tensor wte.weight",
+    "foreign": "model.safetensors lacks bert.",
     "narrower": "of [32], expected floats of [16]",
     "one segment": "of [2, 32], expected floats of [1, 32]",
 }

@@ -118,7 +118,7 @@ def test_added_tokens_are_honoured_and_copied(tmp_path, form):
     token = {"content": "[URL]", "lstrip": False, "normalized": False, "rstrip": False}
     token |= {"single_word": False, "special": True}
     if form == "added_tokens.json":
-        (folder / form).write_text(json.dumps({"<user>": number + 1, "[URL]": number}))
+        (folder / form).write_text(json.dumps({"[USER]": number + 1, "[URL]": number}))
     elif form == "decoder":
         edit_json(folder / "tokenizer_config.json", added_tokens_decoder={number: token})
     elif form == "extra":
