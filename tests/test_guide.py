@@ -4,25 +4,34 @@ And the same in both languages.
 """
 
 import code
+import json
 import re
 import shlex
 import sys
 from dataclasses import fields
 
 import pytest
+import zoo
 from helpers import ROOT
 from pyarrow import parquet
 
 import train
+from data import load_data, load_tokenizer
 from support import options
+from support.errors import InputError
 
 LANGUAGES = "", ".zh-TW"
 PAGES = [
     [ROOT / f"docs/{name}{language}.md" for name in ("guide", "howto")] for language in LANGUAGES
 ]
 TEXTS = ["".join(page.read_text(encoding="utf-8") for page in pages) for pages in PAGES]
-BLOCKS = [re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for text in TEXTS]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCKS = [BLOCK.findall(text) for text in TEXTS]
+GUIDE, HOWTO = (BLOCK.findall(page.read_text(encoding="utf-8")) for page in PAGES[0])
 PROSE = [re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) for text in TEXTS]
+TABLES = "comments.csv", "messages.csv"  # in their order
+CHINESE = "google-bert/bert-base-chinese"
+OTHERS = {"--nproc-per-node", "--logdir"}  # flags of torchrun and of TensorBoard
 FEW = ["--epochs", "1", "--max-length", "12", "--batch-size", "8"]
 FLAG = r"--[a-z][\w-]+"
 NUMBER = r"(?<![\w.])-?\d+(?:\.\d+)?"
@@ -35,11 +44,11 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def with_outputs(kind: str) -> list[tuple[str, str]]:
+def with_outputs(kind: str, blocks: list) -> list[tuple[str, str]]:
     """The blocks of a kind in their order, each with the output that is shown after it, or ""."""
-    following = [*BLOCKS[0][1:], ("", "")]
+    following = [*blocks[1:], ("", "")]
     pairs = []
-    for (found, body), (after, shown) in zip(BLOCKS[0], following, strict=True):
+    for (found, body), (after, shown) in zip(blocks, following, strict=True):
         if found == kind:
             pairs.append((body, shown if after == "text" else ""))
     return pairs
@@ -61,11 +70,14 @@ def home(tmp_path_factory, minilm, reviews):
     folders = ("support", "runtime", "examples", "experiments", "offline")
     for name in ("bert.py", "lora.py", "data.py", "train.py", "sample.py", *folders):
         (home / name).symlink_to(ROOT / name)
+    (home / "chinese").mkdir()
+    zoo.build(CHINESE, home / "chinese")
     (home / "some").mkdir()
     for split in "train", "validation":
         table = parquet.read_table(f"{reviews}/{split}-00000-of-00001.parquet")
         parquet.write_table(table.slice(0, 16), home / "some" / f"{split}.parquet")
-    (home / "messages.csv").write_text(with_outputs("csv")[0][0])
+    for name, (table, _) in zip(TABLES, with_outputs("csv", GUIDE + HOWTO), strict=True):
+        (home / name).write_text(table, encoding="utf-8-sig")  # as a spreadsheet writes it
     return home
 
 
@@ -74,7 +86,7 @@ def test_the_python_is_one_session_that_prints_what_is_shown(home, monkeypatch, 
     monkeypatch.chdir(home)
     monkeypatch.setattr(sys, "displayhook", lambda value: None)
     session = code.InteractiveConsole()
-    for block, shown in with_outputs("python"):
+    for block, shown in with_outputs("python", GUIDE):
         for line in [*block.splitlines(), ""]:
             waiting = session.push(line)
         said = capsys.readouterr()
@@ -84,13 +96,17 @@ def test_the_python_is_one_session_that_prints_what_is_shown(home, monkeypatch, 
 
 def test_the_commands(home, run, tiny):
     """As written, but what trains on the reviews takes 16 of them and a small random BERT."""
-    small = {"offline/movie-reviews": "some", "offline/all-MiniLM-L6-v2": str(tiny)}
+    small = {
+        "offline/movie-reviews": "some",
+        "offline/all-MiniLM-L6-v2": str(tiny),
+        CHINESE: "chinese",
+    }
     answers = {}
-    for block, shown in with_outputs("bash"):
+    for block, shown in with_outputs("bash", GUIDE + HOWTO):
         said = ""
         for line in block.splitlines():
             python, *words = shlex.split(line)
-            if "offline/movie-reviews" in words:
+            if {"offline/movie-reviews", CHINESE} & {*words}:
                 words = [small.get(word, word) for word in words]
                 words += FEW  # of an option given twice the last one wins
             done = run(*words, cwd=home)
@@ -102,6 +118,50 @@ def test_the_commands(home, run, tiny):
             compare(said, shown, slack=50)  # percents with one digit after the point, and labels
     merged, plain = (answers[line] for line in answers if "default" in line)
     compare(merged, plain, slack=1)
+    assert re.match(
+        "(好評|負評|問題) ", next(answers[line] for line in answers if "chinese" in line)
+    )
+
+
+def test_the_curves_reach_tensorboard(home, run):
+    """The block of howto.md, on a run; what TensorBoard reads are the numbers of metrics.jsonl."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ["--model", "chinese", "--data", "some", "--out", "out-board", "--log-every", "1"]
+    assert run("train.py", *words, *FEW, cwd=home).returncode == 0
+    ((block, _),) = with_outputs("python", HOWTO)
+    done = run("-c", block.replace("out-default", "out-board"), cwd=home)
+    assert done.returncode == 0, done.stderr
+    board = EventAccumulator(str(home / "out-board" / "tensorboard"))
+    board.Reload()
+    seen = {}
+    for line in (home / "out-board" / "metrics.jsonl").read_text().splitlines():
+        scores = json.loads(line)
+        for name, score in scores.items():
+            if name != "step":
+                split, quantity = name.split("_", 1)
+                seen.setdefault(f"{quantity}/{split}", []).append((scores["step"], score))
+    assert {*board.Tags()["scalars"]} == {*seen} and len(seen) == 4
+    for name, points in seen.items():
+        found = [(event.step, event.value) for event in board.Scalars(name)]
+        assert found == [(step, pytest.approx(score)) for step, score in points]
+    fields = re.findall(r"^\| `(\w+)` \|", TEXTS[0], re.MULTILINE)  # those that howto.md explains
+    assert {"step", "train_loss", "train_accuracy", "validation_loss"} <= {*fields}
+
+
+def test_what_is_said_of_text_in_chinese(home):
+    """A character is a token, capitals are unknown; names may be Chinese; Big5 is refused."""
+    tokenizer = load_tokenizer(home / "chinese")
+    said = tokenizer.encode("中文字符 iPhone NBA").tokens
+    assert said == ["[CLS]", "中", "文", "字", "符", "[UNK]", "[UNK]", "[SEP]"]
+    settings = {"text_columns": ["內容"], "label_column": "類別"}
+    data = load_data(home / "comments.csv", **settings)
+    assert sorted(data.task.names) == sorted(["好評", "負評", "問題"])
+    assert len(data.train.texts) + len(data.validation.texts) == 18
+    text = (home / "comments.csv").read_text(encoding="utf-8-sig")
+    (home / "big5.csv").write_text(text, encoding="cp950")
+    with pytest.raises(InputError, match=r"big5\.csv: cannot be read"):
+        load_data(home / "big5.csv", **settings)
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=["English", "Chinese"])
@@ -122,7 +182,7 @@ def test_what_is_named_in_the_prose_exists(prose):
     known |= {options.flag(field.metadata.get("also", "")) for field in fields(train.Config)}
     programs = "sample.py", "experiments/run.py", "examples/look_inside.py"
     known |= {*re.findall(FLAG, "".join(map(read, programs)))}
-    assert named and named <= known | {"--nproc-per-node"}, named - known  # torchrun's
+    assert named and named <= known | OTHERS, named - known
     targets = {*re.findall(r"^(\w+):", read("Makefile"), re.MULTILINE)}
     assert {*re.findall(r"\bmake (\w+)`", prose)} <= targets
 
