@@ -41,21 +41,23 @@ from support.wordpiece import load_tokenizer as load_tokenizer
 # Reading.
 
 
-def load_data(path: str | Path, tokenizer: Tokenizer | None = None, **options) -> Data:
-    """Reads what is trained on and what is validated on, for classification or regression.
+def load_data(
+    path: str | Path, tokenizer: Tokenizer | None = None, holdout: float = 0.1, **options
+) -> Data:
+    """Reads what is trained on and what is validated on.
 
     `path` is a directory with train and validation files (train.csv, train-00000-of-00001.parquet)
-    or one file, which may tell in a column "split" what is what. Without validation rows a tenth
-    of the distinct texts of every class is held out, always the same ones; with a `tokenizer`
-    texts of the same tokens count as one. The `options` are those of support.dataset.load, under
-    the names of train.py's flags; and `name`, that of the data set, by which GLUE's tasks are
-    known. Raises InputError.
+    or one file, which may tell in a column "split" what is what. Without validation rows a
+    fraction, `holdout`, of the distinct texts of every class is held out, always the same ones;
+    with a `tokenizer` texts of the same tokens count as one. The `options` are those of
+    support.dataset.load, under the names of train.py's flags; and `name`, that of the data set, by
+    which GLUE's tasks are known. Raises InputError.
     """
-
-    def keys(texts: list[tuple[str, ...]]) -> list:
-        return token_keys(tokenizer, texts) if tokenizer else texts
-
-    return dataset.load(Path(path), keys, **options)
+    data = dataset.load(Path(path), **options)
+    if not data.validation.texts:
+        texts = data.train.texts
+        data.hold_out(token_keys(tokenizer, texts) if tokenizer else texts, holdout)
+    return data
 
 
 # Tokens.

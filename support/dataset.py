@@ -1,9 +1,10 @@
 """A data set: which rows are trained and validated on, with which labels, for which task."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,15 +33,30 @@ class Split:
 class Data:
     task: Task
     columns: list[str]  # where the texts stood
+    reader: Any  # of the labels
     train: Split
-    validation: Split
+    validation: Split  # without rows until hold_out, where the tables have none
     mismatched: Split | None = None  # MNLI's second validation split, from other sources
     notes: list[str] = field(default_factory=list)  # on how the tables were read
+
+    def hold_out(self, keys: Sequence[Hashable], fraction: float) -> None:
+        """Moves training rows to the validation: about a `fraction` of the `keys` of each class.
+
+        Rows of equal `keys` (N,) count as one text. Raises InputError where there are too few.
+        """
+        from support import splits  # late, as below
+
+        whole = self.train
+        is_held = splits.hold_out(keys, self.reader.groups(whole.labels), fraction)
+        self.train = whole.select(~is_held)
+        self.validation = whole.select(is_held)
+        self.reader.check_held_out(self.train.labels, self.validation.labels)
+        rows = f"{is_held.sum():,} rows are held out to validate on"
+        self.notes.append(f"{rows} (--holdout {fraction:g})")
 
 
 def load(
     path: Path,
-    keys: Callable[[list], Sequence[Hashable]],
     *,
     text_columns: Sequence[str] = (),
     label_column: str = "label",
@@ -50,9 +66,8 @@ def load(
     metric: str = "",
     name: str = "",
     validation: str = "",
-    holdout: float = 0.1,
 ) -> Data:
-    """data.load_data, which explains the options; texts of the same `keys(texts)` count as one."""
+    """All that data.load_data does, which explains the options, except holding out."""
     from support import labels, splits, tables  # late: Arrow takes a while to import
 
     known = glue.TASKS.get(name or glue.name_of(str(path)))
@@ -98,12 +113,12 @@ def load(
         notes += labels.lists_of_others(train.different)
     read = {split: Split(each.texts, reader.read(each)) for split, each in rows.items()}
 
-    # What is held out.
-    if "validation" not in read:
-        whole = read["train"]
-        is_held = splits.hold_out(keys(whole.texts), reader.groups(whole.labels), holdout)
-        read["train"], read["validation"] = whole.select(~is_held), whole.select(is_held)
-        reader.check_held_out(read["train"].labels, read["validation"].labels)
-        notes.append(f"{is_held.sum():,} rows are held out to validate on (--holdout {holdout:g})")
-    mismatched = read.pop("validation_mismatched", None)
-    return Data(task=task, columns=columns, mismatched=mismatched, notes=notes, **read)
+    return Data(
+        task=task,
+        columns=columns,
+        reader=reader,
+        train=read["train"],
+        validation=read.get("validation", Split([], np.zeros(0))),
+        mismatched=read.get("validation_mismatched"),
+        notes=notes,
+    )
