@@ -66,6 +66,9 @@ def open_model(
             model = BertForSequenceClassification.from_pretrained(folder)
         if model.newly_initialized:
             raise InputError(f"{name}: has no trained classifier; name an adapter: --adapter")
+    positions = model.config.max_position_embeddings
+    if max_length and max_length > positions:
+        raise InputError(f"--max-length {max_length}: {name} has {positions} positions")
     model.requires_grad_(False)
     notes = []
     if merge:
@@ -73,7 +76,7 @@ def open_model(
             merge_lora_weights(model)
         except ValueError as error:  # a form of LoRA was edited
             notes.append(f"note: {error}; the adapter stays beside its layers, which is slower")
-    tokenizer = load_tokenizer(source, max_length or model.config.max_position_embeddings)
+    tokenizer = load_tokenizer(source, max_length or positions)
     placement = devices.place(model, device=device, dtype=dtype)
     for note in notes + placement.notes:
         print(note, file=sys.stderr)
@@ -127,6 +130,7 @@ def parse():
     add("--label-names", default="", help="with --score: of the model's classes 0, 1, …: a,b,c")
     add("--text-column", "--text-columns", default="", help="of a table: the column, of pairs a,b")
     add("--prefix", default="", help="with --out: before the new columns' names, as in predicted_")
+    add("--scores", action="store_true", help="with --out: also a column for each class")
     add("--batch-tokens", type=int, help="of a table: tokens in a batch, padding included")
     given = parser.parse_args()
     if (given.out or given.score) and (not given.file or len(given.adapter or []) > 1):
@@ -135,13 +139,15 @@ def parse():
         raise InputError("--out labels a whole --file without --json, which prints")
     if not (given.out or given.score) and (given.text_column or given.batch_tokens):
         raise InputError("--text-column and --batch-tokens go with --out and --score")
-    if given.prefix and (given.score or not given.out):
-        raise InputError("--prefix goes with --out, and without --score")
+    if (given.prefix or given.scores) and (given.score or not given.out):
+        raise InputError("--prefix and --scores go with --out, and without --score")
     if not given.score and (given.label_column or given.label_names):
         raise InputError("--label-column and --label-names go with --score")
     is_table = given.file and given.file.endswith((".parquet", ".csv", ".jsonl"))
     if is_table and not (given.out or given.score):
         raise InputError(f"{given.file}: a table; --out labels it, and --score scores it")
+    if given.batch_tokens is not None and given.batch_tokens < 1:
+        raise InputError(f"--batch-tokens {given.batch_tokens}: at least one token")
     if given.max_length is not None and not 3 <= given.max_length < 2**31:
         raise InputError(f"--max-length {given.max_length}: at least [CLS], a token and [SEP]")
     return given

@@ -2,7 +2,9 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -13,11 +15,12 @@ from support import glue, tables
 from support.dialects import find_dialect
 from support.errors import InputError
 
+STRINGS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 PIECE = 16384  # rows: enough for batches of one length, and minutes at most to repeat after a kill
 
 
 class Table:
-    """The rows of a file, to which columns of answers are to be added.
+    """The rows of a file, to which the columns `answers` are to be added.
 
     A row of a .jsonl or .txt is a line as it stands. `pairs` says whether its texts are pairs, or
     None where either will do. Raises InputError for a file that cannot be labelled.
@@ -39,9 +42,7 @@ class Table:
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"{path}: two columns are called {name!r}; rename one")
-        self.columns = names
-        if path.suffix != ".txt":
-            self.columns = self.choose_columns(names, text_columns)
+        self.columns = names if path.suffix == ".txt" else self.choose_columns(names, text_columns)
 
     def choose_columns(self, names: list[str], given: list[str]) -> list[str]:
         """The column of the texts, or the two of the pairs."""
@@ -58,7 +59,7 @@ class Table:
                 raise InputError(f"{self.path}: the column {field.name!r} {problem}")
         return columns
 
-    def refuse_taken(self, names: Iterable[str], where) -> None:
+    def refuse_taken(self, names, where) -> None:
         for name in self.answers.names:
             if name in names:
                 hint = f"as the answer would; --prefix predicted_ makes it predicted_{name}"
@@ -66,7 +67,8 @@ class Table:
 
     def refuse_changed(self) -> None:
         if stamp(self.path) != self.stamp:
-            raise InputError(f"{self.path}: was changed while it was labelled")
+            hint = "the same command goes on"
+            raise InputError(f"{self.path}: was changed while it was labelled; {hint}")
 
     def pieces(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """All rows in order, PIECE at a time; of all columns, or of some."""
@@ -84,10 +86,13 @@ class Table:
         if count:
             yield pa.Table.from_batches(held)
 
-    def texts(self, piece: pa.Table, first_row: int) -> list[tuple]:
-        """The texts of a piece, tuples of one or two; where there is none, it is empty or None."""
+    def texts(self, piece: pa.Table, first: int) -> list[tuple]:
+        """The texts of a piece, tuples of one or two: strings, or whatever else stands there.
+
+        `first` is the number of the piece's first row.
+        """
         if self.path.suffix == ".jsonl":
-            lines = enumerate(piece["line"].to_pylist(), first_row)
+            lines = enumerate(piece["line"].to_pylist(), first)
             rows = [self.parse(line, row) for row, line in lines]
             return [tuple(row.get(name) for name in self.columns) for row in rows]
         if self.path.suffix == ".txt" and self.pairs:
@@ -102,19 +107,6 @@ class Table:
         self.refuse_taken(values, where)
         return values
 
-    def count_rows(self) -> int:
-        """Reads everything once: a row that cannot be read must not end a run after hours."""
-        count = 0
-        for piece in self.pieces(self.columns):
-            count += len(self.texts(piece, first_row=count))
-        if not count:
-            raise InputError(f"{self.path}: holds no rows")
-        return count
-
-
-def piece_sizes(rows: int) -> list[int]:
-    return [min(PIECE, rows - start) for start in range(0, rows, PIECE)]
-
 
 def stamp(path: Path) -> list[int]:
     stat = path.stat()
@@ -122,16 +114,15 @@ def stamp(path: Path) -> list[int]:
 
 
 def is_string(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):  # a category of pandas
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(check(kind) for check in STRINGS)
 
 
 # Writing.
 
 
-def check_kind(out: Path, table: Table) -> None:
-    """Raises InputError if a file of the name `out` cannot hold all that the table's rows hold."""
+def check_out(out: Path, table: Table, labels: list[str]) -> None:
+    """Raises InputError if a file named `out` cannot hold the table's rows and these labels."""
     kinds = {".jsonl": [".jsonl"], ".tsv": [*tables.SUFFIXES]}
     kinds = kinds.get(table.path.suffix, [".parquet", ".csv", ".jsonl"])
     if out.suffix not in kinds:
@@ -142,48 +133,45 @@ def check_kind(out: Path, table: Table) -> None:
         if not (is_number or is_string(field.type)):
             problem = f"the column {field.name!r} is {field.type}, which only .parquet holds"
             raise InputError(f"{table.path}: {problem}; see --out")
+    is_plain = out.suffix == ".tsv" and not find_dialect(table.path).is_quoted
+    parting = "\t\r\n" if is_plain else ""
+    if out.suffix in (".csv", ".tsv") and any(map(pa.types.is_list, table.answers.types)):
+        parting += ","  # between the labels of a text
+    for name in [*labels, *table.answers.names]:
+        if any(sign in name for sign in parting):
+            raise InputError(
+                f"--out {out}: cannot hold the name {name!r}; a .parquet or .jsonl can"
+            )
 
 
 def write(parts: Iterator[pa.Table], table: Table, path: Path, kind: str) -> None:
     """Writes the table's rows with their answers as a file of this kind, a name's end."""
     if kind == ".parquet":
-        write_parquet(parts, table, path)
-    elif kind == ".jsonl":
-        write_jsonl(parts, table, path)
-    else:
-        write_csv(parts, table, path, kind)
-
-
-def write_parquet(parts: Iterator[pa.Table], table: Table, path: Path) -> None:
-    schema = table.schema
-    for field in table.answers:
-        schema = schema.append(field)
-    known = tables.features(schema)
-    if known:  # what the file tells Hugging Face's `datasets` of its columns
-        for field in table.answers:
-            kind = str(field.type).replace("double", "float64")
-            known[field.name] = {"dtype": kind, "_type": "Value"}
-        told = json.loads(schema.metadata[b"huggingface"])
-        told["info"]["features"] = known
-        schema = schema.with_metadata(schema.metadata | {b"huggingface": json.dumps(told)})
-    with parquet.ParquetWriter(path, schema) as writer:
-        for part in parts:
-            writer.write_table(part.replace_schema_metadata(schema.metadata))
-
-
-def write_jsonl(parts: Iterator[pa.Table], table: Table, path: Path) -> None:
-    """A line of a .jsonl stays as it stands, so that no number changes its digits."""
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for part in parts:
-            for row in part.to_pylist():
+        schema = pa.schema([*table.schema, *table.answers], table.schema.metadata)
+        with parquet.ParquetWriter(path, schema) as writer:
+            for part in parts:
+                writer.write_table(part.replace_schema_metadata(schema.metadata))
+        return
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        if kind == ".jsonl":
+            for row in chain.from_iterable(part.to_pylist() for part in parts):
                 line = row.pop("line") if table.path.suffix == ".jsonl" else "{}"
-                start = line.rstrip().removesuffix("}").rstrip()
-                comma = "" if start.endswith("{") else ", "
-                file.write(start + comma + json.dumps(row, ensure_ascii=False)[1:] + "\n")
+                file.write(extended(line, row))
+            return
+        writer = csv.writer(LineFeeds(file))
+        if kind == ".tsv" and find_dialect(table.path).is_quoted:
+            writer = csv.writer(LineFeeds(file), "excel-tab")
+        elif kind == ".tsv":  # as GLUE's
+            plain = csv.QUOTE_NONE
+            writer = csv.writer(LineFeeds(file), "excel-tab", quoting=plain, quotechar=None)
+        writer.writerow([*table.schema.names, *table.answers.names])
+        for part in parts:
+            columns = [map(as_cell, column.to_pylist()) for column in part.columns]
+            writer.writerows(zip(*columns, strict=True))
 
 
 class LineFeeds:
-    """A file for csv.writer, which ends lines with two signs and quotes texts with either of them.
+    """A file for csv.writer, which quotes texts with either of the two signs that end its lines.
 
     In the file a line ends with the second sign alone.
     """
@@ -195,16 +183,22 @@ class LineFeeds:
         self.file.write(line.removesuffix("\r\n") + "\n")
 
 
-def write_csv(parts: Iterator[pa.Table], table: Table, path: Path, kind: str) -> None:
-    """In a .tsv nothing is quoted, as in GLUE's, unless fields of the table were."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(LineFeeds(file))
-        if kind == ".tsv" and find_dialect(table.path).is_quoted:
-            writer = csv.writer(LineFeeds(file), "excel-tab")
-        elif kind == ".tsv":
-            plain = csv.QUOTE_NONE
-            writer = csv.writer(LineFeeds(file), "excel-tab", quoting=plain, quotechar=None)
-        writer.writerow([*table.schema.names, *table.answers.names])
-        for part in parts:
-            columns = [column.to_pylist() for column in part.columns]
-            writer.writerows(zip(*columns, strict=True))
+def extended(line: str, row: dict) -> str:
+    """A line of a .jsonl with more in it; it stays as it stands, so that no number changes digits.
+
+    NaN and Infinity, which JSON has not, become null.
+    """
+    if "NaN" in line or "Infinity" in line:
+        constants = []
+        values = json.loads(line, parse_constant=constants.append)
+        line = json.dumps(values) if constants else line
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            row[name] = None
+    start = line.rstrip().removesuffix("}").rstrip()
+    comma = "" if start.endswith("{") else ", "
+    return start + comma + json.dumps(row, ensure_ascii=False)[1:] + "\n"
+
+
+def as_cell(value):
+    return ",".join(value) if isinstance(value, list) else value

@@ -87,6 +87,16 @@ def label_table(path: str) -> None:
     assert Path(out).stat().st_size and not Path(f"{out}.parts").exists()
 
 
+def go_on_labelling() -> None:
+    """A labelling that was killed goes on with one of its parts: the table is the same."""
+    shutil.rmtree("begun", ignore_errors=True)
+    shutil.copytree(HOME / "begun", "begun")
+    shutil.copy("part", min(Path("begun").glob("out.csv.parts/0*.part")))
+    sys.argv = ["sample.py", *map(str, faults.LABEL), "begun/out.csv"]
+    sample.main()
+    assert Path("begun/out.csv").read_bytes() == (HOME / "labelled.csv").read_bytes()
+
+
 def read_words(path: str, read) -> None:
     """A file's content as the last word of a command line."""
     word = os.fsdecode(Path(path).read_bytes()[: 10**5])
@@ -133,6 +143,7 @@ READERS = {
     "text": partial(read_words, "text", partial(ON_BASE, "--")),
     "lines.txt": partial(ON_BASE, "--json", "--file", "lines.txt"),
     "labels.json": read_labels,
+    "part": go_on_labelling,
 }
 for kind in TABLES:
     READERS[f"train.{kind}"] = partial(begin_training, *TRAINING, "--data", f"train.{kind}")
@@ -147,6 +158,12 @@ def write_good_files() -> None:
     assert killed == (-signal.SIGKILL, ""), killed
     shutil.copytree(HOME / "half" / "out", HOME / "out")
     shutil.copytree(HOME / "out" / "best", HOME / "best")
+    dying = faults.at_change(HOME, 40, faults.die)
+    assert faults.go("a labelling", HOME / "labelled.csv") == (0, "")
+    (HOME / "begun").mkdir()
+    killed = faults.go("a labelling", HOME / "begun" / "out.csv", inside=dying)
+    assert killed == (-signal.SIGKILL, ""), killed
+    shutil.copy(min(HOME.glob("begun/out.csv.parts/0*.part")), HOME / "part")
     others = shutil.ignore_patterns("tokenizer.json")
     shutil.copytree(HOME / "base", HOME / "vocab", ignore=others)
     (HOME / "vocab.txt").rename(HOME / "vocab" / "vocab.txt")

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 from helpers import ROOT, adapted, draw, saved_base, write_table
-from pyarrow import ipc, parquet
+from pyarrow import parquet
 from tqdm import tqdm
 
 import lora
@@ -189,11 +189,11 @@ def rows_in(path: Path) -> list[dict]:
         return list(csv.DictReader(file, **(tsv if path.suffix == ".tsv" else {})))
 
 
-def pipeline(model: str, texts: list) -> list[dict]:
+def pipeline(model: str, texts: list, **settings) -> list[dict]:
     import transformers
 
     pipe = transformers.pipeline("text-classification", model=model, device="cpu")
-    return pipe(texts, truncation=True, max_length=40)
+    return pipe(texts, truncation=True, max_length=40, **settings)
 
 
 @pytest.fixture(scope="session")
@@ -234,7 +234,7 @@ def test_every_row_is_there_once_in_order_as_transformers_labels_it(
     else:
         write_table(path, {"id": ids, "review": texts})
         said = labels(path, out, "--text-column", "review")
-    assert said.splitlines()[-2:] == ["13 of 13 pieces are there", f"{out}: 200 rows labelled"]
+    assert said.splitlines()[-2:] == ["13 of 13 pieces answered", f"{out}: 200 rows labelled"]
     assert sorted(os.listdir(tmp_path)) == [path.name, out.name]
     rows = rows_in(out)
     assert [row["line" if kind == "txt" else "review"] for row in rows] == texts
@@ -302,29 +302,113 @@ def test_jsonl_keeps_each_line_as_it_stands(labels, tmp_path):
     assert found[2:] == ['{"label": null, "confidence": null}']
 
 
-def test_parquet_keeps_every_type_and_tells_datasets_of_the_new_columns(labels, texts, tmp_path):
+def test_parquet_keeps_every_type_and_what_it_says_of_its_columns(labels, texts, tmp_path):
+    """`datasets` takes a column of which the metadata say nothing by its type."""
     table = pa.table(
         {
-            "text": texts,
+            "text": pa.array(texts).dictionary_encode(),
             "at": pa.array(range(200), pa.timestamp("s")),
             "list": [[1, i] for i in range(200)],
             "kind": pa.array([str(i // 30) for i in range(200)]).dictionary_encode(),
         }
     )
-    known = {"text": {"dtype": "string", "_type": "Value"}}
-    told = {b"huggingface": json.dumps({"info": {"features": known}}).encode(), b"mine": b"kept"}
+    told = {b"huggingface": b'{"info": {"features": {}}}', b"mine": b"kept"}
     path = tmp_path / "a.parquet"
     parquet.write_table(table.replace_schema_metadata(told), path, row_group_size=37)
-    labels(tmp_path / "a.parquet", tmp_path / "b.parquet")
+    labels(path, tmp_path / "b.parquet")
     before, after = (parquet.read_table(tmp_path / f"{name}.parquet") for name in "ab")
     assert after.select(before.column_names).cast(before.schema).equals(before)
     assert [str(kind) for kind in after.schema.types[-2:]] == ["string", "double"]
-    features = json.loads(after.schema.metadata[b"huggingface"])["info"]["features"]
-    assert features == known | {
-        "label": {"dtype": "string", "_type": "Value"},
-        "confidence": {"dtype": "float64", "_type": "Value"},
-    }
-    assert after.schema.metadata[b"mine"] == b"kept"
+    assert told.items() <= after.schema.metadata.items()
+
+
+@pytest.mark.parametrize("to", ["jsonl", "csv"])
+def test_numbers_of_a_parquet_file_in_a_file_of_text(labels, tmp_path, to):
+    """Above all NaN, which JSON has not: null."""
+    odd = [float("nan"), float("inf"), -float("inf"), 1e308, None, 0.1]
+    table = {"text": ["a film"] * 6, "there": [True, False, None] * 2, "big": [2**63 - 1, None] * 3}
+    table |= {"x": odd, "y": pa.array(odd, pa.float32()), "z": pa.array(odd, pa.float16())}
+    table["kind"] = pa.array(["a", "b", None] * 2).dictionary_encode()
+    parquet.write_table(pa.table(table), tmp_path / "a.parquet")
+    out = tmp_path / f"b.{to}"
+    labels(tmp_path / "a.parquet", out)
+    if to == "csv":
+        assert [row["x"] for row in rows_in(out)] == ["nan", "inf", "-inf", "1e+308", "", "0.1"]
+        return
+    lines = out.read_text().splitlines()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [row["x"] for row in rows] == [None, None, None, 1e308, None, 0.1]
+    assert [row["y"] for row in rows][:5] == [None] * 3 + [None if "inf" else 0, None]
+    assert [row["big"] for row in rows] == table["big"] and rows[1]["there"] is False
+    assert [row["kind"] for row in rows] == ["a", "b", None] * 2
+
+
+def test_a_line_with_nan_becomes_json(labels, tmp_path):
+    lines = [
+        '{"text": "NaN and Infinity", "x": 1.50}',
+        '{"text": "a\\ud800 film", "x": NaN, "y": [-Infinity, 1.5], "big": 1000000000000000000001}',
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    labels(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    first, second = (tmp_path / "b.jsonl").read_text().splitlines()
+    assert first.startswith(lines[0][:-1])
+    values = json.loads(second, parse_constant=pytest.fail)
+    assert [values[name] for name in ("x", "y", "big")] == [None, [None, 1.5], 10**21 + 1]
+
+
+def test_columns_of_scores(labels, refuses, minilm, texts, tmp_path):
+    number = saved_base(tmp_path / "number", vocab_size=30522, num_labels=1)
+    shutil.copy(f"{minilm}/tokenizer.json", number)
+    write_table(tmp_path / "a.parquet", {"text": [*texts, ""]})
+    labels(tmp_path / "a.parquet", tmp_path / "b.parquet", "--scores", "--prefix", "p_")
+    labels(tmp_path / "a.parquet", tmp_path / "c.parquet", "--prefix", "p_")
+    rows = rows_in(tmp_path / "b.parquet")
+    names = ["p_score_bad", "p_score_fair", "p_score_good"]
+    assert [*rows[0]] == ["text", "p_label", "p_confidence", *names]
+    assert {rows[-1][name] for name in names} == {None}
+    for row in rows[:-1]:
+        scores = [row[name] for name in names]
+        assert abs(sum(scores) - 1) < 1e-5 and row["p_confidence"] == max(scores)
+        assert names[np.argmax(scores)] == f"p_score_{row['p_label']}"
+    plain = parquet.read_table(tmp_path / "c.parquet")
+    assert plain.equals(parquet.read_table(tmp_path / "b.parquet").select(plain.column_names))
+    write_table(tmp_path / "d.csv", {"text": texts, "score_fair": texts})
+    problem = "a column 'score_fair', as the answer would"
+    assert problem in refuses(tmp_path / "d.csv", tmp_path / "e.csv", "--scores")
+    one = refuses(tmp_path / "a.parquet", tmp_path / "e.csv", "--model", number, "--scores")
+    assert "--scores: a regression has one number" in one
+    assert not (tmp_path / "e.csv.parts").exists()
+
+
+@pytest.fixture
+def of_labels(model, tmp_path) -> Path:
+    """The same model, of several labels a text."""
+    folder = shutil.copytree(model, tmp_path / "of-labels")
+    config = json.loads((folder / "config.json").read_text())
+    config["problem_type"] = "multi_label_classification"
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_several_labels_a_text(labels, refuses, of_labels, texts, tmp_path):
+    """A list where the file has lists; or a text with commas between, if no name has one."""
+    write_table(tmp_path / "a.parquet", {"text": [*texts, ""]})
+    pipe = pipeline(str(of_labels), texts[:60], top_k=None)
+    above = [{one["label"] for one in row if one["score"] > 0.5} for row in pipe]
+    assert {len(one) for one in above} >= {0, 1, 2}
+    for to in "parquet", "jsonl", "csv":
+        labels(tmp_path / "a.parquet", tmp_path / f"b.{to}", by=["--model", of_labels])
+        rows = rows_in(tmp_path / f"b.{to}")
+        found = [row["label"] for row in rows]
+        if to == "csv":
+            assert not any(isinstance(label, list) for label in found)
+            found = [label.split(",") if label else [] for label in found]
+        assert [set(label) for label in found[:60]] == above
+        assert found[-1] == ([] if to == "csv" else None)
+    config = (of_labels / "config.json").read_text()
+    (of_labels / "config.json").write_text(config.replace('"fair"', '"fair, or so"'))
+    error = refuses(tmp_path / "a.parquet", tmp_path / "c.csv", "--model", of_labels)
+    assert "cannot hold the name 'fair, or so'; a .parquet or .jsonl can" in error
 
 
 def test_pairs(labels, refuses, model, texts, tmp_path):
@@ -346,7 +430,7 @@ def test_pairs_in_lines(labels, model, texts, tmp_path, monkeypatch):
     lines = [f"{a}\t{b}" for a, b in zip(texts[:40], texts[40:80], strict=True)]
     (tmp_path / "a.txt").write_text("\n".join([*lines, "no tab", "a\tb\tc\n"]), encoding="utf-8")
     said = labels(tmp_path / "a.txt", tmp_path / "b.csv", by=["--model", folder])
-    assert "42 rows labelled, 1 of them without a text" in said
+    assert said.endswith("42 rows labelled, 1 without a text left empty: 41\n")
     rows = rows_in(tmp_path / "b.csv")
     assert [row["line"] for row in rows] == [*lines, "no tab", "a\tb\tc"]
     pairs = [dict(zip(("text", "text_pair"), line.split("\t"), strict=True)) for line in lines]
@@ -355,19 +439,20 @@ def test_pairs_in_lines(labels, model, texts, tmp_path, monkeypatch):
 
 def test_rows_without_a_text_get_no_answer(labels, model, tmp_path):
     """In any kind of file; a piece may hold nothing else. The rest is as if they were not there."""
-    values = ["a fine film", None, "", " \t", "dull", *[None] * 20, "so so"]
-    there = [row for row, value in enumerate(values) if (value or "").strip()]
+    values = ["a fine film", None, "", " \u200b", "dull", *[None, "\ufeff"] * 10, "so so"]
+    there = [0, 4, 25]
     write_table(tmp_path / "whole.csv", {"text": [values[row] for row in there]})
     labels(tmp_path / "whole.csv", tmp_path / "answers.jsonl")
     answers = [(row["label"], row["confidence"]) for row in rows_in(tmp_path / "answers.jsonl")]
     parquet.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
     odd = [{"text": value} for value in values[:3]] + [{"text": 5}, {"text": "dull"}]
-    odd += [{"text": "\ud800"}, {}, {"text": ["a"]}, *[{"text": ""}] * 17, {"text": "so so"}]
+    odd += [{"text": "\ud800"}, {}, {"text": ["a"]}, *[{"text": "\0"}] * 17, {"text": "so so"}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in odd))
     (tmp_path / "a.txt").write_text("\n".join(value or "" for value in values))
     for path, out in ("a.parquet", "b.parquet"), ("a.jsonl", "b.jsonl"), ("a.txt", "c.parquet"):
         said = labels(tmp_path / path, tmp_path / out)
-        assert said.endswith("26 rows labelled, 23 of them without a text\n")
+        said = said.splitlines()[-1].removeprefix(f"{tmp_path / out}: ")
+        assert said == "26 rows labelled, 23 without a text left empty: 2, 3, 4, …"
         rows = [(row["label"], row["confidence"]) for row in rows_in(tmp_path / out)]
         assert [rows[row] for row in there] == answers
         assert {rows[row] for row in {*range(26)} - {*there}} == {(None, None)}
@@ -503,13 +588,16 @@ def test_what_cannot_be_labelled_is_one_line_and_leaves_nothing(
         (["--out", "b.tsv"], "the name must end in .parquet, .csv, .jsonl"),
         (["--out", "b.csv"], "'list' is list<element: int64>, which only .parquet holds"),
         (["--device", "cuda"], "--device cuda cannot be used here"),
+        (["--max-length", "41"], "--max-length 41: MODEL has 40 positions"),
+        (["--batch-tokens", "0"], "--batch-tokens 0: at least one token"),
     ],
 )
-def test_bad_arguments_are_one_line(refuses, tmp_path, monkeypatch, arguments, problem):
+def test_bad_arguments_are_one_line(refuses, model, tmp_path, monkeypatch, arguments, problem):
     monkeypatch.chdir(tmp_path)
     parquet.write_table(pa.table({"text": ["a"], "number": [1], "list": [[1]]}), "a.parquet")
     if "cuda" not in arguments or not torch.cuda.is_available():
-        assert problem in refuses("a.parquet", "b.parquet", *arguments)
+        line = refuses("a.parquet", "b.parquet", *arguments)
+        assert problem.replace("MODEL", model) in line
         assert os.listdir() == ["a.parquet"]
 
 
@@ -533,7 +621,7 @@ def test_weights_that_give_no_numbers_label_nothing(refuses, labels, model, text
 
 
 @pytest.mark.parametrize("change", ["others", "fewer", "more", "no texts"])
-def test_a_table_that_changes_meanwhile_is_named(
+def test_a_table_that_changes_meanwhile_is_never_half_labelled(
     refuses, labels, texts, tmp_path, monkeypatch, change
 ):
     path, out = tmp_path / "a.parquet", tmp_path / "b.parquet"
@@ -542,12 +630,8 @@ def test_a_table_that_changes_meanwhile_is_named(
         parquet.write_table(pa.table({"text": pa.array(texts, pa.string())}), path)
 
     write(texts)
-    changed = {
-        "others": texts[::-1],
-        "fewer": texts[:96],
-        "more": texts * 2,
-        "no texts": [None] * len(texts),
-    }[change]
+    changed = {"fewer": texts[:96], "more": texts * 2, "no texts": [None] * len(texts)}
+    changed = changed.get(change, texts[::-1])
     done = []
     predict = runtime.texts.predict
 
@@ -558,12 +642,12 @@ def test_a_table_that_changes_meanwhile_is_named(
         return done[-1]
 
     monkeypatch.setattr(runtime.texts, "predict", changing)
-    assert "a.parquet: was changed while it was labelled" in refuses(path, out)
-    assert not out.exists()
-    assert "was begun with another input" in refuses(path, out)
-    shutil.rmtree(f"{out}.parts")
-    write(texts[:20])
-    assert "20 rows labelled" in labels(path, out)
+    error = refuses(path, out)
+    assert "the same command goes on" in error and not out.exists()
+    labels(path, out)
+    labels(path, tmp_path / "whole.parquet")
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert not (tmp_path / "b.parquet.parts").exists()
 
 
 def test_one_run_at_a_time(refuses, labels, texts, tmp_path):
@@ -588,48 +672,146 @@ def test_nothing_of_somebody_elses_is_replaced(labels, refuses, texts, tmp_path)
     assert out.read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["a.csv", "b.csv"]
     out.unlink()
     parts.mkdir()
-    (parts / "000000.arrow").write_text("mine")
-    assert "b.csv.parts: is there already" in refuses(path, out)
-    assert (parts / "000000.arrow").read_text() == "mine" and not out.exists()
+    others = ["000000.part", "notes.txt", "000000-0.part"]
+    for name in others:
+        (parts / name).write_text("mine")
+    assert "200 rows labelled" in labels(path, out)
+    assert {name: (parts / name).read_text() for name in os.listdir(parts)} == dict.fromkeys(
+        others, "mine"
+    )
 
 
-@pytest.mark.parametrize("when", ["answer_pieces", "join"])
-def test_a_file_that_comes_to_stand_at_out_stays(refuses, texts, tmp_path, monkeypatch, when):
+@pytest.mark.parametrize("when", ["answer", "join"])
+def test_a_file_that_comes_to_stand_at_out_stays(
+    labels, refuses, texts, tmp_path, monkeypatch, when
+):
     path, out = tmp_path / "a.csv", tmp_path / "b.csv"
     write_table(path, {"text": texts})
-    owner = labelling if when == "answer_pieces" else labelling.Parts
-    former = getattr(owner, when)
+    former = getattr(labelling.Labelling, when)
 
     def interrupted(*arguments):
-        if when == "answer_pieces":
-            out.write_text("mine")
+        out.write_text("mine")
         former(*arguments)
 
-    def written(*arguments):
-        out.write_text("mine")
-        write(*arguments)
-
-    write = pieces.write
-    monkeypatch.setattr(owner, when, interrupted)
-    if when == "join":
-        monkeypatch.setattr(pieces, "write", written)
-    for _ in range(2):
-        assert "b.csv: is there already" in refuses(path, out)
-        assert out.read_text() == "mine"
-    assert len([*tmp_path.glob("b.csv.parts/0*.arrow")]) == 13
+    with monkeypatch.context() as patch:
+        patch.setattr(labelling.Labelling, when, interrupted)
+        for _ in range(2):
+            assert "b.csv: is there already" in refuses(path, out)
+            assert out.read_text() == "mine"
+    assert len([*tmp_path.glob("b.csv.parts/0*.part")]) == 13
+    labels(path, tmp_path / "whole.csv")
+    out.unlink()
+    assert "13 of 13 pieces are there" in labels(path, out)
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
-def test_somebody_elses_file_among_the_parts_stays(labels, texts, tmp_path, monkeypatch):
-    write_table(tmp_path / "a.csv", {"text": texts})
-    join = labelling.Parts.join
+# Parts that do not fit.
 
-    def joined(parts, rows):
-        (parts.folder / "notes.txt").write_text("mine")
-        join(parts, rows)
 
-    monkeypatch.setattr(labelling.Parts, "join", joined)
-    labels(tmp_path / "a.csv", tmp_path / "b.csv")
-    assert [path.name for path in (tmp_path / "b.csv.parts").iterdir()] == ["notes.txt"]
+@pytest.fixture
+def begun(labels, texts, tmp_path, monkeypatch):
+    """A labelling of a.csv into b.csv with its 13 parts, and what it is to become: whole.csv."""
+    write_table(tmp_path / "a.csv", {"text": texts, "id": [f"{row:03}" for row in range(200)]})
+    labels(tmp_path / "a.csv", tmp_path / "whole.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(labelling.Labelling, "join", lambda work: None)
+        labels(tmp_path / "a.csv", tmp_path / "b.csv")
+    parts = sorted(tmp_path.glob("b.csv.parts/*.part"))
+    assert len(parts) == 13
+    return parts
+
+
+def goes_on(labels, tmp_path, there: int, unfit: int, *arguments) -> None:
+    """Goes on with so many parts, says in a line what is not taken, and ends as if undisturbed."""
+    said = labels(tmp_path / "a.csv", tmp_path / "b.csv", *arguments)
+    assert (f"going on: {there} of 13 pieces are there" in said) == (there > 0), said
+    reason = "damaged, or of another model or other texts"
+    assert (f"b.csv.parts: {unfit} parts not taken: {reason}\n" in said) == (unfit > 0), said
+    labels(tmp_path / "a.csv", tmp_path / "anew.csv", *arguments)
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "anew.csv").read_bytes()
+    assert not (tmp_path / "b.csv.parts").exists()
+
+
+def test_a_flipped_bit(labels, begun, tmp_path):
+    """At 40 places of a finished part: the part is answered again."""
+    draw = random.Random(0)
+    path, out, folder = tmp_path / "a.csv", tmp_path / "b.csv", begun[0].parent
+    shutil.copytree(folder, tmp_path / "kept")
+    whole = (tmp_path / "whole.csv").read_bytes()
+    for place in range(40):
+        part = draw.choice(begun)
+        content = bytearray(part.read_bytes())
+        content[place * len(content) // 40] ^= 1 << draw.randrange(8)
+        part.write_bytes(content)
+        said = labels(path, out)
+        assert "going on: 12 of 13" in said and ": 1 parts not taken: damaged" in said
+        assert out.read_bytes() == whole
+        out.unlink()
+        shutil.copytree(tmp_path / "kept", folder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "longer", "swapped", "of another number"])
+def test_a_damaged_part(labels, begun, tmp_path, damage):
+    some, other = begun[3], begun[7]
+    content = some.read_bytes()
+    if damage == "swapped":
+        some.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    elif damage == "of another number":
+        some.rename(some.with_name("000012" + some.name[6:]))
+    else:
+        some.write_bytes({"cut": content[:-4], "empty": b"", "longer": content * 2}[damage])
+    goes_on(labels, tmp_path, 11 if damage == "swapped" else 12, 2 if damage == "swapped" else 1)
+
+
+def test_a_part_that_is_damaged_before_it_is_joined(labels, refuses, begun, tmp_path, monkeypatch):
+    def damaged(*arguments):
+        begun[3].write_bytes(b"")
+        former(*arguments)
+
+    former = labelling.Labelling.join
+    with monkeypatch.context() as patch:
+        patch.setattr(labelling.Labelling, "join", damaged)
+        error = refuses(tmp_path / "a.csv", tmp_path / "b.csv")
+    assert f"{begun[3]}: missing, or damaged; the same command goes on" in error
+    goes_on(labels, tmp_path, 12, 1)
+
+
+def test_an_input_that_was_swapped(labels, begun, tmp_path):
+    """It has the same size and the same time; one text and one number are others."""
+    path = tmp_path / "a.csv"
+    stat = path.stat()
+    lines = path.read_text().splitlines()
+    lines[20] = lines[20].replace("a", "e")
+    lines[40] = lines[40].replace("039", "XXX")
+    path.write_text("\n".join(lines) + "\n")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    goes_on(labels, tmp_path, 12, 1)
+    assert "XXX" in (tmp_path / "b.csv").read_text()
+    assert (tmp_path / "b.csv").read_bytes() != (tmp_path / "whole.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments, there", [(["--max-length", "7"], 0), (["--prefix", "p_", "--scores"], 13)]
+)
+def test_other_options(labels, begun, tmp_path, arguments, there):
+    """What decides no logits, as the names of the columns, lets the parts be."""
+    goes_on(labels, tmp_path, there, 13 - there, *arguments)
+
+
+def test_another_model(labels, begun, model, tmp_path):
+    other = BertForSequenceClassification.from_pretrained(model)
+    other.classifier.bias.data += 0.01
+    folder = shutil.copytree(model, tmp_path / "other")
+    other.save_pretrained(folder)
+    goes_on(labels, tmp_path, 0, 13, "--model", folder)
+
+
+def test_another_order_of_rows(labels, begun, tmp_path):
+    lines = (tmp_path / "a.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "a.csv").write_text("".join(lines[:1] + lines[17:33] + lines[1:17] + lines[33:]))
+    goes_on(labels, tmp_path, 11, 2)
 
 
 # Killed.
@@ -665,11 +847,11 @@ def killed(program, model, texts, tmp_path):
             # Ctrl-C is ignored by what a shell runs in the background, as these tests may be.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
-        while process.poll() is None and len(list(parts.glob("0*.arrow"))) < kept:
+        while process.poll() is None and len(list(parts.glob("0*.part"))) < kept:
             time.sleep(0.01)
         os.kill(choose(process), number)
         said = process.communicate(timeout=60)[0]
-        return process.returncode, said, sorted(path.name for path in parts.glob("0*.arrow"))
+        return process.returncode, said, sorted(path.name for path in parts.glob("0*.part"))
 
     return killed
 
@@ -702,34 +884,6 @@ def test_stopped_by_control_c(killed, labels, theirs, tmp_path, monkeypatch):
     assert f"going on: {len(parts)} of 13" in finish(labels, tmp_path, theirs)
 
 
-def test_another_run_does_not_go_on_with_these_pieces(
-    killed, labels, refuses, theirs, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    killed(1, signal.SIGKILL)
-    begun = "b.csv.parts: was begun with another"
-    assert f"{begun} model" in refuses("a.parquet", "b.csv", "--max-length", "7")
-    assert f"{begun} prefix" in refuses("a.parquet", "b.csv", "--prefix", "x")
-    table = (tmp_path / "a.parquet").read_bytes()
-    stat = os.stat("a.parquet")
-    write_table(tmp_path / "a.parquet", {"text": ["another"]})
-    assert f"{begun} input" in refuses("a.parquet", "b.csv")
-    (tmp_path / "a.parquet").write_bytes(table)
-    os.utime("a.parquet", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    part = next((tmp_path / "b.csv.parts").glob("0*.arrow"))
-    content = part.read_bytes()
-    with ipc.open_stream(content) as stream:
-        rows = stream.read_all()
-    with ipc.new_stream(part, rows.schema) as stream:
-        stream.write_table(rows[:-1])
-    assert f"{part.name}: is damaged; remove it" in refuses("a.parquet", "b.csv")
-    for cut in content[:100], content[:-100]:
-        part.write_bytes(cut)
-        assert f"{part.name}: cannot be read" in refuses("a.parquet", "b.csv")
-    part.unlink()
-    finish(labels, tmp_path, theirs)
-
-
 def test_killed_before_every_change_of_the_file_system(model, texts, tmp_path):
     """Also while it joins the parts, and while it tidies up."""
     script = tmp_path / "everywhere.py"
@@ -740,10 +894,11 @@ def test_killed_before_every_change_of_the_file_system(model, texts, tmp_path):
     done = subprocess.run([sys.executable, script, *words], **run, timeout=120)
     statuses = re.findall("ended with (.)", done.stdout)
     assert done.returncode == 0, done.stderr
-    assert len(statuses) > 25, done.stdout
-    # The last kill leaves OUT whole and an empty folder: that OUT is the run's own is forgotten.
-    assert statuses == ["0"] * (len(statuses) - 2) + ["2", "0"], done.stdout
-    assert "b.csv: is there already" in done.stderr
+    assert len(statuses) > 15, done.stdout
+    # What is killed while it tidies up leaves OUT whole, and that it is its own is forgotten.
+    refused = statuses.count("2")
+    assert statuses == ["0"] * (len(statuses) - refused - 1) + ["2"] * refused + ["0"], done.stdout
+    assert refused < 8 and done.stderr.count("b.csv: is there already") == refused
     contents = {path.read_bytes() for path in tmp_path.glob("b.csv.[0-9]*")}
     assert len(contents) == 1 and contents.pop().count(b"\n") == 33
 
@@ -789,7 +944,7 @@ def test_two_processes_make_the_same_bytes(program, model, labels, texts, tmp_pa
     run = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 120}
     done = subprocess.run([sys.executable, *words], **run)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("201 rows labelled, 1 of them without a text") == 1
+    assert done.stdout.count("201 rows labelled, 1 without a text left empty: 201") == 1
     labels("a.csv", "one.csv")
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
 
@@ -801,5 +956,5 @@ def test_processes_share_the_pieces(labels, texts, theirs, tmp_path, monkeypatch
     monkeypatch.setattr(parallel, "mine", lambda items: items[1::2])
     with pytest.raises(SystemExit):
         labels("a.csv", "b.csv")
-    found = sorted(int(path.stem) for path in (tmp_path / "b.csv.parts").glob("0*.arrow"))
+    found = sorted(int(path.stem[:6]) for path in (tmp_path / "b.csv.parts").glob("0*.part"))
     assert found == [1, 3, 5, 7, 9, 11]
