@@ -64,7 +64,7 @@ def test_a_plan_that_cannot_be_run_is_refused_before_the_first_run(tmp_path, tex
 
 
 def test_the_plans_here_are_such_and_a_setting_stands_once(tmp_path):
-    for name in "reviews.toml", "sst2.toml":
+    for name in "reviews.toml", "sst2.toml", "regret.toml":
         assert len(runner.read_plan(PLANS / name, None).settings) > 20
     plan = tmp_path / "plan.toml"
     settings = (
