@@ -104,7 +104,7 @@ class RankAllocator:
     def __call__(self, setup: train.Setup, rows, step: int) -> None:
         self.step = step
         term = sum(layer.orthogonality() for layer in self.layers)
-        (self.settings["orth_reg_weight"] * term).backward()
+        setup.placement.scaler.scale(self.settings["orth_reg_weight"] * term).backward()
         train.train_step(setup, rows, step)  # adds the gradients of its loss to these
 
     @torch.no_grad()
