@@ -2,6 +2,7 @@
 
     devices     cuda, mps or cpu; the type of the products; torch.compile
     fast        a finished model rewritten: the same results, sooner
+    graphs      on CUDA, a training step as two graphs
     kernels     what a CPU computes in fewer passes, with gradients written by hand
     run         where a run stands, what it says, and how it goes on
     run_folder  the folder of a run, in which nothing is replaced

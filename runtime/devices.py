@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bert import BertForSequenceClassification
 from data import Encoded
-from runtime import fast
+from runtime import fast, graphs
 from support import parallel
 from support.errors import InputError, first_line, is_out_of_memory
 
@@ -77,6 +77,10 @@ def place(
             layer.forward = functools.partial(recomputed, layer.forward)
         if compiled:  # the layers share their code, so that it is compiled once, for every length
             layer.compile(fullgraph=True, dynamic=True)
+    # NCCL's own thread must not disturb a recording, nor one layer draw its random numbers anew.
+    recorded = on_cuda and compile != "no" and parallel.SIZE == 1 and not recompute
+    if recorded:
+        model.forward = graphs.Recorded(model)
     scaler = torch.amp.GradScaler(device, enabled=product_dtype == torch.float16)
     # It begins here: of several processes one may have no part in the first step.
     scaler.scale(torch.zeros((), device=device))
@@ -86,11 +90,12 @@ def place(
         device=torch.device(device),
         dtype=product_dtype,
         why=why,
-        autocast=torch.autocast(device, product_dtype, enabled=is_half),
+        # A graph cannot hold what autocast has kept. A and B are converted once in a step anyway.
+        autocast=torch.autocast(device, product_dtype, enabled=is_half, cache_enabled=not recorded),
         scaler=scaler,
         compiled=compiled,
         multiple=8 if few_lengths else 1,
-        always_mask=compiled,  # with and without a mask would be two compilations
+        always_mask=compiled or recorded,  # with and without a mask would be two compilations
         batch_tokens=1024 if device == "cpu" else 16 * 1024,
         notes=[f"note: {text}" for text in notes],
     )

@@ -15,7 +15,7 @@ from helpers import ROOT, TINY, draw
 from bert import BertConfig, BertForSequenceClassification
 from data import Encoded
 from lora import LinearWithLoRA, LoRALayer, apply_lora_to_model, mark_only_lora_as_trainable
-from runtime import devices, fast
+from runtime import devices, fast, graphs
 from support import parallel
 from support.errors import InputError
 
@@ -131,9 +131,30 @@ def test_what_is_decided_for_cuda(monkeypatch):
     for positions, multiple in (40, 8), (42, 1):
         placement = devices.place(passing_for_a_gpu(positions), device="cuda", compile="auto")
         assert (placement.multiple, placement.batch_tokens) == (multiple, 16 * 1024)
-        assert (placement.compiled, placement.always_mask) == (False, False)
+        assert (placement.compiled, placement.always_mask) == (False, True)
     (note,) = placement.notes
     assert note.startswith("note: the layers are not compiled, which would be faster: ")
+
+
+@no_cuda
+@pytest.mark.filterwarnings("ignore:User provided device|CUDA is not available|torch.cuda.amp")
+@pytest.mark.parametrize(
+    ("given", "processes", "recorded"),
+    [
+        ({"compile": "auto"}, 1, True),
+        ({"compile": "no"}, 1, False),
+        ({"compile": "auto"}, 2, False),
+        ({"compile": "auto", "recompute": True}, 1, False),
+    ],
+)
+def test_when_steps_are_recorded(monkeypatch, given, processes, recorded):
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None: zeros(*size))
+    monkeypatch.setattr(devices, "why_not_compiled", lambda *_: "no Triton")
+    monkeypatch.setattr(parallel, "SIZE", processes)
+    model = passing_for_a_gpu(positions=40)
+    placement = devices.place(model, device="cuda", **given)
+    assert isinstance(model.forward, graphs.Recorded) == recorded == placement.always_mask
 
 
 def test_where_a_faster_form_steps_aside_is_noted(model, monkeypatch):
@@ -174,7 +195,7 @@ def test_several_processes_take_a_gpu_each(model, monkeypatch):
 
 
 @pytest.fixture
-def graphs(monkeypatch) -> Iterator[list[list]]:
+def compilations(monkeypatch) -> Iterator[list[list]]:
     """The inputs of each graph that torch.compile makes; the graphs run as they are."""
     import torch._dynamo
     import torch.fx.experimental._config as fx
@@ -207,7 +228,7 @@ def run_shapes(model: BertForSequenceClassification, shapes: list[tuple[int, int
                 logits.sum().backward()
 
 
-def test_few_compilations_serve_all_lengths_and_another_adapter(graphs):
+def test_few_compilations_serve_all_lengths_and_another_adapter(compilations):
     """Of SST-2 a text has 3 to 66 tokens. The first batch has as many texts as tokens, one has a
     single text."""
     torch.manual_seed(0)
@@ -218,16 +239,16 @@ def test_few_compilations_serve_all_lengths_and_another_adapter(graphs):
     mark_only_lora_as_trainable(model)
     devices.place(model, device="cpu", compile="yes")
     run_shapes(model, [(8, 8), *((32, S) for S in range(3, 67)), (21, 72)])
-    assert len(graphs) == 3  # in training x has no gradient in the first layer; and to answer
+    assert len(compilations) == 3  # in training x has no gradient in the first layer; and to answer
     run_shapes(model, [(1, 9), (32, 32)])
-    assert len(graphs) == 6
+    assert len(compilations) == 6
     for layer in model.modules():
         if isinstance(layer, LinearWithLoRA):
             layer.lora = LoRALayer(32, 32, rank=4, alpha=8, dropout=0.05)
     run_shapes(model, [(8, 8), (32, 9)])
-    assert len(graphs) <= 8
+    assert len(compilations) <= 8
     assert not torch._dynamo.utils.counters["graph_break"]
-    for inputs in graphs:  # no number, as LoRA's scaling, is handed over in each step
+    for inputs in compilations:  # no number, as LoRA's scaling, is handed over in each step
         assert all(tensor.ndim for tensor in inputs if isinstance(tensor, torch.Tensor))
 
 
