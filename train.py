@@ -87,7 +87,7 @@ class Config(RunOptions):
     seed: int = option(42, "of all random numbers", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cuda", "mps", "cpu"])
     dtype: str = option("auto", "of matrix products", choices=["auto", *devices.DTYPES])
-    compile: str = option("auto", "layers; auto: on CUDA, with graphs", choices=["auto", "yes", "no"])
+    compile: str = option("auto", "torch.compile; auto: on CUDA", choices=["auto", "yes", "no"])
     eval_every: int = option(0, "steps between evaluations within an epoch", at_least=0)
 
     @property
