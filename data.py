@@ -36,6 +36,7 @@ from torch import Tensor
 from support import dataset
 from support.dataset import Data as Data
 from support.dataset import Split as Split
+from support.excerpts import excerpts
 from support.wordpiece import load_tokenizer as load_tokenizer
 
 # Reading.
@@ -93,10 +94,7 @@ def encode(tokenizer: Tokenizer, texts: list[tuple[str, ...]], labels=None) -> E
     pairs = len(texts[0]) == 2
     ids, types = [], []
     for start in range(0, len(texts), 512):  # in pieces: an encoding takes a kilobyte, or far more
-        piece = texts[start : start + 512]
-        if tokenizer.truncation:  # no token comes of more than 1,000 characters
-            most = 1000 * tokenizer.truncation["max_length"]
-            piece = [tuple(part[:most] for part in text) for text in piece]
+        piece = excerpts(tokenizer, texts[start : start + 512])
         encodings = tokenizer.encode_batch_fast(piece if pairs else [text for (text,) in piece])
         ids += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
         if pairs:

@@ -17,6 +17,7 @@
     labels     numbering labels
     visible    which texts show nothing
     pieces     a table of any size in pieces, and files of answers
+    excerpts   the beginnings of long texts that decide their tokens
     wordpiece  the tokenizer that a BERT brings
 
 Nothing here imports one of the five files or runtime/.
