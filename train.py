@@ -6,7 +6,8 @@
     torchrun --nproc-per-node 2 train.py --batch-size 16          # two processes, one run
 
 It leaves in --out: best/ and final/ (adapters in PEFT's format), training_curves.png,
-training_log.txt, metrics.jsonl, config.toml, and checkpoint/, from which --resume goes on.
+training_log.txt, metrics.jsonl, config.toml, checkpoint/, from which --resume goes on, and how
+good best/ is: report.json, report.png, validation_predictions.csv.
 This file reads as a run goes: the options, the set-up, a step, the loop, the evaluation.
 """
 
@@ -43,7 +44,7 @@ from runtime.run_folder import RunOptions, former_options
 from support import glue, hub, offline, options, parallel
 from support.metrics import METRICS
 from support.options import option
-from support.tasks import Task
+from support.tasks import Task, evaluation
 
 
 @dataclass
@@ -109,6 +110,7 @@ class Setup:
     train_set: Encoded
     validation_set: Encoded
     mismatched_set: Encoded | None  # MNLI's second validation split, which is scored too
+    validation_texts: list[tuple[str, ...]]  # as they are read in the report
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
@@ -179,6 +181,7 @@ def set_up(config: Config, rewrite=None) -> Setup:
         train_set=encoded(data.train),
         validation_set=encoded(data.validation),
         mismatched_set=encoded(data.mismatched) if data.mismatched else None,
+        validation_texts=data.validation.texts,
     )
 
 
@@ -283,12 +286,13 @@ def fit(setup: Setup, run: Run) -> None:
             within = config.eval_every and run.step % config.eval_every == 0
             evaluated = index == len(plan) or bool(within)
             if evaluated:
-                scores = evaluate(setup, setup.validation_set)
+                scores, logits = evaluate(setup, setup.validation_set)
                 if setup.mismatched_set is not None:
-                    others = evaluate(setup, setup.mismatched_set)
+                    others, _ = evaluate(setup, setup.mismatched_set)
                     scores |= {f"mismatched_{name}": score for name, score in others.items()}
                 if run.note_scores(scores):
                     save_model(setup, run, run.out / "best")
+                    run.keep_logits(logits)
 
             # Save what resuming takes; a signal, or patience that has ended, ends the run here.
             run.save_checkpoint(now=evaluated)
@@ -296,15 +300,13 @@ def fit(setup: Setup, run: Run) -> None:
                 break
 
 
-def evaluate(setup: Setup, data: Encoded) -> dict[str, float]:
-    """The mean loss and the task's scores on encoded texts with labels."""
+def evaluate(setup: Setup, data: Encoded) -> tuple[dict[str, float], Tensor]:
+    """The mean loss and the task's scores on encoded texts with labels, and the logits (N, C)."""
     batches = batches_by_length(data.lengths, setup.placement.batch_tokens)
     logits = predict(setup.model, data, parallel.mine(batches), setup.placement.autocast)  # (N, C)
     logits = parallel.all_sum(logits)
     assert data.labels is not None
-    labels = data.labels.cpu()  # (N,)
-    loss = setup.task.loss(logits, labels).item() / len(labels)
-    return {"loss": loss, **setup.task.scores(setup.task.predict(logits).numpy(), labels.numpy())}
+    return evaluation(setup.task, logits, data.labels.cpu()), logits
 
 
 def save_model(setup: Setup, run: Run, folder: Path) -> None:

@@ -108,7 +108,7 @@ def build_ours(name: str, s: SimpleNamespace) -> Contender:
         train.train_step(setup, rows, number)
 
     def score() -> float:
-        return train.evaluate(setup, setup.validation_set)["accuracy"]
+        return train.evaluate(setup, setup.validation_set)[0]["accuracy"]
 
     return Contender(setup.steps, step, score)
 

@@ -59,7 +59,7 @@ def fit(method: str, setup: train.Setup, train_step=train.train_step) -> None:
         for rows in tqdm(plan, what, unit=" steps", leave=False, disable=None):
             train_step(setup, rows, step)
             step += 1
-    accuracy = train.evaluate(setup, setup.validation_set)["accuracy"]
+    accuracy = train.evaluate(setup, setup.validation_set)[0]["accuracy"]
     classifier = sum(p.numel() for p in setup.model.classifier.parameters())
     trained = sum(p.numel() for p in setup.model.parameters() if p.requires_grad) - classifier
     print(f"{method:<8} accuracy {accuracy:.1%}  trained {trained:,} + {classifier}", flush=True)

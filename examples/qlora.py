@@ -72,7 +72,7 @@ def main() -> None:
     print(f"{base_bytes(setup.model):,} bytes are frozen")
     save_adapter(setup.model, given.out, base)
     setup.model = open_adapter(given.out)
-    accuracy = train.evaluate(setup, setup.validation_set)["accuracy"]
+    accuracy = train.evaluate(setup, setup.validation_set)[0]["accuracy"]
     print(f"{given.out} on the base in 32 bits: accuracy {accuracy:.1%}")
 
 

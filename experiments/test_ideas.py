@@ -225,8 +225,8 @@ def test_label_smoothing_is_pytorchs_and_in_training_alone(set_up):
     smooth = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
     assert torch.equal(setup.task.loss(logits, labels), plain.task.loss(logits, labels))
     assert torch.equal(setup.task.loss(logits.requires_grad_(), labels), smooth)
-    lossy = train.evaluate(setup, setup.validation_set)["loss"]
-    assert lossy == train.evaluate(plain, plain.validation_set)["loss"]
+    lossy = train.evaluate(setup, setup.validation_set)[0]["loss"]
+    assert lossy == train.evaluate(plain, plain.validation_set)[0]["loss"]
     rows = np.arange(16)
     plain_loss, _ = train.train_step(plain, rows, 0)
     smooth_loss, _ = train.train_step(setup, rows, 0)
@@ -280,7 +280,7 @@ def test_what_is_saved_opens_in_peft_on_the_plain_base(
     setup = set_up(words, dtype=dtype)
     take_steps(setup, 3)
     before = [p.detach().clone() for p in setup.model.parameters()]
-    loss = train.evaluate(setup, setup.validation_set)["loss"]
+    loss = train.evaluate(setup, setup.validation_set)[0]["loss"]
     run = SimpleNamespace(history=[{"step": 3, "validation_loss": loss}])
     folder = tmp_path / "best"
     train.save_model(setup, run, folder)

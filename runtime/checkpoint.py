@@ -108,6 +108,13 @@ def write(path: Path, facts: dict, progress: dict, tensors: dict[str, Tensor]) -
         temporary.write_bytes(save(tensors, header))  # save_file may leave a file of its own
 
 
+def write_logits(path: Path, logits: Tensor) -> None:
+    """Writes the logits (N, C) of an evaluation."""
+    path.parent.mkdir(exist_ok=True)
+    with files.written_whole(path) as temporary:
+        temporary.write_bytes(save({"logits": logits}))
+
+
 def digest(progress: dict, tensors: dict[str, Tensor]) -> str:
     text = json.dumps(progress).encode()
     return hash_arrays(tensors | {"progress": np.frombuffer(text, np.uint8).copy()})

@@ -3,7 +3,9 @@
 import json
 import math
 import shlex
+import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,11 +97,9 @@ def parameter_table(model, config) -> list[str]:
 def plot_curves(history: list[dict], path: Path) -> str:
     """Loss and score against the step, as a PNG. Returns why matplotlib cannot draw, or ""."""
     names = [*validation_scores(history)][:2]  # the loss, and the first score
-    try:
-        from matplotlib.figure import Figure  # late, as it takes a second to import
 
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        for axis, name in zip(figure.subplots(1, 2), names, strict=True):
+    def paint(*axes) -> None:
+        for axis, name in zip(axes, names, strict=True):
             for split, style in ("train", {"color": "0.6"}), ("validation", {"marker": "o"}):
                 key = f"{split}_{name}"
                 points = [(r["step"], r[key]) for r in history if key in r]
@@ -107,7 +107,19 @@ def plot_curves(history: list[dict], path: Path) -> str:
             axis.set(xlabel="step", title=name)
             axis.legend()
             axis.grid(alpha=0.3)
-        with files.written_whole(path) as temporary:
+
+    return draw(path, paint)
+
+
+def draw(path: Path, paint: Callable) -> str:
+    """A PNG of what paint(left, right) draws. Returns why matplotlib cannot draw, or ""."""
+    try:
+        from matplotlib.figure import Figure  # late, as it takes a second to import
+
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        paint(*figure.subplots(1, 2))
+        with files.written_whole(path) as temporary, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of letters that its font lacks
             figure.savefig(temporary, format="png", dpi=120)
     except Exception as error:  # whatever its own files or settings lead to
         return f"no {path.name}: matplotlib says {first_line(error)}"

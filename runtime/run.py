@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runtime import checkpoint, report, run_folder
-from runtime.run_folder import CHECKPOINT, LAST, LOG, METRICS
+from runtime.run_folder import CHECKPOINT, LAST, LOG, LOGITS, METRICS
 from support import errors, files, parallel
 from support.errors import InputError
 from support.tasks import metric_in_words
@@ -186,6 +186,11 @@ class Run:
         self.say(f"epoch {epoch:.2f}  validation {report.spell(scores)}{hint}")
         return is_best
 
+    def keep_logits(self, logits: Tensor) -> None:
+        """Keeps the logits (N, C) of the best evaluation, for the report at the end."""
+        if parallel.is_first():
+            checkpoint.write_logits(self.out / LOGITS, logits)
+
     def save_checkpoint(self, now: bool) -> None:
         """Keeps what resuming takes: now, at a signal, or where it is due."""
         is_due = time.perf_counter() - self.saved > max(20.0, 100 * self.cost)
@@ -211,7 +216,10 @@ class Run:
             self.say(f"stopped at step {self.step}; the same command with --resume goes on")
             sys.exit(128 + self.stopped)
         if parallel.is_first():
+            from runtime import scoring  # late: Arrow takes a while to import
+
             self.say(report.plot_curves(self.history, self.out / "training_curves.png"))
+            self.say(scoring.report_run(self.setup, self.out))
         best = self.out / "best"
         longer = f"--epochs {self.config.epochs + 1}"
         if self.step < self.setup.steps:

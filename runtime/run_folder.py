@@ -13,6 +13,7 @@ OPTIONS = "config.toml"
 LOG = "training_log.txt"
 METRICS = "metrics.jsonl"
 CHECKPOINT = Path("checkpoint", "checkpoint.safetensors")
+LOGITS = Path("checkpoint", "best_logits.safetensors")
 LAST = Path("final", "README.md")  # the last file that a run writes
 OTHER = "give another --out"
 HEAD = "# --config repeats this run.\n"  # so begins config.toml, which tells a run's folder

@@ -6,16 +6,21 @@ stands in support/tasks.py and support/metrics.py.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import csv, parquet
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data import encode
 from runtime import texts
 from runtime.labelling import pack
+from runtime.report import draw
+from runtime.run_folder import LOGITS
 from runtime.texts import Text
 from support import errors, files, parallel, tables
 from support.errors import InputError, plain
@@ -25,6 +30,7 @@ from support.tasks import Task
 WORST = 10  # rows that are shown
 MOST_CLASSES = 20  # of a confusion matrix that is shown
 WIDTH = 80  # of a text that is shown
+NAME_WIDTH = 20  # of a class's name that heads a column
 FORMATS = (".csv", ".parquet", ".jsonl")
 
 
@@ -96,12 +102,96 @@ def worst_first(table: pa.Table) -> pa.Table:
 def write_table(table: pa.Table, path: Path, kind: str) -> None:
     """Writes a table as a file of this kind, a name's end."""
     if kind == ".csv":
-        csv.write_csv(table, path)
+        columns = {name: table[name] for name in table.column_names}
+        for name, column in columns.items():
+            if pa.types.is_list(column.type):  # several labels
+                columns[name] = [",".join(labels) for labels in column.to_pylist()]
+        csv.write_csv(pa.table(columns), path)
     elif kind == ".parquet":
         parquet.write_table(table, path)
     else:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()]
         path.write_text("".join(lines), encoding="utf-8")
+
+
+# Of a run.
+
+
+def report_run(setup, out: Path) -> str:
+    """The report of best/ on the validation rows, as text; "" where a former version trained it.
+
+    Writes it as report.json and report.png, and the rows, the worst first, into
+    validation_predictions.csv. `setup` is a train.Setup.
+    """
+    path = out / LOGITS
+    if not path.exists():
+        return ""
+    with errors.reading(path):
+        logits = load_file(path)["logits"]  # (N, C)
+    labels = setup.validation_set.labels.cpu()
+    report = make_report(setup.task, logits, labels)
+    worst = worst_first(make_table(setup.task, setup.validation_texts, logits, labels))
+    files.write_json(out / "report.json", report)
+    with files.written_whole(out / "validation_predictions.csv") as temporary:
+        write_table(worst, temporary, ".csv")
+    problem = draw(out / "report.png", partial(paint, report, worst))
+    lines = ["best/ on the validation rows:", as_text(report, worst), problem]
+    return "\n".join(filter(None, lines))
+
+
+def paint(report: dict, table: pa.Table, left, right) -> None:
+    """Draws which class was answered for which, and how often the model was as sure as right; of
+    numbers the answers and their errors."""
+    classes = report.get("classes", {})
+    if "confusion" in report:
+        counts = np.array(report["confusion"])
+        paint_matrix(left, counts, counts / np.maximum(1, counts.sum(1, keepdims=True)), [*classes])
+        left.set(xlabel="answer", ylabel="label", title=f"{report['rows']:,} validation rows")
+    elif classes:
+        heads = ["precision", "recall", "f1"]
+        shares = np.array([[figures[name] for name in heads] for figures in classes.values()])
+        paint_matrix(left, shares.round(2), shares, heads)
+        left.set(title=f"{report['rows']:,} validation rows")
+    else:
+        labels, answers = (np.array(table[name]) for name in ("label", "answer"))
+        left.scatter(labels, answers, s=8, alpha=0.4)
+        left.axline((labels.mean(), labels.mean()), slope=1, color="0.6")
+        left.set(xlabel="label", ylabel="answer", title=f"{report['rows']:,} validation rows")
+        right.hist(answers - labels, bins=40, color="0.6")
+        right.set(xlabel="answer - label", ylabel="rows", title="errors")
+    if classes:
+        names = [spell(name, NAME_WIDTH) for name in classes]
+        left.set_yticks(range(len(classes)), names, **tick_style(len(classes)))
+        paint_calibration(right, report)
+
+
+def paint_matrix(axis, numbers: np.ndarray, shares: np.ndarray, heads: list[str]) -> None:
+    """A matrix of `numbers`, the darker the larger their `shares` from 0 to 1 are."""
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    names = [spell(name, NAME_WIDTH) for name in heads]
+    rotation = 90 if len("".join(names)) > 40 else 0
+    axis.set_xticks(range(len(heads)), names, rotation=rotation, **tick_style(len(heads)))
+    for (row, column), number in np.ndenumerate(numbers):
+        if len(numbers) <= MOST_CLASSES:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, number, ha="center", va="center", color=color)
+
+
+def tick_style(count: int) -> dict:
+    """How so many names stand at an axis; a dollar in them is no formula."""
+    return {"fontsize": min(10, 240 / count), "parse_math": False}
+
+
+def paint_calibration(axis, report: dict) -> None:
+    """A reliability diagram (Guo et al., 2017, figure 1)."""
+    bins = report["calibration"]
+    width = 1 / len(bins["rows"])
+    middles = (np.arange(len(bins["rows"])) + 0.5) * width
+    axis.bar(middles, bins["right"], width, edgecolor="white")
+    axis.plot([0, 1], [0, 1], color="0.6")
+    error = report["calibration_error"]
+    title = f"expected calibration error {error:.3f}"
+    axis.set(xlabel="confidence", ylabel="fraction right", xlim=(0, 1), ylim=(0, 1), title=title)
 
 
 # As text.
@@ -119,7 +209,7 @@ def as_text(report: dict, worst: pa.Table) -> str:
     if 0 < len(report.get("confusion", [])) <= MOST_CLASSES:
         rows = [[name, *row] for name, row in zip(classes, report["confusion"], strict=True)]
         parts.append(["a row for each label, a column for each answer:"])
-        parts[-1] += aligned([["", *classes], *rows])
+        parts[-1] += aligned([["", *(spell(name, NAME_WIDTH) for name in classes)], *rows])
     rows = worst[:WORST].to_pylist()
     parts.append([f"the {len(rows)} rows of the highest loss:"])
     parts[-1] += aligned([[*rows[0]], *([*row.values()] for row in rows)])
@@ -138,8 +228,8 @@ def aligned(rows: list[list]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def spell(value) -> str:
+def spell(value, width: int = WIDTH) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     text = plain(",".join(value) if isinstance(value, list) else str(value))
-    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -139,7 +139,8 @@ def assert_same_steps(one: Path, other: Path) -> None:
 
 
 def same_bytes(one: Path, other: Path) -> bool:
-    names = ("metrics.jsonl", ADAPTER, "best/adapter_model.safetensors")
+    reports = ("report.json", "validation_predictions.csv")
+    names = ("metrics.jsonl", ADAPTER, "best/adapter_model.safetensors", *reports)
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 

@@ -51,7 +51,8 @@ def finished(forks, command, tmp_path_factory) -> Path:
 
 def assert_same_run(first, second):
     checkpoint = "checkpoint/checkpoint.safetensors"
-    for name in WEIGHTS, "final/adapter_model.safetensors", "metrics.jsonl", checkpoint:
+    reports = ("report.json", "report.png", "validation_predictions.csv")
+    for name in WEIGHTS, "final/adapter_model.safetensors", "metrics.jsonl", checkpoint, *reports:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 

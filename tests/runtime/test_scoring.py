@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -9,12 +10,14 @@ import pytest
 import sklearn.metrics
 import torch
 from helpers import adapted, draw, inputs, open_theirs, write_table
+from matplotlib import image
 from pyarrow import csv, parquet
 
 import sample
 from lora import save_adapter
-from runtime import adapters
+from runtime import adapters, report, scoring
 from support.errors import run_main
+from support.tasks import Classification, MultiLabel, Regression
 
 NAMES = ["bad", "so-so", "good"]
 
@@ -360,3 +363,74 @@ def test_bad_arguments_are_one_line(fails, of_three, tmp_path, arguments, proble
     file = write_table(tmp_path / "a.csv", {"text": ["a", "b"], "label": ["good", "bad"]})
     words = [word.format(file=file) for word in arguments]
     assert problem in fails("--adapter", of_three, *words)
+
+
+# At the end of a training.
+
+
+def test_a_run_ends_with_the_report_of_its_best(quick, says, tiny, sentences, tmp_path, capsys):
+    """As --score says it of best/ and the held-out rows, whatever the last weights say."""
+    labels = [NAMES[number % 3] for number in range(60)]
+    data = tmp_path / "data"
+    data.mkdir()
+    write_table(data / "train.csv", {"text": sentences, "label": labels})
+    held = {"text": [f"{text}!" for text in sentences[::-1]], "label": labels[::-1]}
+    file = write_table(data / "validation.csv", held)
+    out = tmp_path / "out"
+    quick(out, "--data", data, "--epochs", "3", "--lr", "0.05", "--eval-every", "1")
+    log = capsys.readouterr().out
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines if "validation" in line]
+    best = json.loads((out / "report.json").read_text())
+    assert best["loss"] in [record["validation_loss"] for record in records[:-1]]  # not the last
+    assert best["accuracy"] == max(record["validation_accuracy"] for record in records)
+    words = ["--adapter", out / "best", "--file", file, "--max-length", 16, "--score"]
+    found = json.loads(says(*words, "--json"))
+    del found["calibration"], best["calibration"]
+    assert_same(found, best)
+
+    says(*words, "--out", tmp_path / "scored.csv")
+    expected = sorted(csv.read_csv(tmp_path / "scored.csv").to_pylist(), key=lambda r: -r["loss"])
+    rows = csv.read_csv(out / "validation_predictions.csv").to_pylist()
+    assert [row["loss"] for row in rows] == pytest.approx([r["loss"] for r in expected], abs=1e-5)
+    assert [r["row"] for r in sorted(rows, key=lambda r: r["row"])] == [*range(1, 61)]
+    by_number = {row["row"]: row for row in expected}
+    for row in rows:
+        theirs = by_number[row["row"]]
+        assert (row["text"], row["label"]) == (theirs["text"], theirs["label"])
+        assert row["answer"] == theirs["answer"]
+    assert "best/ on the validation rows:\nrows " in log
+    assert f"macro_f1           {best['macro_f1']:.4f}\n" in log
+    drawn = image.imread(out / "report.png")
+    assert drawn.shape[:2] == (480, 1200) and drawn[:, :, :3].min() < 0.5
+
+
+PICTURES = {
+    "classes": (Classification(NAMES), 3, torch.arange(40) % 3),
+    "one row": (Classification(NAMES), 3, torch.tensor([1])),
+    "a formula": (Classification(["$x^2$", "$", "\x1b", "很好"]), 4, torch.arange(40) % 4),
+    "many classes": (Classification([f"class {n}" for n in range(200)]), 200, torch.arange(40)),
+    "sets of labels": (MultiLabel(NAMES), 3, torch.eye(3).repeat(9, 1)),
+    "numbers": (Regression(["LABEL_0"]), 1, torch.arange(40.0)),
+    "the same number": (Regression(["LABEL_0"]), 1, torch.ones(40)),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_report_is_a_picture_and_a_text(tmp_path, name):
+    task, C, labels = PICTURES[name]
+    logits = torch.randn(len(labels), C, generator=torch.Generator().manual_seed(0))
+    given = [("a text\nof two \x1b lines",)] * len(labels)
+    figures = scoring.make_report(task, logits, labels)
+    table = scoring.make_table(task, given, logits, labels)
+    assert report.draw(tmp_path / "report.png", partial(scoring.paint, figures, table)) == ""
+    drawn = image.imread(tmp_path / "report.png")
+    for half in drawn[:, :600, :3], drawn[:, 600:, :3]:
+        assert half.min() < 0.5
+    shown = scoring.as_text(figures, table)
+    assert "\x1b" not in shown and "of two \\u001b lines" in shown
+    scoring.write_table(table, tmp_path / "table.csv", ".csv")
+    quoted = csv.ParseOptions(newlines_in_values=True)
+    rows = csv.read_csv(tmp_path / "table.csv", parse_options=quoted)
+    assert rows["row"].to_pylist() == [*range(1, len(labels) + 1)]
