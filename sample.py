@@ -48,13 +48,21 @@ class Model:
 
 
 def open_model(
-    name: str, base="", max_length=None, device="cpu", dtype="float32", bases=None, merge=False
+    name: str,
+    base="",
+    max_length=None,
+    device="cpu",
+    dtype="float32",
+    bases=None,
+    merge=False,
+    threshold=None,
 ) -> Model:
     """The Model of an adapter in its base, or of a whole model.
 
     `name` is a directory or `owner/name[@revision]`; `base` is another base than the adapter's.
     `bases` holds base models by name: each is in memory once, for all adapters on it. To `merge`
-    an adapter makes many answers faster.
+    an adapter makes many answers faster. Of several labels a text those above the `threshold` are
+    given, 0.5 if it is None.
     """
     folder = source = hub.folder(name)
     if (folder / "adapter_config.json").is_file():
@@ -80,7 +88,7 @@ def open_model(
     placement = devices.place(model, device=device, dtype=dtype)
     for note in notes + placement.notes:
         print(note, file=sys.stderr)
-    return Model(name, model, tokenizer, task_of(model.config), placement)
+    return Model(name, model, tokenizer, task_of(model.config, threshold), placement)
 
 
 def classify(model: Model, given: list[texts.Text]) -> list[dict]:
@@ -126,8 +134,10 @@ def parse():
     add("--dtype", choices=["auto", *devices.DTYPES], help="of the matrix products")
     add("--out", help="label --file, a .parquet .csv .tsv .jsonl or .txt, into this new file")
     add("--score", action="store_true", help="say how good the answers to a --file with labels are")
-    add("--label-column", default="", help="with --score: where the labels stand (default: label)")
-    add("--label-names", default="", help="with --score: of the model's classes 0, 1, …: a,b,c")
+    for option in "--label-column", "--label-names", "--label-separator", "--label-columns":
+        add(option, default="", help="with --score: as in train.py")
+    add("--threshold", type=float, help="of several labels those above it are given (default: 0.5)")
+    add("--glue", action="store_true", help="write --out as GLUE's server takes it: SST-2.tsv")
     add("--text-column", "--text-columns", default="", help="of a table: the column, of pairs a,b")
     add("--prefix", default="", help="with --out: before the new columns' names, as in predicted_")
     add("--scores", action="store_true", help="with --out: also a column for each class")
@@ -139,10 +149,13 @@ def parse():
         raise InputError("--out labels a whole --file without --json, which prints")
     if not (given.out or given.score) and (given.text_column or given.batch_tokens):
         raise InputError("--text-column and --batch-tokens go with --out and --score")
-    if (given.prefix or given.scores) and (given.score or not given.out):
-        raise InputError("--prefix and --scores go with --out, and without --score")
-    if not given.score and (given.label_column or given.label_names):
-        raise InputError("--label-column and --label-names go with --score")
+    if (given.prefix or given.scores) and (given.score or given.glue or not given.out):
+        raise InputError("--prefix and --scores go with --out, and without --score and --glue")
+    of_labels = (given.label_column, given.label_names, given.label_separator, given.label_columns)
+    if not given.score and any(of_labels):
+        raise InputError("--label-column, --label-names and their like go with --score")
+    if given.glue and (given.score or not given.out):
+        raise InputError("--glue goes with --out, and without --score")
     is_table = given.file and given.file.endswith((".parquet", ".csv", ".jsonl"))
     if is_table and not (given.out or given.score):
         raise InputError(f"{given.file}: a table; --out labels it, and --score scores it")
@@ -167,6 +180,7 @@ def main() -> None:
         "dtype": given.dtype or ("auto" if whole else "float32"),
         "bases": {},
         "merge": whole,
+        "threshold": given.threshold,
     }
     models = [open_model(name, **settings) for name in names]
     pairs = bool(models[0].model.config.text_pairs)
@@ -177,10 +191,11 @@ def main() -> None:
     def switch(name: str) -> None:
         models[:] = [open_model(name, **settings)]
 
-    if given.score:
+    if given.score or given.glue:
         from runtime import scoring  # late: Arrow takes a while to import
 
-        scoring.score(models[0], given)
+        act = scoring.score if given.score else scoring.submit
+        act(models[0], given)
     elif given.out:
         from runtime import labelling  # late: Arrow takes a while to import
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from data import encode
 from runtime import texts
-from runtime.labelling import pack
+from runtime.labelling import answer_columns, pack
 from runtime.report import draw
 from runtime.run_folder import LOGITS
 from runtime.texts import Text
-from support import errors, files, parallel, tables
+from support import errors, files, glue, parallel, pieces, tables
 from support.errors import InputError, plain
 from support.options import split_list
 from support.tasks import Task
@@ -37,9 +37,8 @@ FORMATS = (".csv", ".parquet", ".jsonl")
 def score(model, given) -> None:
     """Scores a Model of sample.py on the table `given.file`, and prints the report.
 
-    `given` has sample.py's options text_column, label_column, label_names, json, out and
-    batch_tokens too. Raises InputError for a table that cannot be read, or whose labels the model
-    does not know.
+    `given` has sample.py's other options too. Raises InputError for a table that cannot be read, or
+    whose labels the model does not know.
     """
     out = Path(given.out) if given.out else None
     if out:
@@ -51,13 +50,18 @@ def score(model, given) -> None:
         raise InputError(f"--label-names: the model has {len(model.task.names)} classes")
     model.task.names = names or model.task.names
 
-    columns = split_list(given.text_column)
-    rows = tables.read_rows([Path(given.file)], columns, given.label_column or "label")
+    rows = tables.gather_rows(
+        [Path(given.file)],
+        split_list(given.text_column),
+        given.label_column or "label",
+        label_columns=split_list(given.label_columns),
+        separator=given.label_separator,
+    )
+    rows.refuse_missing(model.task.names)
     texts.refuse_other_kind(model.name, model.model.config, rows.texts)
-    reader = model.task.reader()
-    labels = torch.from_numpy(reader.read(rows))  # (N,), or of several labels (N, C)
-    if reader.note:
-        print(f"note: {reader.note}", file=sys.stderr)
+    labels = torch.from_numpy(model.task.reader().read(rows))  # (N,), or of several labels (N, C)
+    for note in rows.notes:
+        print(f"note: {note}", file=sys.stderr)
 
     pack(model)
     logits = texts.compute_logits(model, encode(model.tokenizer, rows.texts), given.batch_tokens)
@@ -72,6 +76,37 @@ def score(model, given) -> None:
     if out:
         with files.written_whole(out, new=True) as path:
             write_table(table, path, out.suffix)
+
+
+def submit(model, given) -> None:
+    """Answers the table `given.file` as GLUE's server takes it: "index<tab>prediction" in a line.
+
+    The name of the file `given.out` says for which task, as on https://gluebenchmark.com/faq:
+    SST-2.tsv, MNLI-mm.tsv. Raises InputError for another name, and for a model of another task.
+    """
+    out = Path(given.out)
+    files.refuse_existing(out)
+    if out.suffix != ".tsv" or out.stem not in glue.SUBMISSIONS:
+        known = ", ".join(f"{name}.tsv" for name in glue.SUBMISSIONS)
+        raise InputError(f"--out {out}: GLUE's files are called {known}")
+    table = pieces.Table(
+        path=Path(given.file),
+        text_columns=split_list(given.text_column),
+        pairs=model.model.config.text_pairs,
+        answers=pa.schema([]),
+    )
+    task = glue.SUBMISSIONS[out.stem]
+    glue.check_submission(task, model.task.names)
+    pack(model)
+    lines = ["index\tprediction\n"]
+    for piece in table.pieces():
+        answers = answer_columns(model, table.texts(piece, len(lines) - 1))
+        for answer in next(iter(answers.values())):
+            lines.append(f"{len(lines) - 1}\t{glue.submission_label(task, answer)}\n")
+    if parallel.is_first():
+        with files.written_whole(out, new=True) as path:
+            path.write_text("".join(lines), encoding="utf-8")
+        errors.say(f"{out}: {len(lines) - 1:,} rows answered")
 
 
 def make_report(task: Task, logits: Tensor, labels: Tensor) -> dict:

@@ -119,7 +119,7 @@ def each_label(rows: Rows) -> Rows:
     """The rows with several labels, once for each of them."""
     for label in rows.labels:
         if not isinstance(label, list):
-            raise refusal(rows, label, "others have a list of labels")
+            raise refusal(rows, label, "and no list of labels; see --label-separator")
     sizes = [len(labels) for labels in rows.labels]
     return replace(
         rows,
@@ -198,16 +198,18 @@ class NumberLabels:
 class KnownClasses:
     """The labels of a file as the classes of a model, by name: never numbered by the file.
 
-    They are the numbers of the classes where no label at all is a name; `note` says so then.
+    They are the numbers of the classes where no label at all is a name; a note says so then.
     """
 
     def __init__(self, names: list[str]):
         self.names = names
         self.is_unnamed = names == [f"LABEL_{number}" for number in range(len(names))]
-        self.note = ""
 
     def read(self, rows: Rows) -> np.ndarray:
         """The classes (N,) of the rows, int64. Raises InputError for what is no class of these."""
+        for label in rows.labels:
+            if isinstance(label, list):
+                raise refusal(rows, label, "but the model gives one class a text")
         forms = {label: canonical(label) for label in rows.different}
         told = rows.class_names
         if self.is_unnamed and len(told) == len(self.names):
@@ -223,7 +225,7 @@ class KnownClasses:
             known = {number: number for number in known.values()}
             if not self.is_unnamed:
                 classes = listing(self.names)
-                self.note = f"{rows.source}: the labels are taken as numbers of {classes}"
+                rows.notes.append(f"{rows.source}: the labels are taken as numbers of {classes}")
         for label, form in forms.items():
             if form not in known:
                 hint = "--label-names names the model's classes"
@@ -234,8 +236,6 @@ class KnownClasses:
 
 class KnownNumbers(NumberLabels):
     """The numbers of a file to score, which may all be the same."""
-
-    note = ""
 
     def check_held_out(self, kept: np.ndarray, held: np.ndarray) -> None:
         pass

@@ -237,7 +237,9 @@ class MultiLabel:
         }
 
     def reader(self):
-        raise InputError("a file with several labels a text cannot be scored yet")
+        from support.labels import KnownClasses, LabelSets  # late: Arrow takes a while to import
+
+        return LabelSets(KnownClasses(self.names))
 
     def spell(self, labels: Tensor) -> list:
         """The names of the labels (N, C) of each text."""
@@ -353,12 +355,20 @@ def evaluation(task: Task, logits: Tensor, labels: Tensor) -> dict[str, float]:
     return {"loss": loss, **task.scores(task.predict(logits).numpy(), labels.numpy())}
 
 
-def task_of(config) -> Task:
-    """The task of a model, by its BertConfig. Raises InputError for one that is not known here."""
+def task_of(config, threshold: float | None = None) -> Task:
+    """The task of a model, by its BertConfig; of several labels a text perhaps with a `threshold`.
+
+    Raises InputError for a task that is not known here, and for a threshold where it has none.
+    """
     usual = Regression if config.num_labels == 1 else Classification
     kinds = {task.problem_type: task for task in (usual, MultiLabel)}
     told = config.problem_type or usual.problem_type
     if told not in kinds:
         problem = f"problem_type {told!r:.40} with {config.num_labels} labels"
         raise InputError(f"config.json: {problem} is not supported")
-    return kinds[told]([*config.id2label.values()])
+    task = kinds[told]([*config.id2label.values()])
+    if threshold is not None:
+        if not isinstance(task, MultiLabel) or not 0 < threshold < 1:
+            raise InputError(f"--threshold {threshold:g}: from 0 to 1, of several labels a text")
+        task.threshold = threshold
+    return task

@@ -28,8 +28,10 @@ def make_adapter(folder, base, names: list[str], pairs=False, problem_type=None)
     model = adapted(base, ["query", "value"])
     model.classifier = torch.nn.Linear(model.config.hidden_size, len(names))
     draw(model.classifier, std=5.0)
-    input_ids, mask = inputs(model.config.vocab_size, [20] * 200)
-    model.classifier.bias -= model(input_ids, mask).mean(0)
+    length = 40 if pairs else 20
+    input_ids, mask = inputs(model.config.vocab_size, [length] * 200)
+    types = (torch.arange(length) >= 20).long().expand_as(input_ids)
+    model.classifier.bias -= model(input_ids, mask, types).mean(0)
     model.config.id2label = dict(enumerate(names))
     model.config.problem_type = problem_type
     model.config.text_pairs = pairs
@@ -334,6 +336,82 @@ def test_a_regression(says, tiny, sentences, tmp_path):
     assert lines[-11].split() == ["row", "label", "answer", "loss", "text"]
 
 
+WAYS = {  # to write sets of labels: the table, and the options
+    "lists": (".parquet", []),
+    "lists of json": (".jsonl", []),
+    "separated": (".csv", ["--label-separator", ";"]),
+    "a column each": (".csv", ["--label-columns", "insult,threat,toxic"]),  # in another order
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("threshold", [0.5, 0.2])
+def test_several_labels_a_text(says, tiny, sentences, tmp_path, way, threshold):
+    """The labels by their names, whatever order the file has them in; all by sklearn."""
+    names = ["toxic", "insult", "threat"]
+    kind = "multi_label_classification"
+    several = make_adapter(tmp_path / "several", tiny, names, problem_type=kind)
+    adapters.merge(several, tmp_path / "merged")
+    logits = their_logits(tmp_path / "merged", [(text,) for text in sentences])
+    probabilities = torch.from_numpy(logits).sigmoid().numpy()  # (N, C)
+    predicted = probabilities > threshold
+    labels = np.random.default_rng(0).random((60, 3)) < 0.4  # (N, C)
+    suffix, options = WAYS[way]
+    given = [[name for name, has in zip(names, row, strict=True) if has] for row in labels]
+    column = {"label": given}
+    if way == "separated":
+        column = {"label": [" ; ".join(row) for row in given]}
+    if way == "a column each":
+        column = {name: labels[:, n].astype(int) for n, name in enumerate(names)}
+    file = write_table(tmp_path / f"test{suffix}", {"text": sentences} | column)
+    words = ["--adapter", several, "--file", file, "--score", *options]
+    if threshold != 0.5:
+        words += ["--threshold", threshold]
+    found = json.loads(says(*words, "--json"))
+    each = sklearn.metrics.precision_recall_fscore_support(labels, predicted, zero_division=0)
+    kinds = ("precision", "recall", "f1", "support")
+    for name, figures in zip(names, np.array(each).T.tolist(), strict=True):
+        expected = dict(zip(kinds, figures, strict=True))
+        assert found["classes"][name] == pytest.approx(expected, abs=1e-12)
+    for average in "macro", "micro":
+        theirs = sklearn.metrics.f1_score(labels, predicted, average=average, zero_division=0)
+        assert found[f"{average}_f1"] == pytest.approx(theirs, abs=1e-12)
+    assert found["accuracy"] == sklearn.metrics.accuracy_score(labels, predicted)
+    losses = [sklearn.metrics.log_loss(labels[:, c], probabilities[:, c]) for c in range(3)]
+    assert found["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    says(*words, "--out", tmp_path / "scored.csv")
+    rows = csv.read_csv(tmp_path / "scored.csv").to_pylist()
+    assert [(row["label"] or "").split(",") for row in rows] == [row or [""] for row in given]
+    answers = [",".join(np.array(names)[row]) for row in predicted]
+    assert [row["answer"] or "" for row in rows] == answers
+
+
+def test_one_label_where_several_are_meant_and_the_reverse(fails, of_three, tiny, tmp_path):
+    several = make_adapter(
+        tmp_path / "several", tiny, NAMES, problem_type="multi_label_classification"
+    )
+    one = write_table(tmp_path / "one.csv", {"text": ["a", "b"], "label": ["good", "bad"]})
+    both = write_table(tmp_path / "all.jsonl", {"text": ["a"], "label": [["good", "bad"]]})
+    said = fails("--adapter", several, "--file", one, "--score")
+    assert "row 1 has the label 'good', and no list of labels; see --label-separator" in said
+    said = fails("--adapter", of_three, "--file", both, "--score")
+    assert "row 1 has the label ['good', 'bad'], but the model gives one class a text" in said
+    said = fails("--adapter", of_three, "--threshold", "0.3", "great film")
+    assert "--threshold 0.3: from 0 to 1, of several labels a text" in said
+    assert "--threshold 1.5: from" in fails("--adapter", several, "--threshold", "1.5", "great")
+
+
+def test_a_threshold_decides_which_labels_are_given(says, tiny, tmp_path):
+    several = make_adapter(
+        tmp_path / "several", tiny, NAMES, problem_type="multi_label_classification"
+    )
+    for threshold in 0.5, 0.01, 0.99:
+        words = ["--adapter", several, "--json", "--threshold", threshold, "a great film"]
+        answer = json.loads(says(*words))
+        above = [name for name, score in answer["scores"].items() if score > threshold]
+        assert answer["labels"] == above and list(answer["scores"]) == NAMES
+
+
 def test_more_classes_than_are_shown(says, tiny, sentences, tmp_path):
     names = [f"class {n}" for n in range(21)]
     many = make_adapter(tmp_path / "many", tiny, names)
@@ -348,11 +426,11 @@ def test_more_classes_than_are_shown(says, tiny, sentences, tmp_path):
     [
         (["--score"], "--out and --score take a whole --file"),
         (["--score", "great film"], "--out and --score take a whole --file"),
-        (["--file", "{file}", "--label-column", "a"], "--label-column and --label-names go with"),
+        (["--file", "{file}", "--label-column", "a"], "--label-names and their like go with"),
         (["--file", "{file}", "--score", "--label-column", "a"], "no column a among text, label"),
         (["--file", "{file}", "--score", "--out", "{file}"], "is there already"),
         (["--file", "{file}", "--score", "--out", "a.tsv"], "must end in .csv, .parquet, .jsonl"),
-        (["--file", "{file}", "--score", "--prefix", "a_"], "--prefix goes with --out"),
+        (["--file", "{file}", "--score", "--prefix", "a_"], "--prefix and --scores go with --out"),
         (["--file", "{file}", "--score", "--label-names", "a,b"], "the model has 3 classes"),
         (["--file", "{file}"], "--out labels it, and --score scores it"),
         (["--file", "nowhere.csv", "--score"], "nowhere.csv: cannot be read"),
@@ -363,6 +441,61 @@ def test_bad_arguments_are_one_line(fails, of_three, tmp_path, arguments, proble
     file = write_table(tmp_path / "a.csv", {"text": ["a", "b"], "label": ["good", "bad"]})
     words = [word.format(file=file) for word in arguments]
     assert problem in fails("--adapter", of_three, *words)
+
+
+# As GLUE's server takes it.
+
+GLUE_FILES = {  # the format of https://gluebenchmark.com/faq, by the name of a file
+    "CoLA.tsv": ["unacceptable", "acceptable"],
+    "MRPC.tsv": ["not_equivalent", "equivalent"],
+    "WNLI.tsv": ["not_entailment", "entailment"],
+    "RTE.tsv": ["entailment", "not_entailment"],
+    "MNLI-mm.tsv": ["entailment", "neutral", "contradiction"],
+    "STS-B.tsv": ["LABEL_0"],
+}
+SPELT_AS_NUMBERS = ("CoLA.tsv", "MRPC.tsv", "WNLI.tsv")
+
+
+@pytest.mark.parametrize("name", GLUE_FILES)
+@pytest.mark.parametrize("turned", [False, True])
+def test_answers_for_glue(says, tiny, sentences, tmp_path, name, turned):
+    """Of a test split, whose labels are -1; also of a model that has the classes turned round."""
+    names = GLUE_FILES[name][::-1] if turned else GLUE_FILES[name]
+    pairs = name != "CoLA.tsv"
+    adapter = make_adapter(tmp_path / "a", tiny, names, pairs=pairs)
+    adapters.merge(adapter, tmp_path / "merged")
+    given = list(zip(sentences[:30], sentences[30:], strict=True))
+    table = {"sentence1": sentences[:30], "sentence2": sentences[30:]}
+    if not pairs:
+        given, table = [(text,) for text in sentences], {"sentence": sentences}
+    count = {"label": [-1] * len(given), "idx": range(len(given))}
+    file = write_table(tmp_path / "test.parquet", table | count)
+    out = tmp_path / name
+    says("--adapter", adapter, "--file", file, "--out", out, "--glue")
+    logits = their_logits(tmp_path / "merged", given)
+    expected = [names[number] for number in logits.argmax(-1)]
+    if name in SPELT_AS_NUMBERS:
+        expected = [str(GLUE_FILES[name].index(answer)) for answer in expected]
+    head, *lines = out.read_text().splitlines()
+    assert head == "index\tprediction"
+    assert [line.split("\t")[0] for line in lines] == [str(n) for n in range(len(given))]
+    answers = [line.split("\t")[1] for line in lines]
+    if name == "STS-B.tsv":
+        assert [float(answer) for answer in answers] == pytest.approx(
+            logits[:, 0].clip(0, 5), abs=1e-3
+        )
+    else:
+        assert answers == expected and len({*answers}) > 1
+
+
+def test_another_file_or_model_for_glue_is_refused(fails, of_three, sentences, tmp_path):
+    file = write_table(tmp_path / "test.csv", {"text": sentences})
+    words = ["--adapter", of_three, "--file", file, "--glue", "--out"]
+    assert "GLUE's files are called CoLA.tsv, SST-2.tsv" in fails(*words, tmp_path / "sst2.tsv")
+    said = fails(*words, tmp_path / "SST-2.tsv")
+    assert "the model answers bad, so-so, good, and sst2 takes negative, positive" in said
+    assert "stsb takes a number" in fails(*words, tmp_path / "STS-B.tsv")
+    assert "--glue goes with --out" in fails("--adapter", of_three, "--file", file, "--glue")
 
 
 # At the end of a training.
