@@ -8,13 +8,17 @@ import json
 import re
 import shlex
 import sys
+import types
 from dataclasses import fields
 
 import pytest
+import torch
 import zoo
-from helpers import ROOT
+from helpers import ROOT, draw, inputs
 from pyarrow import parquet
 
+import bert
+import lora
 import train
 from data import load_data, load_tokenizer
 from support import options
@@ -99,6 +103,7 @@ def test_the_commands(home, run, tiny):
     small = {
         "offline/movie-reviews": "some",
         "offline/all-MiniLM-L6-v2": str(tiny),
+        "few": "some",
         CHINESE: "chinese",
     }
     answers = {}
@@ -106,7 +111,7 @@ def test_the_commands(home, run, tiny):
         said = ""
         for line in block.splitlines():
             python, *words = shlex.split(line)
-            if {"offline/movie-reviews", CHINESE} & {*words}:
+            if {"offline/movie-reviews", "few", CHINESE} & {*words}:
                 words = [small.get(word, word) for word in words]
                 words += FEW  # of an option given twice the last one wins
             done = run(*words, cwd=home)
@@ -121,6 +126,28 @@ def test_the_commands(home, run, tiny):
     assert re.match(
         "(好評|負評|問題) ", next(answers[line] for line in answers if "chinese" in line)
     )
+
+
+def test_the_lines_to_change_are_there_and_change_what_is_computed(tiny, monkeypatch):
+    """Those of three exercises. That such an edit takes effect in train.py: tests/test_edits.py."""
+
+    def logits(modules: dict) -> torch.Tensor:
+        model = modules["bert.py"].BertForSequenceClassification.from_pretrained(tiny)
+        modules["lora.py"].apply_lora_to_model(model, dropout=0.5)
+        draw(model)
+        torch.manual_seed(0)
+        return model.train()(inputs(60, [9, 9])[0])
+
+    plain = {"bert.py": bert, "lora.py": lora}
+    diffs = [body for kind, body in GUIDE if kind == "diff"]
+    assert len(diffs) == 3 and torch.equal(logits(plain), logits(plain))
+    for diff in diffs:
+        old, new = (line[1:].strip() for line in diff.splitlines())
+        (file,) = (name for name in plain if read(name).count(old) == 1)
+        edited = types.ModuleType("edited")
+        monkeypatch.setitem(sys.modules, "edited", edited)
+        exec(read(file).replace(old, new), vars(edited))
+        assert not torch.allclose(logits(plain | {file: edited}), logits(plain))
 
 
 def test_the_curves_reach_tensorboard(home, run):
@@ -160,7 +187,7 @@ def test_what_is_said_of_text_in_chinese(home):
     assert len(data.train.texts) + len(data.validation.texts) == 18
     text = (home / "comments.csv").read_text(encoding="utf-8-sig")
     (home / "big5.csv").write_text(text, encoding="cp950")
-    with pytest.raises(InputError, match=r"big5\.csv: cannot be read"):
+    with pytest.raises(InputError, match=r"big5\.csv: is no UTF-8, .*iconv"):
         load_data(home / "big5.csv", **settings)
 
 
