@@ -92,7 +92,8 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict]:
             rules = {key: values["normalizer"].get(name) for key, (name, _) in RULES.items()}
         tokenizer = assemble(vocab, names, rules)
         listed = listed_tokens(folder, settings, values)
-        add_tokens(tokenizer, listed, special_tokens(settings))
+        known = config.get("vocab_size", 30522)
+        add_tokens(tokenizer, listed, special_tokens(settings), known)
         for number, token in listed.items():
             counted = tokenizer.token_to_id(token.content)
             if token.content not in vocab and counted != number:
@@ -102,7 +103,6 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict]:
         if values.get("post_processor") or settings["tokenizer_class"] in FILE_CLASSES:
             check_template(path, values.get("post_processor") or {}, template)
         ids = [*tokenizer.get_vocab().values(), *tokenizer.encode("\U00013000").ids]  # [UNK] too
-        known = config.get("vocab_size", 30522)
         if max(ids) >= known:
             raise InputError(f"{path}: has a token of number {max(ids)}; the model knows {known}")
     length = config.get("max_position_embeddings", 512)
@@ -133,7 +133,7 @@ def read_settings(folder: Path, config: dict) -> dict:
         value = settings.get(name, usual)
         if not isinstance(value, bool) and value is not usual:
             raise InputError(f"{path}: {name} {value!r:.60} must be true or false")
-    if "added_tokens_decoder" not in settings:
+    if settings.get("added_tokens_decoder") is None:
         settings |= read_if_there(folder / "special_tokens_map.json")
     for name in ("unk_token", "cls_token", "sep_token"):
         if not content(settings.get(name, NAMES[name])):
@@ -145,6 +145,8 @@ def check_parts(path: Path, values: dict) -> None:
     """Raises InputError for a tokenizer.json of another kind."""
     parts = [values.get(part) or {} for part in ("model", "normalizer", "pre_tokenizer")]
     kinds = [part.get("type") for part in parts]
+    if kinds[0] is None and "continuing_subword_prefix" in parts[0]:
+        kinds[0] = "WordPiece"  # files of 2020 do not name it
     if kinds != ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
         raise InputError(f"{path}: not a BERT tokenizer, but one of {kinds}")
     usual = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
@@ -187,7 +189,7 @@ def listed_tokens(folder: Path, settings: dict, values: dict) -> dict[int, Added
     of_json = {}
     for token in values.get("added_tokens") or []:
         of_json[int(token["id"])] = AddedToken(**{name: token[name] for name in FIELDS})
-    if "added_tokens_decoder" in settings:
+    if settings.get("added_tokens_decoder") is not None:
         decoder = settings["added_tokens_decoder"].items()
         own = {int(number): AddedToken(**token) for number, token in decoder}
         return of_json | own if settings["tokenizer_class"] in FILE_CLASSES else own
@@ -199,14 +201,22 @@ def listed_tokens(folder: Path, settings: dict, values: dict) -> dict[int, Added
     return own | of_json
 
 
-def add_tokens(tokenizer: Tokenizer, listed: dict[int, AddedToken], special: list[str]) -> None:
-    """Adds the tokens in the order of their numbers, then the special ones that are not listed."""
+def add_tokens(
+    tokenizer: Tokenizer, listed: dict[int, AddedToken], special: list[str], known: int
+) -> None:
+    """Adds the tokens in the order of their numbers, then the special ones that are not listed.
+
+    One that the vocabulary lacks, as some do [MASK], needs a row of the model, which has `known`.
+    """
     tokens = [listed[number] for number in sorted(listed)]
     texts = [token.content for token in tokens]
     for token in tokens:
         token.special = token.special or token.content in special
-    missing = [text for text in dict.fromkeys(special) if text and text not in texts]
-    tokenizer.add_tokens([*tokens, *(AddedToken(text, special=True) for text in missing)])
+    tokenizer.add_tokens(tokens)
+    for text in dict.fromkeys(special):
+        has_row = tokenizer.token_to_id(text) is not None or tokenizer.get_vocab_size() < known
+        if text and text not in texts and has_row:
+            tokenizer.add_tokens([AddedToken(text, special=True)])
 
 
 def set_template(tokenizer: Tokenizer, names: dict) -> dict:

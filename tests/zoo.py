@@ -83,7 +83,7 @@ def write_vocab(folder: Path, tokens: list[str]) -> int:
 
 
 def write_tokenizer(
-    folder: Path, tokens: list[str], lower=True, accents=None, chinese=True, added=()
+    folder: Path, tokens: list[str], lower=True, accents=None, chinese=True, added=(), typed=True
 ) -> int:
     """A tokenizer.json as transformers 4 wrote it, with cutting and padding of its own."""
     vocab = {token: number for number, token in enumerate(tokens)}
@@ -103,6 +103,10 @@ def write_tokenizer(
     tokenizer.enable_truncation(128)
     tokenizer.enable_padding(length=128)
     tokenizer.save(str(folder / "tokenizer.json"))
+    if not typed:  # as in 2020
+        values = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        del values["model"]["type"]
+        (folder / "tokenizer.json").write_text(json.dumps(values, ensure_ascii=False))
     return tokenizer.get_vocab_size()
 
 
@@ -235,7 +239,10 @@ WORD_MAP = {f"{part}_token": f"[{part.upper()}]" for part in ("cls", "mask", "pa
 ZOO: dict[str, Checkpoint] = {
     # The official ones.
     "google-bert/bert-base-uncased": Checkpoint(
-        "gamma and beta, heads of pre-training", json={}, files=UNCASED, naming=official
+        "gamma and beta, heads of pre-training; tokenizer.json names no type of model",
+        json={"typed": False},
+        files=UNCASED,
+        naming=official,
     ),
     "google-bert/bert-base-cased": Checkpoint(
         "cased", tokens=EVERYTHING, json={"lower": False}, files=CASED, naming=official

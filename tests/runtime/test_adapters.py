@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import zoo
 from helpers import ROOT, adapted, difference, edit_json, open_theirs
 from safetensors.torch import load_file, save_file
 
+import sample
 from bert import BertConfig, PretrainedModel
 from lora import save_adapter
 from runtime import adapters
@@ -49,6 +51,34 @@ def test_a_merged_adapter_is_a_plain_bert(run, tiny, adapter, tmp_path):
     with torch.no_grad():
         theirs = open_theirs(tmp_path / "merged")(input_ids).logits
         assert difference(theirs, model(input_ids)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert-base-chinese, fine-tuned with [URL] and [USER]",
+        "a copy of it without tokenizer_config.json",
+        "deepset/gbert-base",
+        "a tokenizer saved as PreTrainedTokenizerFast",
+    ],
+)
+def test_the_pipeline_answers_as_we_do_whatever_tokenizer_the_base_had(name, tmp_path):
+    from transformers import pipeline
+
+    (tmp_path / "base").mkdir()
+    zoo.build(name, tmp_path / "base")
+    model = adapted(tmp_path / "base", ["query", "value"], rank=4, alpha=6)
+    torch.nn.init.normal_(model.classifier.weight, std=2.0)
+    save_adapter(model, tmp_path / "adapter", str(tmp_path / "base"))
+    adapters.merge(str(tmp_path / "adapter"), str(tmp_path / "merged"))
+    texts = [text for text in zoo.hostile_texts(120) if text.strip() and len(text) < 60][:50]
+    merged = sample.open_model(str(tmp_path / "merged"))
+    theirs = pipeline("text-classification", model=str(tmp_path / "merged"))(texts)
+    for ours in sample.open_model(str(tmp_path / "adapter")), merged:
+        answers = sample.classify(ours, [(text,) for text in texts])
+        for text, answer, other in zip(texts, answers, theirs, strict=True):
+            assert answer["label"] == other["label"], text
+            assert abs(answer["confidence"] - other["score"]) < 1e-4, text
 
 
 def test_a_merge_replaces_nothing(adapter, tmp_path):

@@ -151,6 +151,15 @@ def test_a_token_of_a_contradicting_number_is_refused(tmp_path):
         load_tokenizer(folder)
 
 
+def test_a_vocabulary_without_mask(tmp_path):
+    """transformers numbers it beyond the rows, and fails at a text with it."""
+    tokens = [token for token in zoo.vocabulary() if token != "[MASK]"]
+    zoo.write_vocab(tmp_path, tokens)
+    for rows, found in (len(tokens), 5), (len(tokens) + 1, 3):
+        (tmp_path / "config.json").write_text(json.dumps({"vocab_size": rows}))
+        assert len(load_tokenizer(tmp_path).encode("[MASK]").ids) == found
+
+
 def test_without_a_post_processor_a_text_has_its_cls(tmp_path):
     """As in transformers; but not where tokenizer.json decides: there it would have none."""
     folder = small(tmp_path, {})
