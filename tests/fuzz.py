@@ -40,6 +40,7 @@ from safetensors.torch import load, save
 import data
 import sample
 import train
+from runtime import convert
 from support import errors
 
 SECONDS = 10
@@ -47,6 +48,18 @@ BATCH = 50  # cases for a child
 ROOM = 192 * 2**20  # bytes, for the pools of PyTorch and Arrow, and what is imported late
 TABLES = ("parquet", "csv", "tsv", "jsonl")
 TRAINING = [*map(str, faults.OPTIONS), "--out", "new"]
+TOKEN = {"content": "[MASK]", "lstrip": False, "normalized": False, "rstrip": False}
+SETTINGS = {
+    "do_lower_case": True,
+    "strip_accents": None,
+    "tokenize_chinese_chars": True,
+    "tokenizer_class": "BertTokenizer",
+    "word_tokenizer_type": "basic",
+    "truncation_side": "right",
+    "unk_token": "[UNK]",
+    "cls_token": {"content": "[CLS]"},
+    "additional_special_tokens": ["[PAD]"],
+}
 TEXTS = ["great film", "dull , and not good at all", "\x07\u200ba"]
 
 
@@ -97,6 +110,17 @@ def go_on_labelling() -> None:
     assert Path("begun/out.csv").read_bytes() == (HOME / "labelled.csv").read_bytes()
 
 
+def convert_pickle() -> None:
+    """A pickle becomes safetensors, or nothing is written."""
+    converted = Path("old/model.safetensors")
+    converted.unlink(missing_ok=True)
+    sys.argv = ["convert.py", "old"]
+    try:
+        convert.main()
+    finally:
+        assert sys.exception() is None or not converted.exists()
+
+
 def read_words(path: str, read) -> None:
     """A file's content as the last word of a command line."""
     word = os.fsdecode(Path(path).read_bytes()[: 10**5])
@@ -133,6 +157,9 @@ READERS = {
     "base/tokenizer.json": partial(ON_BASE, *TEXTS),
     "vocab/vocab.txt": partial(classify, "--model", "vocab", *TEXTS),
     "vocab/tokenizer_config.json": partial(classify, "--model", "vocab", *TEXTS),
+    "vocab/added_tokens.json": partial(classify, "--model", "vocab", *TEXTS),
+    "vocab/special_tokens_map.json": partial(classify, "--model", "vocab", *TEXTS),
+    "old/pytorch_model.bin": convert_pickle,
     "best/adapter_config.json": partial(classify, "--adapter", "best", *TEXTS),
     "best/adapter_model.safetensors": partial(classify, "--adapter", "best", *TEXTS),
     "best/config.json": partial(classify, "--adapter", "best", "--json", *TEXTS),
@@ -167,12 +194,18 @@ def write_good_files() -> None:
     others = shutil.ignore_patterns("tokenizer.json")
     shutil.copytree(HOME / "base", HOME / "vocab", ignore=others)
     (HOME / "vocab.txt").rename(HOME / "vocab" / "vocab.txt")
+    (HOME / "old").mkdir()
+    shutil.copy(HOME / "base" / "config.json", HOME / "old")
+    tensors = load((HOME / "base" / "model.safetensors").read_bytes())
+    torch.save(tensors, HOME / "old" / "pytorch_model.bin")
     texts = parquet.read_table(HOME / "reviews.parquet")["sentence"][:100].to_pylist()
     for name, kind in itertools.product(("train", "whole"), TABLES):
         table = {"sentence": texts, "label": [row % 2 for row in range(100)]}
         write_table(HOME / f"{name}.{kind}", table)
     contents = {
-        "vocab/tokenizer_config.json": '{"do_lower_case": true}',
+        "vocab/tokenizer_config.json": json.dumps(SETTINGS),
+        "vocab/added_tokens.json": '{"[MASK]": 103, "film": 2143}',
+        "vocab/special_tokens_map.json": json.dumps({"cls_token": "[CLS]", "mask_token": TOKEN}),
         "whole.txt": "".join(f"{text}\n" for text in texts),
         "lines.txt": "".join(f"{text}\n" for text in texts[:50]),
         "labels.json": '{"kind": "csv", "train": ["no", "yes"], "validation": ["yes"]}',
@@ -182,6 +215,8 @@ def write_good_files() -> None:
     }
     for name, content in contents.items():
         (HOME / name).write_text(content)
+    for path in [*HOME.rglob("*.tmp")]:  # what the two that were killed left
+        path.unlink()
 
 
 # Crafted files: pairs of what, and the content.
