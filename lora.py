@@ -317,8 +317,8 @@ def read_adapter_config(folder: Path, known: Set[str] = frozenset()) -> dict:
 def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """adapter_model.safetensors, in float32, under the names that PEFT writes today."""
     state = load_file(folder / "adapter_model.safetensors")
-    # Models in PEFT's memory, and some of its older files, have these parts in their names.
-    parts = r"\.modules_to_save|\.default(?=\.)"
+    # Models in PEFT's memory, compiled ones, and some older files have these parts in their names.
+    parts = r"_orig_mod\.|\.modules_to_save|\.default(?=\.)"
     return {re.sub(parts, "", name): tensor.float() for name, tensor in state.items()}
 
 

@@ -414,12 +414,14 @@ def test_opens_an_adapter_of_peft(base, tmp_path, settings):
     assert difference(expected, open_theirs(base)(input_ids, mask).logits) > 0.01
     assert difference(open_adapter(tmp_path)(input_ids, mask), expected) < 1e-5
     path = tmp_path / "adapter_model.safetensors"  # the names of older files
-    spelled_out = {
-        name.replace("classifier", "classifier.modules_to_save.default"): tensor
-        for name, tensor in load_file(path).items()
-    }
-    save_file(spelled_out, path)
-    assert difference(open_adapter(tmp_path)(input_ids, mask), expected) < 1e-5
+    state = load_file(path)
+    for old, new in (
+        ("classifier", "classifier.modules_to_save.default"),
+        ("base_model.model.", "_orig_mod.base_model.model."),
+        ("base_model.model.", "base_model.model._orig_mod."),
+    ):
+        save_file({name.replace(old, new): tensor for name, tensor in state.items()}, path)
+        assert difference(open_adapter(tmp_path)(input_ids, mask), expected) < 1e-5
 
 
 OURS = [(QUERY_VALUE, 8, 16, False), (REGEX, 3, 5, False), ("all-linear", 4, 2, True)]
