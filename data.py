@@ -111,9 +111,12 @@ def encode(tokenizer: Tokenizer, texts: list[tuple[str, ...]], labels=None) -> E
 
 def token_keys(tokenizer: Tokenizer, texts: list[tuple[str, ...]]) -> list[bytes]:
     """What a model sees of each text: its tokens."""
-    data = encode(tokenizer, texts)
+    return row_keys(encode(tokenizer, texts))
+
+
+def row_keys(data: Encoded) -> list[bytes]:
     ends = data.starts + data.lengths
-    ids = data.input_ids.numpy()
+    ids = data.input_ids.cpu().numpy()
     return [ids[start:end].tobytes() for start, end in zip(data.starts, ends, strict=True)]
 
 

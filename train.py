@@ -39,6 +39,7 @@ from data import (
 )
 from lora import apply_lora_to_model, mark_only_lora_as_trainable, open_adapter, save_adapter
 from runtime import adapters, devices, report
+from runtime.data_notes import data_notes
 from runtime.run import Run, claimed
 from runtime.run_folder import RunOptions, former_options
 from support import glue, hub, offline, options, parallel
@@ -111,6 +112,7 @@ class Setup:
     validation_set: Encoded
     mismatched_set: Encoded | None  # MNLI's second validation split, which is scored too
     validation_texts: list[tuple[str, ...]]  # as they are read in the report
+    notes: list[str]  # on the data
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
@@ -171,6 +173,7 @@ def set_up(config: Config, rewrite=None) -> Setup:
     def encoded(split: Split) -> Encoded:
         return placement.put(encode(tokenizer, split.texts, split.labels))
 
+    train_set, validation_set = encoded(data.train), encoded(data.validation)
     return Setup(
         config=config,
         task=data.task,
@@ -178,10 +181,11 @@ def set_up(config: Config, rewrite=None) -> Setup:
         model=model,
         optimizer=torch.optim.AdamW(groups, lr=config.lr, fused=True),
         placement=placement,
-        train_set=encoded(data.train),
-        validation_set=encoded(data.validation),
+        train_set=train_set,
+        validation_set=validation_set,
         mismatched_set=encoded(data.mismatched) if data.mismatched else None,
         validation_texts=data.validation.texts,
+        notes=data_notes(data, tokenizer, train_set, validation_set),
     )
 
 
@@ -329,7 +333,7 @@ def train(config: Config, notice: str = "") -> None:
         setup = set_up(config)
         run.begin(setup)
         run.say(notice)
-        run.say("\n".join([report.summary(setup), *setup.placement.notes]))
+        run.say("\n".join([report.summary(setup), *setup.notes, *setup.placement.notes]))
         fit(setup, run)
         run.finish()
         save_model(setup, run, run.out / "final")  # the last that a run writes

@@ -7,6 +7,7 @@
     run         where a run stands, what it says, and how it goes on
     run_folder  the folder of a run, in which nothing is replaced
     checkpoint  a run's state as one file, exactly
+    data_notes  what a run says of its data before it trains
     report      the table of parameters, the curves, the model card
     adapters    folding an adapter into its base, uploading one, going on with its training
     convert     a pickle's tensors to safetensors, a program of its own

@@ -130,11 +130,11 @@ def each_label(rows: Rows) -> Rows:
 
 def lists_of_others(labels: list) -> list[str]:
     """What to do about labels that hold others, as "insult,toxic" does beside these two."""
-    words = {label.strip() for label in labels if isinstance(label, str)}
+    words = dict.fromkeys(label.strip() for label in labels if isinstance(label, str))
     for word in words:
         for sign in ",;|/":
             parts = [part.strip() for part in word.split(sign)]
-            if len(parts) > 1 and words.issuperset(parts):
+            if len(parts) > 1 and words.keys() >= {*parts}:
                 hint = f"--label-separator {shlex.quote(sign)} takes it for several"
                 return [f"the label {word!r:.40} is one class, though its parts are labels: {hint}"]
     return []

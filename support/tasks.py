@@ -106,6 +106,11 @@ class Classification:
     def count_right(self, logits: Tensor, labels: Tensor) -> Tensor:
         return (logits.argmax(-1) == labels).sum()
 
+    def rows_of_classes(self, labels: np.ndarray) -> dict[str, int]:
+        """How many of the rows (N,) each class has."""
+        counts = np.bincount(labels, minlength=len(self.names))
+        return dict(zip(self.names, counts.tolist(), strict=True))
+
     def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict:
         return {name: metrics.CLASS_METRICS[name](predicted, labels) for name in self.metrics}
 
@@ -205,6 +210,10 @@ class MultiLabel:
     def count_right(self, logits: Tensor, labels: Tensor) -> Tensor:
         return (self.predict(logits) == labels).all(-1).sum()
 
+    def rows_of_classes(self, labels: np.ndarray) -> dict[str, int]:
+        """How many of the rows (N, C) each label has."""
+        return dict(zip(self.names, labels.sum(0).astype(int).tolist(), strict=True))
+
     def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict:
         labels = labels.astype(bool)
         return {name: score(predicted, labels) for name, score in metrics.SET_METRICS.items()}
@@ -298,6 +307,9 @@ class Regression:
 
     def count_right(self, logits: Tensor, labels: Tensor) -> Tensor:
         return labels.new_zeros(())
+
+    def rows_of_classes(self, labels: np.ndarray) -> dict[str, int]:
+        return {}
 
     def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict:
         return {name: score(predicted, labels) for name, score in metrics.NUMBER_METRICS.items()}

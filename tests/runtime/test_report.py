@@ -61,7 +61,7 @@ def test_the_table_counts_as_peft_does(tiny, some_reviews, targets):
     assert lines[-1].startswith(few)
     sizes = "       58 sentences to train on, 6 to validate on; padding "
     assert re.fullmatch(re.escape(sizes) + r"\d+\.\d\d% of the tokens", lines[2])
-    assert lines[4].startswith("       always guessing negative would give accuracy 0.")
+    assert lines[4].startswith("       always guessing positive would give accuracy 0.")
 
 
 def test_the_head_of_a_regression(tiny, tmp_path):

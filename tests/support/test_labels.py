@@ -387,7 +387,7 @@ def test_numbers_in_lists_are_the_classes_that_the_hubs_file_tells(tmp_path):
 
 @pytest.mark.parametrize("name, labels, options, problem", [
     ("a.jsonl", [["a"], ["b"], None, ["a"]], {}, r"1 of 4 rows without a label \(row 3\)"),
-    ("a.jsonl", [["a"], ["b"], "a", ["a"]], {}, "row 3 has the label 'a', others have a list"),
+    ("a.jsonl", [["a"], ["b"], "a", ["a"]], {}, "row 3 has the label 'a', and no list of labels"),
     ("a.jsonl", [["a"], [["b"]], [], ["a"]], {}, "cannot be read .expected labels, found a list"),
     ("a.jsonl", [["a"], [None, "b"], [], ["a"]], {}, "row 2 has the label None, which looks like"),
     ("a.jsonl", [["a"], ["A", "b"], [], ["a"]], {}, "row 2 has the label 'A', which looks like an"),

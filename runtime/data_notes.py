@@ -1,0 +1,78 @@
+"""What a run says of its data before it trains: lines for people, each with what to do."""
+
+import math
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from data import Data, Encoded, encode, row_keys
+from support.errors import listing, plain
+
+FEW = 5  # rows of a class, on which its figures say little
+SAMPLE = 10_000  # texts that are tokenized whole, at most
+LONGEST = 10**5  # characters of a text that are counted
+MUCH_UNKNOWN = 0.05
+
+
+def data_notes(data: Data, tokenizer: Tokenizer, train: Encoded, validation: Encoded) -> list[str]:
+    """The notes on the two splits, which are `train` and `validation` when encoded."""
+    notes = [*data.notes, *token_notes(tokenizer, data.train.texts, train)]
+
+    counts = data.task.rows_of_classes(data.validation.labels)
+    few = [f"{name} ({count})" for name, count in counts.items() if count < FEW]
+    if few:
+        hint = "their figures say little; add rows, or give a larger --holdout"
+        notes.append(f"fewer than {FEW} rows to validate on of {listing(few)}: {hint}")
+
+    trained = {*row_keys(train)}
+    both = sum(key in trained for key in row_keys(validation))
+    if both:
+        share = both / len(validation.lengths)
+        notes.append(
+            f"{both:,} of the rows to validate on ({share:.1%}) stand in training too, token by "
+            "token: the scores tell less of new texts"
+        )
+    return [plain(f"note: {note}") for note in notes]
+
+
+def token_notes(tokenizer: Tokenizer, texts: list[tuple[str, ...]], encoded: Encoded) -> list[str]:
+    """How many of N texts are longer than the tokenizer's limit, and how many tokens unknown."""
+    notes = []
+    lengths = whole_lengths(tokenizer, texts, encoded)  # (N,)
+    limit = tokenizer.truncation["max_length"] if tokenizer.truncation else math.inf
+    longer = np.mean(lengths > limit)
+    if longer:
+        usual = np.quantile(lengths, 0.99, method="inverted_cdf")
+        notes.append(
+            f"{longer:.1%} of the texts are longer than --max-length {limit}, and cut to it; 99 % "
+            f"have at most {usual} tokens"
+        )
+    added = tokenizer.num_special_tokens_to_add(encoded.token_type_ids is not None)
+    count = int(encoded.lengths.sum()) - added * len(encoded.lengths)
+    unknown = tokenizer.token_to_id(tokenizer.model.unk_token)
+    share = np.count_nonzero(encoded.input_ids.cpu().numpy() == unknown) / max(1, count)
+    if share >= 0.0005:
+        notes.append(f"{share:.1%} of the tokens are [UNK], unknown to the vocabulary")
+    if share > MUCH_UNKNOWN:
+        notes[-1] += ": it is not of this language, or not of this case; choose another --model"
+    return notes
+
+
+def whole_lengths(tokenizer: Tokenizer, texts: list, encoded: Encoded) -> np.ndarray:
+    """The numbers of tokens (N,) that N texts have before they are cut.
+
+    Of more than SAMPLE that are cut, a part is counted and stands for the others.
+    """
+    if not tokenizer.truncation:
+        return encoded.lengths
+    is_full = encoded.lengths == tokenizer.truncation["max_length"]  # (N,): cut, or just so long
+    full = np.flatnonzero(is_full)
+    if not len(full):
+        return encoded.lengths
+    whole = Tokenizer.from_str(tokenizer.to_str())
+    whole.no_truncation()
+    step = math.ceil(len(full) / SAMPLE)
+    sample = [tuple(part[:LONGEST] for part in texts[row]) for row in full[::step]]
+    lengths = encoded.lengths.copy()
+    lengths[full] = np.repeat(encode(whole, sample).lengths, step)[: len(full)]
+    return lengths
