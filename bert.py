@@ -61,6 +61,7 @@ class BertConfig:
     problem_type: str | None = None  # None: a regression of one label, a classification of more
     architectures: list[str] | None = None  # the model's class; None: unknown
     text_pairs: bool | None = None  # whether it was trained on pairs of texts; None: unknown
+    model_max_length: int | None = None  # tokens that texts were cut to; None: unknown
 
     @property
     def num_labels(self) -> int:

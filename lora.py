@@ -349,6 +349,7 @@ def replace_classifier(model, folder: Path, state: dict[str, Tensor]) -> None:
         id2label=own.id2label,
         problem_type=own.problem_type,
         text_pairs=own.text_pairs,
+        model_max_length=own.model_max_length,
     )
     device = model.classifier.weight.device
     model.classifier = nn.Linear(D, own.num_labels, device=device)

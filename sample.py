@@ -84,7 +84,7 @@ def open_model(
             merge_lora_weights(model)
         except ValueError as error:  # a form of LoRA was edited
             notes.append(f"note: {error}; the adapter stays beside its layers, which is slower")
-    tokenizer = load_tokenizer(source, max_length or positions)
+    tokenizer = load_tokenizer(source, max_length or adapters.text_length(model.config, source))
     placement = devices.place(model, device=device, dtype=dtype)
     for note in notes + placement.notes:
         print(note, file=sys.stderr)
@@ -128,7 +128,7 @@ def parse():
     add = parser.add_argument
     add("--adapter", action="append", help="a directory or Hub id (default: out/best); repeatable")
     add("--model", default="", help="another base than the adapter's; alone: a fine-tuned model")
-    add("--max-length", type=int, help="tokens that a text is cut to (default: all positions)")
+    add("--max-length", type=int, help="tokens that a text is cut to (default: as in training)")
     add("--json", action="store_true", help="print JSON lines, with every class's probability")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], help="(default: cpu; of a table auto)")
     add("--dtype", choices=["auto", *devices.DTYPES], help="of the matrix products")

@@ -204,6 +204,7 @@ def build_model(
     adapters.check_fit(model.config, config, pairs)
     model.config.id2label = dict(enumerate(label_names))
     model.config.text_pairs = pairs
+    model.config.model_max_length = config.max_length
     if config.rank and not config.init_adapter:
         targets = options.split_list(config.targets) or [""]  # which is refused: it matches nothing
         apply_lora_to_model(
@@ -321,7 +322,7 @@ def save_model(setup: Setup, run: Run, folder: Path) -> None:
         save_adapter(setup.model, folder, setup.config.model)
     else:
         setup.model.save_pretrained(folder)
-        adapters.copy_tokenizer(hub.folder(setup.config.model), folder)
+        adapters.copy_tokenizer(hub.folder(setup.config.model), folder, setup.config.max_length)
     report.write_card(setup.config, folder, run.history, setup.steps)
 
 

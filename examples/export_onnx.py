@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data import Encoded, encode, load_data, load_tokenizer, make_batch
 from lora import merge_lora_weights, named_base, open_adapter
 from runtime import fast
-from runtime.adapters import copy_tokenizer
+from runtime.adapters import copy_tokenizer, text_length
 from support import files, hub
 from support.errors import run_main
 from support.offline import offline_pair
@@ -94,9 +94,10 @@ def main() -> None:
         folder.mkdir(parents=True)
         export(model, folder / "model.onnx")
         model.config.to_json(folder / "config.json", architectures=[type(model).__name__])
-        copy_tokenizer(base, folder)
+        length = text_length(model.config, base)
+        copy_tokenizer(base, folder, length)
         reviews = load_data(offline_pair()[1]).validation.texts
-        tokenizer = load_tokenizer(base, model.config.max_position_embeddings)
+        tokenizer = load_tokenizer(base, length)
         exported = OnnxModel(folder / "model.onnx", model.config)
         difference = largest_difference(model, exported, encode(tokenizer, reviews))
     where = given.folder / "model.onnx"

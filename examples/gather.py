@@ -8,14 +8,16 @@ the fewer passes do it.
 import asyncio
 from pathlib import Path
 
+import numpy as np
+import torch
 from prometheus_client import Histogram
 
-from data import encode, load_tokenizer, make_batch, plan_batches
+from data import Encoded, encode, load_tokenizer, make_batch, plan_batches
+from runtime.adapters import text_length
 from runtime.bank import AdapterBank
 from runtime.texts import checked
 from support.errors import InputError
 
-MAX_TOKENS = 256  # of a text
 MAX_WAITING = 1024  # texts
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 SIZES = Histogram("bert_lora_batch_texts", "Texts answered together", buckets=BUCKETS)
@@ -39,15 +41,15 @@ class Gatherer:
         if len(folders) < len(adapters):
             raise InputError("two adapters have one name; give each another: NAME=DIRECTORY")
         self.bank = AdapterBank(base)
-        self.tokenizer = load_tokenizer(base)
         self.most = most
         self.labels = {}
+        self.tokenizers = {}  # each cuts texts as the training of its adapter did
         for name, folder in folders.items():
             config = self.bank.load(name, folder).config
             if config.num_labels == 1 or config.problem_type == "regression":
                 raise InputError(f"{name}: gives a number, and what is served here are classes")
             self.labels[name] = [*config.id2label.values()]
-        self.max_tokens = min(MAX_TOKENS, self.bank.base.config.max_position_embeddings)
+            self.tokenizers[name] = load_tokenizer(base, text_length(config, Path(base)))
         self.queue = asyncio.Queue()  # of (adapter, text, the future of the probabilities)
 
     async def ask(self, adapter: str, texts: list[str]) -> list[dict[str, float]]:
@@ -57,10 +59,7 @@ class Gatherer:
         """
         if adapter not in self.labels:
             raise InputError("no such adapter; GET /adapters lists them")
-        lengths = encode(self.tokenizer, checked([(text,) for text in texts])).lengths
-        if lengths.max() > self.max_tokens:
-            what = f"text {lengths.argmax() + 1} has {lengths.max()} tokens"
-            raise InputError(f"{what}, more than {self.max_tokens}")
+        checked([(text,) for text in texts])
         if self.queue.qsize() + len(texts) > MAX_WAITING:
             raise asyncio.QueueFull("too many texts are waiting; try again in a second")
         futures = [asyncio.get_running_loop().create_future() for _ in texts]
@@ -94,7 +93,16 @@ class Gatherer:
 
     def answer(self, names: list[str], texts: list[str]) -> list[list[float]]:
         """The probabilities (C,) of each text; texts of similar length share a pass."""
-        encoded = encode(self.tokenizer, [(text,) for text in texts])
+        pairs = zip(names, texts, strict=True)
+        each = [encode(self.tokenizers[name], [(text,)]) for name, text in pairs]
+        lengths = np.concatenate([one.lengths for one in each])
+        encoded = Encoded(
+            input_ids=torch.cat([one.input_ids for one in each]),
+            token_type_ids=None,
+            starts=np.cumsum(lengths) - lengths,
+            lengths=lengths,
+            labels=None,
+        )
         answers = [[]] * len(texts)
         for rows in plan_batches(encoded.lengths, batch_size=8, seed=0, epoch=0):
             batch = make_batch(encoded, rows)[:3]

@@ -22,7 +22,7 @@ from examples.gather import Gatherer
 from support.errors import InputError, run_main
 from support.options import OneLineParser
 
-# Of a request. gather.py limits the tokens of a text, and how many texts wait.
+# Of a request. gather.py limits how many texts wait, and cuts each as its adapter's training did.
 MAX_BYTES = 2**16
 MAX_TEXTS = 32
 SECONDS = Histogram("bert_lora_seconds", "From a request to its answer")

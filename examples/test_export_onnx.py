@@ -72,6 +72,23 @@ def test_logits_of_real_sentences_of_all_lengths(review_adapter, held_out, expor
 
 
 @torch.inference_mode()
+def test_the_files_say_how_long_a_text_may_be(review_adapter, held_out, exported):
+    """Which cut so are answered as by sample.py: 32 tokens, as in the training."""
+    folder, _ = exported
+    texts = [text for (text,) in load_data(held_out).validation.texts]
+    long = [(" ".join(texts[-n:]),) for n in (1, 2, 4, 12, 40)]
+    length = json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"]
+    encoded = encode(load_tokenizer(folder, length), long)
+    assert length == 32 and encoded.lengths.max() == 32
+    runtime = export_onnx.OnnxModel(folder / "model.onnx", open_adapter(review_adapter).config)
+    answers = classify(open_model(review_adapter), long)
+    for row, answer in enumerate(answers):
+        logits = runtime(*make_batch(encoded, np.array([row]))[:3])
+        expected = torch.tensor([[*answer["scores"].values()]])
+        assert difference(logits.softmax(-1), expected) < 1e-5
+
+
+@torch.inference_mode()
 def test_pairs_and_padding_count(review_adapter, exported):
     model = open_adapter(review_adapter)
     path = exported[0] / "model.onnx"

@@ -34,13 +34,14 @@ def model(tmp_path_factory) -> str:
         num_attention_heads=4,
         intermediate_size=48,
         id2label={0: "bad", 1: "good"},
+        model_max_length=12,  # which Ray, Spark and sample.py cut the reviews to
     )
     model = BertForSequenceClassification(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     table = parquet.read_table(f"{reviews}/validation-00000-of-00001.parquet").slice(0, 100)
     texts = [(text,) for text in table["sentence"].to_pylist()]
-    encoded = encode(load_tokenizer(base, 512), texts)
+    encoded = encode(load_tokenizer(base, 12), texts)
     batches = batches_by_length(encoded.lengths)
     logits = predict(model, encoded, batches, torch.autocast("cpu", enabled=False))  # (N, 2)
     with torch.no_grad():
@@ -70,6 +71,10 @@ def labelled(model, tmp_path_factory) -> tuple[str, list[dict]]:
         run_main(sample.main)
     rows = parquet.read_table(target).to_pylist()
     assert len(rows) == 2400 and len({row["label"] for row in rows}) == 2
+    longest = [(max((row["sentence"] for row in rows), key=len),)]
+    cut, uncut = (sample.open_model(model, max_length=length) for length in (None, 512))
+    answers = [sample.classify(each, longest)[0]["confidence"] for each in (cut, uncut)]
+    assert abs(answers[0] - answers[1]) > 1e-4
     return str(folder / "parts"), rows
 
 

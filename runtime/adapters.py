@@ -54,6 +54,21 @@ def check_fit(model_config: BertConfig, config, pairs: bool) -> None:
         raise InputError(f"{config.model} takes no pairs of texts: it has no second segment")
 
 
+def text_length(config: BertConfig, source: Path) -> int:
+    """The tokens that a text is cut to, unless told otherwise.
+
+    As many as in the training (config.json); or else as the tokenizer in the folder `source` says,
+    and at most the positions.
+    """
+    settings = source / "tokenizer_config.json"
+    told = config.model_max_length
+    if told is None and settings.is_file():
+        told = files.read_json(settings).get("model_max_length")
+    is_length = isinstance(told, int) and told >= 3  # [CLS], a token and [SEP]
+    positions = config.max_position_embeddings
+    return min(told, positions) if is_length else positions
+
+
 def open_with_base(folder: Path, base: str = "", bases: dict | None = None) -> tuple:
     """The adapter in `folder` on the base that it names, or on another; and the base's folder.
 
@@ -83,7 +98,7 @@ def merge(adapter: str, folder: str, base: str = "", dtype: str = "float32") -> 
             raise InputError(f"{name} has numbers that {dtype} cannot hold{hint}")
     with files.written_whole(folder, new=True) as temporary:
         model.to(getattr(torch, dtype)).save_pretrained(temporary)
-        copy_tokenizer(below, temporary)
+        copy_tokenizer(below, temporary, text_length(model.config, below))
         written = BertForSequenceClassification.from_pretrained(temporary).state_dict()
         if any(not torch.equal(tensor, written[name]) for name, tensor in state.items()):
             raise InputError(f"{folder}: reads other numbers than were written: a damaged disk?")

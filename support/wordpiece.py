@@ -51,13 +51,16 @@ def load_tokenizer(folder: str | Path, max_length: int | None = None) -> Tokeniz
     return tokenizer
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
+def copy_tokenizer(source: Path, target: Path, max_length: int | None = None) -> None:
     """Writes the tokenizer of `source` into `target`, in the files that any engine may read.
+
+    There it cuts texts to `max_length` tokens, or to the model's positions.
 
     They say the same, so that an engine that reads tokenizer.json alone makes the same tokens as
     one that takes only the vocabulary from there.
     """
     tokenizer, settings = read_tokenizer(source)
+    settings["model_max_length"] = max_length or settings["model_max_length"]
     tokenizer.save(str(target / "tokenizer.json"))
     tokens = tokenizer.get_added_tokens_decoder()
     settings["added_tokens_decoder"] = {

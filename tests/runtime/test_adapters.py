@@ -1,5 +1,6 @@
 """Merging into a new folder and no other; what an adapter decides when its training goes on."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import zoo
-from helpers import ROOT, adapted, difference, edit_json, open_theirs
+from helpers import ROOT, adapted, difference, edit_json, open_theirs, write_table
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 import sample
@@ -34,6 +36,85 @@ def adapter(tiny, tmp_path_factory) -> Path:
 def contents(folder: Path) -> dict[str, bytes]:
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+# How long a text may be.
+
+
+@pytest.mark.parametrize("told, of_tokenizer, length", [
+    (None, None, 40),
+    (16, None, 16),
+    (16, 24, 16),
+    (None, 24, 24),
+    (64, 24, 40),
+    (None, 1000000000000000019884624838656, 40),  # so transformers writes that it is unknown
+    (None, "24", 40),
+    (None, 2, 40),
+    ("many", 24, 40),
+    (-1, None, 40),
+], ids=str)  # fmt: skip
+def test_a_text_is_cut_as_in_the_training(tmp_path, told, of_tokenizer, length):
+    config = BertConfig(max_position_embeddings=40, model_max_length=told)
+    if of_tokenizer is not None:
+        values = {"model_max_length": of_tokenizer}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
+    assert adapters.text_length(config, tmp_path) == length
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_every_door_cuts_a_text_alike(run, quick, tiny, tmp_path, rank):
+    """Answering, labelling, scoring, merged, and transformers' pipeline of the merged model."""
+    import transformers
+
+    best, merged = tmp_path / "out" / "best", tmp_path / "merged"
+    quick(tmp_path / "out", "--rank", rank, "--lr", "0.05", "--max-length", 12)
+    if rank:
+        adapters.merge(str(best), str(merged))
+    else:
+        merged = best
+    words = [
+        "the",
+        "film",
+        "is",
+        "good",
+        "and",
+        "bad",
+        "it",
+        "was",
+        "not",
+        "a",
+        "great",
+        "story",
+    ] * 60
+    texts = [" ".join(words[i : i + count]) for i, count in enumerate((2, 9, 10, 11, 30, 300, 600))]
+    model = sample.open_model(str(best))
+    expected = [answer["scores"] for answer in sample.classify(model, [(text,) for text in texts])]
+    long = sample.open_model(str(best), max_length=40)
+    others = [answer["scores"] for answer in sample.classify(long, [(text,) for text in texts])]
+    differences = [
+        abs(a["positive"] - b["positive"]) for a, b in zip(expected, others, strict=True)
+    ]
+    assert max(differences[:3]) < 1e-5 < 1e-4 < min(differences[4:])
+
+    def same(found: list[float]) -> bool:
+        wanted = [max(scores.values()) for scores in expected]
+        return found == pytest.approx(wanted, abs=1e-5)
+
+    file = write_table(tmp_path / "t.csv", {"text": texts, "label": ["positive"] * len(texts)})
+    for name in {best, merged}:
+        answers = sample.classify(sample.open_model(str(name)), [(text,) for text in texts])
+        assert same([answer["confidence"] for answer in answers])
+    done = run("sample.py", "--adapter", best, "--file", file, "--out", tmp_path / "o.parquet",
+               "--prefix", "p_")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert same(parquet.read_table(tmp_path / "o.parquet")["p_confidence"].to_pylist())
+    scored = ["--score", "--out", tmp_path / "s.parquet"]
+    done = run("sample.py", "--adapter", best, "--file", file, *scored)
+    assert done.returncode == 0, done.stderr
+    assert same(parquet.read_table(tmp_path / "s.parquet")["confidence"].to_pylist())
+    pipe = transformers.pipeline("text-classification", model=str(merged), device="cpu")
+    assert pipe.tokenizer.model_max_length == 12
+    assert same([answer["score"] for answer in pipe(texts, truncation=True)])
 
 
 # Merging.
