@@ -84,7 +84,7 @@ def test_opens_an_adapter_of_peft(base, tmp_path):
 def test_a_label_stands_at_the_first_piece_of_its_word():
     """As transformers' tokenizer says which piece is of which word."""
     base, _ = offline.offline_pair()
-    sentences = write(kind=0, count=20)
+    sentences = [*write(kind=0, count=20), (["engrossing", "Kaohsiung"], ["O", "B-LOC"])]
     ids, labels = encode(load_tokenizer(base), sentences)
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     words = [words for words, _ in sentences]
@@ -98,6 +98,7 @@ def test_a_label_stands_at_the_first_piece_of_its_word():
             assert label == (TAGS.index(tags[of[place]]) if begins else -100)
             seen.add(of[place])
     assert any(tag.startswith("I-") for _, tags in sentences for tag in tags)
+    assert (labels[-1] == -100).sum() - (ids[-1] == 0).sum() > 2  # a word in several pieces
 
 
 def test_the_program_and_sample_py_refuses_its_adapter(tmp_path, monkeypatch, capsys):
