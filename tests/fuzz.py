@@ -172,10 +172,23 @@ READERS = {
     "labels.json": read_labels,
     "part": go_on_labelling,
 }
+SHAPED = {  # tables of other shapes than a text and a label, and what reads them
+    "sets.jsonl": ("--data", "sets.jsonl"),
+    "commas.tsv": ("--data", "commas.tsv", "--label-separator", ","),
+    "marks.csv": ("--data", "marks.csv", "--label-columns", "other,label"),
+    "split.csv": ("--data", "split.csv"),
+    "other.csv": ("--data", "train.csv", "--validation", "other.csv"),
+}
+for name, options in SHAPED.items():
+    READERS[name] = partial(begin_training, *TRAINING, *options)
 for kind in TABLES:
     READERS[f"train.{kind}"] = partial(begin_training, *TRAINING, "--data", f"train.{kind}")
 for kind in (*TABLES, "txt"):
     READERS[f"whole.{kind}"] = partial(label_table, f"whole.{kind}")
+
+
+def quoted(text: str, *others) -> str:
+    return ";".join(['"' + text.replace('"', '""') + '"', *map(str, others)])
 
 
 def write_good_files() -> None:
@@ -202,6 +215,18 @@ def write_good_files() -> None:
     for name, kind in itertools.product(("train", "whole"), TABLES):
         table = {"sentence": texts, "label": [row % 2 for row in range(100)]}
         write_table(HOME / f"{name}.{kind}", table)
+    sets = [["a", "b"], [], ["b"], ["a"]] * 25
+    rows = [(text, row % 2, sets[row]) for row, text in enumerate(texts)]
+    told = [(text, n, [("train", "dev")[row % 4 // 2]]) for row, (text, n, _) in enumerate(rows)]
+    shaped = {
+        "sets.jsonl": [json.dumps({"sentence": t, "label": labels}) for t, _, labels in rows],
+        "commas.tsv": ["sentence\tlabel", *(f"{t}\t{','.join(ls)}" for t, _, ls in rows)],
+        "marks.csv": ["sentence;other;label", *(quoted(t, 1 - n, n) for t, n, _ in rows)],
+        "split.csv": ["sentence;label;split", *(quoted(t, n, *split) for t, n, split in told)],
+        "other.csv": ["sentence;label", *(quoted(t, n) for t, n, _ in rows)],
+    }
+    for name, lines in shaped.items():
+        (HOME / name).write_text("".join(f"{line}\n" for line in lines))
     contents = {
         "vocab/tokenizer_config.json": json.dumps(SETTINGS),
         "vocab/added_tokens.json": '{"[MASK]": 103, "film": 2143}',
@@ -349,6 +374,8 @@ def odd_tables(kind: str):
         yield f"texts {odd!r:.30} {number}", table_bytes(kind, some + texts[count:], labels)
         yield f"labels {odd!r:.30} {number}", table_bytes(kind, texts, some + labels[count:])
     if kind != "parquet":
+        yield from odd_texts(table_bytes(kind, [f"{text} 很好" for text in texts], labels))
+    if kind != "parquet":
         return
     columns = {
         "not UTF-8": pa.array([b"\xff"] * 20).view(pa.string()),
@@ -363,6 +390,49 @@ def odd_tables(kind: str):
     for what, column in columns.items():
         yield f"texts {what}", table_bytes(kind, column, labels)
         yield f"labels {what}", table_bytes(kind, texts, column)
+
+
+def odd_texts(good: bytes):
+    """A text file in other encodings, with other separators, quotes and first lines."""
+    for encoding in "utf-16", "utf-16-le", "utf-32", "big5", "gb18030", "shift_jis", "cp1252":
+        yield encoding, good.decode().encode(encoding, "ignore")
+        yield f"in the middle {encoding}", good + good.decode().encode(encoding, "ignore")
+    for old, new in itertools.product(
+        (b",", b"\t"), (b";", b"|", b"\t", b",", b'"', b'","', b'""')
+    ):
+        yield f"{old} is {new}", good.replace(old, new)
+    for first in (
+        b"sep=;\n",
+        b"sep=,\n",
+        b'"sep=;"\r\n',
+        b"\n\n",
+        b" ",
+        b'"',
+        b"\xef\xbb\xbf\xef\xbb\xbf",
+    ):
+        yield f"first {first}", first + good
+    lines = good.split(b"\n")
+    yield "quoted", b"\n".join(b'"' + line + b'"' for line in lines)
+    yield "a quote a line", b"\n".join(line + b'"' for line in lines)
+    yield "more columns", b"\n".join([*lines[:-1], lines[1] * 3])
+
+
+def odd_cells(name: str, good: bytes):
+    """The label of one row, or of nearly all, is something else; and odd_texts."""
+    lines = good.decode().splitlines()
+    sign = "\t" if name.endswith("tsv") else ";"
+    for (number, odd), count in itertools.product(enumerate([*ODD, *HOSTILE]), (1, 19)):
+        changed = []
+        for line in lines[1 : 1 + count]:
+            if name.endswith("jsonl"):
+                row = json.loads(line)
+                changed.append(json.dumps(row | {"label": row["label"] + [odd]}))
+                changed.append(json.dumps(row | {"label": odd}))
+            else:
+                changed.append(line.rpartition(sign)[0] + sign + str(odd))
+        content = "\n".join([lines[0], *changed, *lines[1 + count :]])
+        yield f"cells {odd!r:.30} {number}", content.encode("utf-8", "surrogatepass")
+    yield from odd_texts(good)
 
 
 def table_bytes(kind: str, texts, labels) -> bytes:
@@ -436,6 +506,8 @@ def crafted(name: str, good: bytes):
     kind = name.rpartition(".")[2]
     if name == "labels.json":
         return odd_labels()
+    if name in SHAPED:
+        return odd_cells(name, good)
     if kind == "json":
         return odd_json(good, odd_fields(name, good))
     if kind == "safetensors":
