@@ -14,20 +14,25 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from examples.label_on_ray import Labeller, parse
+from runtime import labelling
 from support.errors import run_main
 from support.options import OneLineParser
 
+TYPES = {str: "string", float: "double", list: "array<string>"}
+
 
 def label(frame, **settings):
-    """A Spark table with the columns label and confidence. `settings` are those of Labeller."""
+    """A Spark table with the columns of the answers. `settings` are those of Labeller."""
 
     def label_partition(frames):
         labeller = Labeller(**settings)  # made where it works: one for each task
         yield from map(labeller, frames)
 
+    labeller = Labeller(**settings)  # here too, as its answers tell the types of the new columns
+    answers = labelling.answer_columns(labeller.model, [("a text",) * len(labeller.columns)])
     columns = [f"`{field.name}` {field.dataType.simpleString()}" for field in frame.schema.fields]
-    schema = ", ".join([*columns, "label string", "confidence double"])
-    return frame.mapInPandas(label_partition, schema)
+    columns += [f"`{name}` {TYPES[type(values[0])]}" for name, values in answers.items()]
+    return frame.mapInPandas(label_partition, ", ".join(columns))
 
 
 def main() -> None:

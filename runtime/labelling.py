@@ -132,7 +132,7 @@ class Labelling:
         for number, piece in enumerate(self.table.pieces(columns)):
             if numbers is None or number in numbers:
                 texts = self.table.texts(piece, first=number * pieces.PIECE)
-                key = hashlib.sha256(repr([self.identity, number, texts]).encode()).hexdigest()
+                key = hashlib.sha256(repr([self.identity, texts]).encode()).hexdigest()
                 yield self.folder / f"{number:06}-{key[:32]}.part", piece, texts
 
     def begin(self, at_end: contextlib.ExitStack) -> tuple[int, list[int]]:

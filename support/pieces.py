@@ -133,15 +133,18 @@ def check_out(out: Path, table: Table, labels: list[str]) -> None:
         if not (is_number or is_string(field.type)):
             problem = f"the column {field.name!r} is {field.type}, which only .parquet holds"
             raise InputError(f"{table.path}: {problem}; see --out")
-    is_plain = out.suffix == ".tsv" and not find_dialect(table.path).is_quoted
-    parting = "\t\r\n" if is_plain else ""
+    signs = "" if is_quoted(table, out.suffix) else "\t\r\n"
     if out.suffix in (".csv", ".tsv") and any(map(pa.types.is_list, table.answers.types)):
-        parting += ","  # between the labels of a text
+        signs += ","  # between the labels of a text
     for name in [*labels, *table.answers.names]:
-        if any(sign in name for sign in parting):
-            raise InputError(
-                f"--out {out}: cannot hold the name {name!r}; a .parquet or .jsonl can"
-            )
+        if set(signs) & set(name):
+            hint = "a .parquet or .jsonl can"
+            raise InputError(f"--out {out}: cannot hold the name {name!r}; {hint}")
+
+
+def is_quoted(table: Table, kind: str) -> bool:
+    """Whether fields that need it are quoted; in a .tsv only if they were. GLUE's are not."""
+    return kind != ".tsv" or find_dialect(table.path).is_quoted
 
 
 def write(parts: Iterator[pa.Table], table: Table, path: Path, kind: str) -> None:
@@ -158,12 +161,12 @@ def write(parts: Iterator[pa.Table], table: Table, path: Path, kind: str) -> Non
                 line = row.pop("line") if table.path.suffix == ".jsonl" else "{}"
                 file.write(extended(line, row))
             return
-        writer = csv.writer(LineFeeds(file))
-        if kind == ".tsv" and find_dialect(table.path).is_quoted:
-            writer = csv.writer(LineFeeds(file), "excel-tab")
-        elif kind == ".tsv":  # as GLUE's
-            plain = csv.QUOTE_NONE
-            writer = csv.writer(LineFeeds(file), "excel-tab", quoting=plain, quotechar=None)
+        writer = csv.writer(
+            LineFeeds(file),
+            delimiter="\t" if kind == ".tsv" else ",",
+            quotechar='"' if is_quoted(table, kind) else None,
+            quoting=csv.QUOTE_MINIMAL if is_quoted(table, kind) else csv.QUOTE_NONE,
+        )
         writer.writerow([*table.schema.names, *table.answers.names])
         for part in parts:
             columns = [map(as_cell, column.to_pylist()) for column in part.columns]
