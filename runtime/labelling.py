@@ -218,7 +218,7 @@ class Labelling:
         said = f"{self.out}: {rows:,} rows labelled"
         if blank:
             named = ", ".join(map(str, first_blank[:3])) + ", …" * (blank > 3)
-            said += f", {blank:,} without a text left empty: {named}"
+            said += f", {blank:,} without a text left empty (row {named})"
         errors.say(said)
 
     def tidy_up(self) -> None:

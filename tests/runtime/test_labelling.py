@@ -430,7 +430,7 @@ def test_pairs_in_lines(labels, model, texts, tmp_path, monkeypatch):
     lines = [f"{a}\t{b}" for a, b in zip(texts[:40], texts[40:80], strict=True)]
     (tmp_path / "a.txt").write_text("\n".join([*lines, "no tab", "a\tb\tc\n"]), encoding="utf-8")
     said = labels(tmp_path / "a.txt", tmp_path / "b.csv", by=["--model", folder])
-    assert said.endswith("42 rows labelled, 1 without a text left empty: 41\n")
+    assert said.endswith("42 rows labelled, 1 without a text left empty (row 41)\n")
     rows = rows_in(tmp_path / "b.csv")
     assert [row["line"] for row in rows] == [*lines, "no tab", "a\tb\tc"]
     pairs = [dict(zip(("text", "text_pair"), line.split("\t"), strict=True)) for line in lines]
@@ -452,7 +452,7 @@ def test_rows_without_a_text_get_no_answer(labels, model, tmp_path):
     for path, out in ("a.parquet", "b.parquet"), ("a.jsonl", "b.jsonl"), ("a.txt", "c.parquet"):
         said = labels(tmp_path / path, tmp_path / out)
         said = said.splitlines()[-1].removeprefix(f"{tmp_path / out}: ")
-        assert said == "26 rows labelled, 23 without a text left empty: 2, 3, 4, …"
+        assert said == "26 rows labelled, 23 without a text left empty (row 2, 3, 4, …)"
         rows = [(row["label"], row["confidence"]) for row in rows_in(tmp_path / out)]
         assert [rows[row] for row in there] == answers
         assert {rows[row] for row in {*range(26)} - {*there}} == {(None, None)}
@@ -944,7 +944,7 @@ def test_two_processes_make_the_same_bytes(program, model, labels, texts, tmp_pa
     run = {"env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 120}
     done = subprocess.run([sys.executable, *words], **run)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("201 rows labelled, 1 without a text left empty: 201") == 1
+    assert done.stdout.count("201 rows labelled, 1 without a text left empty (row 201)") == 1
     labels("a.csv", "one.csv")
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
 
