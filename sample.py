@@ -73,7 +73,9 @@ def open_model(
         with errors.reading(folder):
             model = BertForSequenceClassification.from_pretrained(folder)
         if model.newly_initialized:
-            raise InputError(f"{name}: has no trained classifier; name an adapter: --adapter")
+            kind = ", ".join(model.config.architectures or ["a BERT"])
+            problem = f"{kind} has no trained classifier of texts; name an adapter: --adapter"
+            raise InputError(f"{name}: {problem}")
     positions = model.config.max_position_embeddings
     if max_length and max_length > positions:
         raise InputError(f"--max-length {max_length}: {name} has {positions} positions")

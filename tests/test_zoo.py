@@ -116,7 +116,7 @@ def test_a_base_for_another_task_gets_a_head_of_its_own(quick, tmp_path, kind, c
     note = "note: left out of the base: qa_outputs, for other tasks than this"
     assert (note in printed) is ("Question" in kind)
     assert re.search("classifier .* newly initialized", printed)
-    with pytest.raises(InputError, match="has no trained classifier; name an adapter"):
+    with pytest.raises(InputError, match=f"{kind} has no trained classifier of texts; name"):
         sample.open_model(str(base))
 
 
