@@ -114,6 +114,7 @@ def measure(names: list[str], s: SimpleNamespace) -> dict[str, list[dict]]:
             workers[name] = begin("contenders.py", name, s)
             checks[name] = ask(workers, name)
         compare(checks, s.dtype)
+        s.computes = {name: checks[name].get("computes") for name in names}
         for number in range(s.rounds + 1):
             rates = []
             for name in turn(names, number):
@@ -295,7 +296,8 @@ def main() -> None:
         raise InputError("--batch-size, --rank, --rounds, --threads and --steps must be at least 1")
     names = s.contenders.split(",") if s.contenders else [*CONTENDERS]
     if not s.contenders and not cuda:
-        names.remove("hf-trainer")
+        for name in ("hf-trainer", "hf-compiled", "ours-eager"):
+            names.remove(name)
     for name in names:
         if name not in CONTENDERS:
             raise InputError(f"--contenders {name}: not one of {', '.join(CONTENDERS)}")
@@ -308,7 +310,7 @@ def main() -> None:
     print(table(answers, s))
     if limit:
         print(f"\n{limit}")
-    save_results(s.device, s, settings, rounds=answers)
+    save_results(s.device, s, settings, rounds=answers, computes=s.computes)
 
 
 if __name__ == "__main__":

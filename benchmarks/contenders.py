@@ -3,9 +3,12 @@
     hf-padded-128  transformers' model with peft's LoRA, every sentence padded to 128 tokens
     hf-longest     the same, padded to the longest sentence of a shuffled batch
     hf-grouped     the same, grouped by length as transformers' Trainer does with group_by_length
-    hf-our-batches the same, in the very batches of `ours`
+    hf-compiled    the same through torch.compile, for any length, its frozen weights in the type
+                   of the products, as those of `ours`
+    hf-our-batches the same as hf-grouped, in the very batches of `ours`
     hf-trainer     as hf-longest, in transformers' Trainer
     ours           train.py's own step
+    ours-eager     the same with --compile no
     ours-full      the same with --rank 0: every weight is trained
     ours-free      the same if LoRA cost nothing: see build_ours
     matmul         the machine's limit: the matrix products of the linear layers, and nothing else
@@ -21,7 +24,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,9 +46,11 @@ SHUFFLED = ["hf-padded-128", "hf-longest", "hf-trainer"]
 CONTENDERS = [
     *SHUFFLED[:2],
     "hf-grouped",
+    "hf-compiled",
     "hf-our-batches",
     "hf-trainer",
     "ours",
+    "ours-eager",
     "ours-full",
     "ours-free",
     "matmul",
@@ -67,19 +72,23 @@ class Contender:
     step: Callable  # trains on the rows of a batch
     forward: Callable | None = None  # the rows of a batch to (loss, logits)
     model: torch.nn.Module | None = None
+    computes: dict = field(default_factory=dict)  # in what, and how, for the record
 
 
 def hf_output(model, data: Encoded, rows: np.ndarray):
-    """What transformers' model says of a batch of the rows, with the mean loss; the labels (B,)."""
+    """What transformers' model says of a batch of the rows, with the mean loss; the labels (B,).
+
+    Where nothing is padded it gets no mask, as ours: it would ask the GPU whether all of it is 1.
+    """
     ids, mask, types, labels = make_batch(data, rows)
-    mask = torch.ones_like(ids) if mask is None else mask.long()
+    mask = None if mask is None else mask.long()
     types = torch.zeros_like(ids) if types is None else types
     return model(input_ids=ids, attention_mask=mask, token_type_ids=types, labels=labels), labels
 
 
 def build_hf(name: str, s: SimpleNamespace) -> Contender:
     """transformers + peft at their best: tokens ready on the device, fused AdamW, nothing waits for
-    the loss."""
+    the loss; transformers itself waits for the GPU in each step that has a mask."""
     import transformers
     from peft import PeftModel
 
@@ -90,9 +99,16 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, 10, 1_000_000)
     usual = 8 if s.device == "cuda" else 1
     data = read_data(s, multiple=MAX_LENGTH if name == "hf-padded-128" else usual)
+    dtype = getattr(torch, s.dtype)
+    is_compiled = name == "hf-compiled"
+    if is_compiled:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and not module.weight.requires_grad:
+                module.to(dtype)
+        model.compile(dynamic=True)
 
     def forward(rows):
-        with torch.autocast(s.device, torch.bfloat16, enabled=s.dtype == "bfloat16"):
+        with torch.autocast(s.device, dtype, enabled=dtype != torch.float32):
             output, _ = hf_output(model, data, rows)
         return output.loss, output.logits
 
@@ -104,7 +120,12 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
         schedule.step()
         optimizer.zero_grad()
 
-    return Contender(data, step, forward, model)
+    return Contender(data, step, forward, model, described(model, is_compiled))
+
+
+def described(model: torch.nn.Module, is_compiled: bool, notes=()) -> dict:
+    frozen = {str(p.dtype) for p in model.parameters() if p.ndim == 2 and not p.requires_grad}
+    return {"compiled": is_compiled, "frozen matrices": sorted(frozen), "notes": [*notes]}
 
 
 def build_ours(name: str, s: SimpleNamespace) -> Contender:
@@ -132,6 +153,7 @@ def build_ours(name: str, s: SimpleNamespace) -> Contender:
         seed=SEED,
         device=s.device,
         dtype=s.dtype,
+        compile="no" if name == "ours-eager" else "auto",
     )
     setup = train.set_up(config)
     if config.rank:
@@ -150,7 +172,9 @@ def build_ours(name: str, s: SimpleNamespace) -> Contender:
     def step(rows):
         train.train_step(setup, rows, next(steps))
 
-    return Contender(setup.train_set, step, forward, setup.model)
+    place = setup.placement
+    computes = described(setup.model, place.compiled, place.notes)
+    return Contender(setup.train_set, step, forward, setup.model, computes)
 
 
 def take_adapters_out(setup: train.Setup) -> None:
@@ -223,7 +247,7 @@ def plan_rounds(lengths: np.ndarray, s: SimpleNamespace, name: str = "ours") -> 
     contenders are dealt the same sentences anew. transformers' sampler makes batches of its own, of
     which every n-th is taken alike.
     """
-    if name == "hf-grouped":
+    if name in ("hf-grouped", "hf-compiled"):
         from transformers.trainer_pt_utils import LengthGroupedSampler
 
         drawn = torch.Generator().manual_seed(SEED)
@@ -282,8 +306,10 @@ def work(name: str, s: SimpleNamespace) -> None:
         if name == "hf-trainer":
             train_with_trainer(contender, plan, s, begin, end)
         else:
-            for batches in plan:
+            for number, batches in enumerate(plan):
                 begin()
+                if number == 1 and s.device == "cuda":  # without what the warm-up compiled
+                    torch.cuda.reset_peak_memory_stats()
                 for rows in batches:
                     contender.step(rows)
                 end()
@@ -317,7 +343,8 @@ def check(contender: Contender) -> dict:
     length = torch.stack(norms).norm().item()
     contender.model.zero_grad()
     contender.model.train()
-    return {"loss": loss.item(), "logits": logits.tolist(), "gradient": length}
+    found = {"loss": loss.item(), "logits": logits.tolist(), "gradient": length}
+    return found | {"computes": contender.computes}
 
 
 def peak_memory(device: str) -> int | None:

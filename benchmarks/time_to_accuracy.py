@@ -125,7 +125,7 @@ def planned_batches(setup: train.Setup) -> Iterator[tuple[int, np.ndarray]]:
 
 def build_hf(name: str, s: SimpleNamespace) -> Contender:
     """transformers + peft at their best: tokens ready, fused AdamW, and nothing waits for the
-    loss."""
+    loss; on CUDA in bfloat16, as ours."""
     import transformers
     from peft import LoraConfig, get_peft_model
 
@@ -156,8 +156,11 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, steps)
     batches = their_batches(data.lengths, recipe.batch_size, s.seed, name == "hf-grouped")
 
+    autocast = torch.autocast(s.device, torch.bfloat16, enabled=s.device == "cuda")
+
     def step() -> None:
-        output, _ = hf_output(model, data, next(batches))
+        with autocast:
+            output, _ = hf_output(model, data, next(batches))
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -169,7 +172,8 @@ def build_hf(name: str, s: SimpleNamespace) -> Contender:
         model.eval()
         right = 0
         for rows in train.plan_batches(validation.lengths, 64, seed=0, epoch=0):
-            output, labels = hf_output(model, validation, rows)
+            with autocast:
+                output, labels = hf_output(model, validation, rows)
             right += (output.logits.argmax(-1) == labels).sum().item()
         model.train()
         return right / len(validation.lengths)
