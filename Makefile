@@ -4,6 +4,7 @@
 # make examples      sets up examples/ and tests it
 # make test-cluster  sets up Ray and Spark, and tests the examples for them
 # make bench         speed against transformers + peft
+# make gpu           what one GPU does, in eight minutes at most; ARGS=--quick: on a CPU, to try it
 # make fuzz          10,000 broken files for every reader
 # make faults        kills, full disks, races, for real
 # make experiments   a table of ranks, targets, rates: hours; ARGS=--dry-run says how many
@@ -52,6 +53,9 @@ test-cluster: $(ready-cluster)
 bench: $(ready-dev)
 	$(PYTHON) benchmarks/compare_hf.py $(ARGS)
 
+gpu: $(ready-dev)
+	$(PYTHON) benchmarks/gpu.py $(ARGS)
+
 fuzz: $(ready-dev)
 	$(PYTHON) tests/fuzz.py --cases 10000 $(ARGS)
 
@@ -87,4 +91,4 @@ clean:
 	$(PYTHON) -m pip install -q -r $<
 	@touch $@
 
-.PHONY: train merge test examples test-cluster bench fuzz faults experiments figures clean
+.PHONY: train merge test examples test-cluster bench gpu fuzz faults experiments figures clean

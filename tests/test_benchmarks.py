@@ -1,6 +1,8 @@
 """What `make bench` counts as needed, against PyTorch's own count of what a training step does."""
 
 import math
+import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ROOT
+from helpers import ROOT, saved_base
 from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
 from bert import BertConfig, BertForSequenceClassification
@@ -18,6 +20,7 @@ from runtime.kernels import ONEDNN
 from support.errors import InputError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu
 import time_to_accuracy
 from compare_hf import needed_operations
 
@@ -58,6 +61,45 @@ def test_a_step_does_what_is_needed_and_no_more(targets, dropout):
         F.cross_entropy(logits, torch.zeros(5, dtype=torch.int64)).backward()
     needed = needed_operations(config, adapted, R=3, lengths=np.full(5, 7))
     assert counter.get_total_flops() == needed
+
+
+@pytest.fixture
+def gpu_records(minilm, some_reviews, tmp_path, monkeypatch):
+    """gpu_records("--minutes", "3"): what benchmarks/gpu.py --quick finds, part by part."""
+    saved = {}
+    base = saved_base(tmp_path / "base", vocab_size=30522, max_position_embeddings=128)
+    shutil.copy(f"{minilm}/tokenizer.json", base)
+    monkeypatch.setattr(gpu, "save_results", lambda *_, parts: saved.update(parts))
+
+    def gpu_records(*arguments: str) -> dict[str, list[dict]]:
+        words = ["gpu.py", "--quick", "--model", str(base), "--data", str(some_reviews), *arguments]
+        monkeypatch.setattr(sys, "argv", words)
+        gpu.main()
+        return saved
+
+    return gpu_records
+
+
+@pytest.mark.slow
+def test_make_gpu_runs_whole_on_a_cpu(gpu_records, capsys):
+    records = gpu_records()
+    table = capsys.readouterr().out
+    assert [*records] == [*gpu.PARTS] and all(records.values())
+    figures = {r["what"]: r["figure"] for part in records.values() for r in part}
+    assert "skipped" in figures["tests marked cuda"]
+    for what, figure in figures.items():
+        assert not re.search(r"Error|error:|ended", figure), (what, figure)
+        assert f"| {what} | {figure} |" in table
+        if "float32" in what and "losses" in what:
+            assert float(figure) < 1e-5
+    assert figures["stopped and gone on with, auto"] == "the same bytes"
+    assert figures["a table labelled"].endswith("2,000 rows labelled")
+
+
+def test_make_gpu_ends_in_time_with_what_it_has(gpu_records):
+    records = gpu_records("--minutes", "0", "--parts", "tests,parity")
+    for name in ("tests", "parity"):
+        assert records[name][-1] == {"what": name, "figure": "ended: the time was over"}
 
 
 @pytest.mark.slow

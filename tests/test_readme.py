@@ -106,7 +106,8 @@ def test_the_snippets(home):
 
 
 @pytest.mark.parametrize(
-    "target", ["train", "test", "test-cluster", "figures", "bench", "fuzz", "faults", "merge"]
+    "target",
+    ["train", "test", "test-cluster", "figures", "bench", "gpu", "fuzz", "faults", "merge"],
 )
 def test_make_with_a_python_of_ones_own_installs_nothing(target):
     """`make -n` shows what would be run: what the Makefile's head promises for PYTHON=."""
