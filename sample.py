@@ -19,6 +19,7 @@ from support import errors
 
 errors.explain_from_here(__name__)  # the imports take a second, in which much can go wrong
 
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from lora import merge_lora_weights
 from runtime import adapters, devices, texts
 from support import hub, parallel
 from support.errors import InputError
-from support.options import OneLineParser
+from support.options import OneLineParser, flag
 from support.tasks import Task, task_of
 
 
@@ -119,6 +120,15 @@ def show(models: list[Model], given: list[texts.Text], as_json: bool) -> None:
                 print(errors.plain(f"{model.task.as_text(answer)}  {said}"))
 
 
+# What is done with a whole table, and the options that go with it.
+GO_WITH = {
+    "score": ["json", "out", "text_column", "batch_tokens"],
+    "glue": ["out", "text_column", "batch_tokens"],
+    "out": ["out", "text_column", "batch_tokens", "prefix", "scores"],
+}
+GO_WITH["score"] += ["label_column", "label_names", "label_separator", "label_columns"]
+
+
 def parse():
     """The command line. Raises InputError for options that do not go together."""
     parser = OneLineParser(description=__doc__.partition("\n")[0])
@@ -145,26 +155,21 @@ def parse():
     add("--scores", action="store_true", help="with --out: also a column for each class")
     add("--batch-tokens", type=int, help="of a table: tokens in a batch, padding included")
     given = parser.parse_args()
-    if (given.out or given.score) and (not given.file or len(given.adapter or []) > 1):
-        raise InputError("--out and --score take a whole --file, by one --adapter")
-    if given.out and not given.score and given.json:
-        raise InputError("--out labels a whole --file without --json, which prints")
-    if not (given.out or given.score) and (given.text_column or given.batch_tokens):
-        raise InputError("--text-column and --batch-tokens go with --out and --score")
-    if (given.prefix or given.scores) and (given.score or given.glue or not given.out):
-        raise InputError("--prefix and --scores go with --out, and without --score and --glue")
-    of_labels = (given.label_column, given.label_names, given.label_separator, given.label_columns)
-    if not given.score and any(of_labels):
-        raise InputError("--label-column, --label-names and their like go with --score")
-    if given.glue and (given.score or not given.out):
-        raise InputError("--glue goes with --out, and without --score")
-    is_table = given.file and given.file.endswith((".parquet", ".csv", ".jsonl"))
-    if is_table and not (given.out or given.score):
+    done = next((way for way in GO_WITH if getattr(given, way)), "")
+    for name in sorted({*itertools.chain(*GO_WITH.values())}):
+        if getattr(given, name) and name not in GO_WITH.get(done, ["json"]):
+            ways = [flag(way) for way, names in GO_WITH.items() if name in names]
+            raise InputError(f"{flag(name)} goes with {' or '.join(ways)} alone")
+    if done and (not given.file or len(given.adapter or []) > 1):
+        raise InputError(f"{flag(done)} takes a whole --file, and one --adapter")
+    if given.glue and not given.out:
+        raise InputError("--glue takes the name of the file to write: --out SST-2.tsv")
+    if not done and given.file and given.file.endswith((".parquet", ".csv", ".jsonl")):
         raise InputError(f"{given.file}: a table; --out labels it, and --score scores it")
-    if given.batch_tokens is not None and given.batch_tokens < 1:
-        raise InputError(f"--batch-tokens {given.batch_tokens}: at least one token")
-    if given.max_length is not None and not 3 <= given.max_length < 2**31:
-        raise InputError(f"--max-length {given.max_length}: at least [CLS], a token and [SEP]")
+    for name, least in ("batch_tokens", 1), ("max_length", 3):  # [CLS], a token and [SEP]
+        value = getattr(given, name)
+        if value is not None and not least <= value < 2**31:
+            raise InputError(f"{flag(name)} {value}: at least {least}")
     return given
 
 

@@ -582,14 +582,14 @@ def test_what_cannot_be_labelled_is_one_line_and_leaves_nothing(
         (["--text-column", "text,text"], "one text or a pair"),
         (["--text-column", "other"], "no column other among text"),
         (["--text-column", "number"], "the column 'number' is int64, expected text"),
-        (["--json"], "without --json"),
-        (["--adapter", "a", "--adapter", "b"], "by one --adapter"),
+        (["--json"], "--json goes with --score alone"),
+        (["--adapter", "a", "--adapter", "b"], "--out takes a whole --file, and one --adapter"),
         (["--out", "b.txt"], "the name must end in .parquet, .csv, .jsonl"),
         (["--out", "b.tsv"], "the name must end in .parquet, .csv, .jsonl"),
         (["--out", "b.csv"], "'list' is list<element: int64>, which only .parquet holds"),
         (["--device", "cuda"], "--device cuda cannot be used here"),
         (["--max-length", "41"], "--max-length 41: MODEL has 40 positions"),
-        (["--batch-tokens", "0"], "--batch-tokens 0: at least one token"),
+        (["--batch-tokens", "0"], "--batch-tokens 0: at least 1"),
     ],
 )
 def test_bad_arguments_are_one_line(refuses, model, tmp_path, monkeypatch, arguments, problem):

@@ -424,13 +424,13 @@ def test_more_classes_than_are_shown(says, tiny, sentences, tmp_path):
 @pytest.mark.parametrize(
     "arguments, problem",
     [
-        (["--score"], "--out and --score take a whole --file"),
-        (["--score", "great film"], "--out and --score take a whole --file"),
-        (["--file", "{file}", "--label-column", "a"], "--label-names and their like go with"),
+        (["--score"], "--score takes a whole --file, and one --adapter"),
+        (["--score", "great film"], "--score takes a whole --file, and one --adapter"),
+        (["--file", "{file}", "--label-column", "a"], "--label-column goes with --score alone"),
         (["--file", "{file}", "--score", "--label-column", "a"], "no column a among text, label"),
         (["--file", "{file}", "--score", "--out", "{file}"], "is there already"),
         (["--file", "{file}", "--score", "--out", "a.tsv"], "must end in .csv, .parquet, .jsonl"),
-        (["--file", "{file}", "--score", "--prefix", "a_"], "--prefix and --scores go with --out"),
+        (["--file", "{file}", "--score", "--prefix", "a_"], "--prefix goes with --out alone"),
         (["--file", "{file}", "--score", "--label-names", "a,b"], "the model has 3 classes"),
         (["--file", "{file}"], "--out labels it, and --score scores it"),
         (["--file", "nowhere.csv", "--score"], "nowhere.csv: cannot be read"),
@@ -495,7 +495,9 @@ def test_another_file_or_model_for_glue_is_refused(fails, of_three, sentences, t
     said = fails(*words, tmp_path / "SST-2.tsv")
     assert "the model answers bad, so-so, good, and sst2 takes negative, positive" in said
     assert "stsb takes a number" in fails(*words, tmp_path / "STS-B.tsv")
-    assert "--glue goes with --out" in fails("--adapter", of_three, "--file", file, "--glue")
+    assert "--glue takes the name of the file to write" in fails(
+        "--adapter", of_three, "--file", file, "--glue"
+    )
 
 
 # At the end of a training.
