@@ -90,9 +90,11 @@ while True:
     finished = status == 0
     if not finished:
         status = run()
+    if os.path.exists(f"{out}.parts"):
+        status = "parts that are left"
+        shutil.rmtree(f"{out}.parts")
     print("ended with", status, flush=True)
     os.rename(out, f"{out}.{number}")
-    shutil.rmtree(f"{out}.parts", ignore_errors=True)
     if finished:
         break
     number += 1
