@@ -29,6 +29,7 @@ from tqdm import tqdm
 from data import Encoded, encode
 from runtime import fast
 from runtime.checkpoint import hash_arrays, hash_code
+from runtime.data_notes import token_notes
 from runtime.texts import Text, compute_logits, is_text
 from support import errors, files, parallel, pieces
 from support.errors import InputError
@@ -168,8 +169,15 @@ class Labelling:
         """Answers some pieces, while a thread reads and tokenizes the next one."""
 
         def encoded() -> Iterator:
+            is_told = not parallel.is_first()
             for path, _, texts in self.pieces({*numbers}, self.table.columns):
-                yield path, len(texts), *encode_texts(self.model, texts)
+                rows, tokens = encode_texts(self.model, texts)
+                if tokens and not is_told:  # of the first piece
+                    given = [texts[row] for row in rows]
+                    for note in token_notes(self.model.tokenizer, given, tokens):
+                        errors.say(f"note on the first {len(given):,} texts: {note}")
+                    is_told = True
+                yield path, len(texts), rows, tokens
 
         def advance(module, inputs, logits) -> None:  # what a hook returns would replace the logits
             bar.update(len(logits))

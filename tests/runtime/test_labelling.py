@@ -509,6 +509,19 @@ def test_a_bar_that_moves_changes_nothing(labels, texts, theirs, tmp_path, monke
     assert shown[0].n == shown[0].total == 201
 
 
+def test_long_texts_and_unknown_tokens_are_named(labels, tmp_path):
+    """Once, though there are many pieces."""
+    path = tmp_path / "a.csv"
+    texts = ["good " * 50, "電影 very good", "bad"] * 20
+    path.write_text("text\n" + "".join(f"{text}\n" for text in texts))
+    said = labels(path, tmp_path / "b.csv", "--max-length", 20).splitlines()
+    long, unknown = [line for line in said if line.startswith("note ")]
+    assert long.startswith(
+        "note on the first 16 texts: 37.5% of the texts are longer than --max-length 20, and cut"
+    )
+    assert re.match(r"note on the first 16 texts: \d+\.\d% of the tokens are \[UNK\]", unknown)
+
+
 @pytest.mark.parametrize("form", ["tsv", "csv", "parquet"])
 def test_what_pandas_writes_is_labelled(labels, tmp_path, form):
     """Quoted fields in a .tsv, which stay so; UTF-16 and semicolons; categories."""
