@@ -419,5 +419,5 @@ def test_the_default_config_is_that_of_transformers():
     ours = BertConfig()
     theirs = transformers.BertConfig()
     for name, value in vars(ours).items():
-        if name != "text_pairs":  # our own
+        if name not in ("text_pairs", "model_max_length"):  # our own
             assert value == getattr(theirs, name), name
