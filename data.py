@@ -163,7 +163,7 @@ def make_batch(data: Encoded, rows: np.ndarray) -> tuple:
 
     The shapes are (B, S), (B, S), (B, S) and (B,), where S is the longest row's length. The mask
     is true on tokens and false on padding, and None where nothing is padded; token_type_ids is
-    None unless the texts are pairs. Nothing here waits for a GPU.
+    None unless the texts are pairs.
     """
     device = data.input_ids.device
     lengths, starts = data.lengths[rows], data.starts[rows]  # (B,), (B,)

@@ -40,7 +40,7 @@ from data import (
 from lora import apply_lora_to_model, mark_only_lora_as_trainable, open_adapter, save_adapter
 from runtime import adapters, devices, report
 from runtime.data_notes import data_notes
-from runtime.run import Run, claimed
+from runtime.run import Run, open_run
 from runtime.run_folder import RunOptions, former_options
 from support import glue, hub, offline, options, parallel
 from support.metrics import METRICS
@@ -171,7 +171,7 @@ def set_up(config: Config, rewrite=None) -> Setup:
     ]
 
     def encoded(split: Split) -> Encoded:
-        return placement.put(encode(tokenizer, split.texts, split.labels))
+        return placement.move(encode(tokenizer, split.texts, split.labels))
 
     train_set, validation_set = encoded(data.train), encoded(data.validation)
     return Setup(
@@ -245,7 +245,7 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
 
     # Forward and backward, batch by batch: the gradients add up to that of the mean over all rows.
     batches = np.split(rows, range(config.batch_size, len(rows), config.batch_size))
-    for number, batch in parallel.mine([*enumerate(batches)]):
+    for number, batch in parallel.own_part([*enumerate(batches)]):
         # A batch has random numbers of its own, whatever was drawn, stopped or shared out before.
         generator = np.random.default_rng([config.seed, step, number])
         torch.manual_seed(int(generator.integers(2**63)))
@@ -308,7 +308,8 @@ def fit(setup: Setup, run: Run) -> None:
 def evaluate(setup: Setup, data: Encoded) -> tuple[dict[str, float], Tensor]:
     """The mean loss and the task's scores on encoded texts with labels, and the logits (N, C)."""
     batches = batches_by_length(data.lengths, setup.placement.batch_tokens)
-    logits = predict(setup.model, data, parallel.mine(batches), setup.placement.autocast)  # (N, C)
+    batches = parallel.own_part(batches)
+    logits = predict(setup.model, data, batches, setup.placement.autocast)  # (N, C)
     logits = parallel.all_sum(logits)
     assert data.labels is not None
     return evaluation(setup.task, logits, data.labels.cpu()), logits
@@ -330,7 +331,7 @@ def train(config: Config, notice: str = "") -> None:
     """A whole run, in its folder."""
     if config.push_to_hub:
         adapters.check_push(config)
-    with claimed(config) as run:
+    with open_run(config) as run:
         setup = set_up(config)
         run.begin(setup)
         run.say(notice)

@@ -30,7 +30,7 @@ class Placement:
     batch_tokens: int  # the most in a batch of texts to answer
     notes: list[str]  # what a user should know of it
 
-    def put(self, encoded: Encoded) -> Encoded:
+    def move(self, encoded: Encoded) -> Encoded:
         return encoded.to(self.device, multiple=self.multiple, always_mask=self.always_mask)
 
 

@@ -48,7 +48,7 @@ def label(model, given) -> None:
     with contextlib.ExitStack() as at_end:
         rows, missing = parallel.broadcast(partial(work.begin, at_end))
         try:
-            work.answer(rows, parallel.mine(missing))
+            work.answer(rows, parallel.own_part(missing))
         except KeyboardInterrupt:
             errors.say("stopped; the same command goes on")
             raise

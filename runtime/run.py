@@ -21,7 +21,7 @@ from support.tasks import metric_in_words
 
 
 @contextlib.contextmanager
-def claimed(config):
+def open_run(config):
     """Yields a Run, whose --out is new, or holds that run: else InputError is raised."""
     parallel.broadcast(lambda: run_folder.check(config))
     with contextlib.ExitStack() as stack:
@@ -60,7 +60,7 @@ class Run:
         self.facts = checkpoint.describe(setup)
         parallel.same_everywhere(json.dumps(self.facts))
         self.tensors = checkpoint.run_tensors(setup.model, setup.optimizer)
-        progress, notes = parallel.broadcast(self.claim)
+        progress, notes = parallel.broadcast(self.take_folder)
         parallel.broadcast_tensors([*self.tensors.values()])
         if scaler := progress.pop("scaler", None):
             setup.placement.scaler.load_state_dict(scaler)
@@ -92,7 +92,7 @@ class Run:
         for note in notes:
             self.say(note)
 
-    def claim(self) -> tuple[dict, list[str]]:
+    def take_folder(self) -> tuple[dict, list[str]]:
         self.out.mkdir(parents=True, exist_ok=True)
         self.stack.enter_context(files.locked(self.out))
         run_folder.check(self.config)
@@ -113,7 +113,7 @@ class Run:
                 file.write(text.translate(errors.ESCAPES_IN_LINES) + "\n")
 
     def note_step(self, loss_sum: Tensor, right: Tensor, count: int) -> None:
-        """A step has been taken on `count` sentences. Nothing here waits for a GPU."""
+        """A step has been taken on `count` sentences."""
         self.step += 1
         self.unlogged[0] += loss_sum
         self.unlogged[1] += right

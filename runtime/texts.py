@@ -65,7 +65,7 @@ def compute_logits(model, encoded: Encoded, batch_tokens: int | None = None) -> 
 
     Raises InputError where they are no finite numbers.
     """
-    encoded = model.placement.put(encoded)
+    encoded = model.placement.move(encoded)
     batches = batches_by_length(encoded.lengths, batch_tokens or model.placement.batch_tokens)
     logits = predict(model.model, encoded, batches, model.placement.autocast)  # (N, C)
     if not logits.isfinite().all():

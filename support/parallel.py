@@ -91,7 +91,7 @@ def is_first() -> bool:
     return RANK == 0
 
 
-def mine(items: Sequence) -> Sequence:
+def own_part(items: Sequence) -> Sequence:
     """Those of the items that are this process's: of N processes every N-th."""
     return items[RANK::SIZE]
 

@@ -46,7 +46,7 @@ def exchange(folder: Path) -> None:
     """Tensors and values of every kind."""
     rank = parallel.RANK
     assert parallel.SIZE == parallel.LOCAL_SIZE == 2
-    assert parallel.mine([*range(5)]) == [[0, 2, 4], [1, 3]][rank]
+    assert parallel.own_part([*range(5)]) == [[0, 2, 4], [1, 3]][rank]
     assert parallel.all_max(rank, -rank, 7 - 2**62 * rank) == [1, 0, 7]
     assert parallel.all_sum(torch.full((3,), rank + 0.5)).tolist() == [2, 2, 2]
     doubles = parallel.all_sum(torch.full((2,), rank + 2.0**-40, dtype=torch.float64))

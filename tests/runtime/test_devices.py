@@ -106,7 +106,7 @@ def test_encoded_texts_go_where_the_model_is():
         batch_tokens=1,
         notes=[],
     )
-    put = placement.put(encoded)
+    put = placement.move(encoded)
     assert put.input_ids.is_meta and put.labels.is_meta and put.lengths is lengths
     assert (put.multiple, put.always_mask) == (8, True)
 

@@ -106,7 +106,7 @@ def test_in_one_process_nothing_happens(monkeypatch):
     tensor = torch.arange(3.0)
     parameter = torch.nn.Parameter(torch.ones(2))
     assert (parallel.RANK, parallel.SIZE, parallel.is_first()) == (0, 1, True)
-    assert parallel.mine([1, 2, 3]) == [1, 2, 3]
+    assert parallel.own_part([1, 2, 3]) == [1, 2, 3]
     assert parallel.all_sum(tensor) is tensor
     assert parallel.sum_gradients([parameter], tensor[1]) == (1,) and parameter.grad is None
     assert parallel.all_max(3, -1) == [3, -1]
