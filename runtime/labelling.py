@@ -43,7 +43,7 @@ def label(model, given) -> None:
     InputError for a table that cannot be read, or cannot stand in such a file with its answers.
     """
     work = Labelling(model, given)
-    parallel.same_everywhere(repr([work.identity, work.table.stamp[0]]))
+    parallel.same_everywhere(repr([work.identity.digest(), work.table.stamp[0]]))
     pack(model)
     with contextlib.ExitStack() as at_end:
         rows, missing = parallel.broadcast(partial(work.begin, at_end))
@@ -123,7 +123,8 @@ class Labelling:
         weights = hash_arrays(model.model.state_dict())
         code = [hash_code(name) for name in ("bert.py", "lora.py", "data.py")]
         place = [str(model.placement.device), str(model.placement.dtype)]
-        self.identity = [repr(config), model.tokenizer.to_str(), weights, code, place]
+        decides = [config, model.tokenizer.to_str(), weights, code, place]
+        self.identity = hashlib.sha256(repr(decides).encode())
 
     def parts(self, end: str = "") -> list[Path]:
         return [*self.folder.glob(f"*-{'[0-9a-f]' * 32}.part{end}")]
@@ -133,8 +134,10 @@ class Labelling:
         for number, piece in enumerate(self.table.pieces(columns)):
             if numbers is None or number in numbers:
                 texts = self.table.texts(piece, first=number * pieces.PIECE)
-                key = hashlib.sha256(repr([self.identity, texts]).encode()).hexdigest()
-                yield self.folder / f"{number:06}-{key[:32]}.part", piece, texts
+                key = self.identity.copy()
+                for text in texts:
+                    key.update(repr(text).encode())
+                yield self.folder / f"{number:06}-{key.hexdigest()[:32]}.part", piece, texts
 
     def begin(self, at_end: contextlib.ExitStack) -> tuple[int, list[int]]:
         """Claims the folder; the number of rows, and the numbers of the pieces to answer.
