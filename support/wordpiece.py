@@ -54,10 +54,9 @@ def load_tokenizer(folder: str | Path, max_length: int | None = None) -> Tokeniz
 def copy_tokenizer(source: Path, target: Path, max_length: int | None = None) -> None:
     """Writes the tokenizer of `source` into `target`, in the files that any engine may read.
 
-    There it cuts texts to `max_length` tokens, or to the model's positions.
-
     They say the same, so that an engine that reads tokenizer.json alone makes the same tokens as
-    one that takes only the vocabulary from there.
+    one that takes only the vocabulary from there. They tell it to cut texts to `max_length` tokens,
+    or to the model's positions.
     """
     tokenizer, settings = read_tokenizer(source)
     settings["model_max_length"] = max_length or settings["model_max_length"]
@@ -76,11 +75,13 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict]:
     """The tokenizer, and what a tokenizer_config.json must say to mean the same."""
     config = read_if_there(folder / "config.json")
     settings = read_settings(folder, config)
+    of_json = settings["tokenizer_class"] in FILE_CLASSES  # tokenizer.json decides all of it
     path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not path.is_file() and not of_json:
         path = folder / "vocab.txt"
     if not path.is_file():
-        raise InputError(f"{folder}: holds no tokenizer, in tokenizer.json or vocab.txt")
+        files = "tokenizer.json" if of_json else "tokenizer.json or vocab.txt"
+        raise InputError(f"{folder}: holds no tokenizer, in {files}")
     with reading(path):
         if path.suffix == ".json":
             values = read_json(path)
@@ -91,28 +92,19 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict]:
             vocab = models.WordPiece.read_file(str(path))
         names = {key: content(settings.get(key, usual)) for key, usual in NAMES.items()}
         rules = {key: settings.get(key, usual) for key, (_, usual) in RULES.items()}
-        if settings["tokenizer_class"] in FILE_CLASSES:
+        if of_json:
             rules = {key: values["normalizer"].get(name) for key, (name, _) in RULES.items()}
         tokenizer = assemble(vocab, names, rules)
         listed = listed_tokens(folder, settings, values)
-        known = config.get("vocab_size", 30522)
-        add_tokens(tokenizer, listed, special_tokens(settings), known)
-        for number, token in listed.items():
-            counted = tokenizer.token_to_id(token.content)
-            if token.content not in vocab and counted != number:
-                text = f"{token.content!r:.40} has the number {number}, but is number {counted}"
-                raise InputError(f"{path}: the added token {text} of its vocabulary")
+        rows = config.get("vocab_size", 30522)
+        add_tokens(tokenizer, listed, special_tokens(settings), rows)
         template = set_template(tokenizer, names)
-        if values.get("post_processor") or settings["tokenizer_class"] in FILE_CLASSES:
+        if of_json or values.get("post_processor"):
             check_template(path, values.get("post_processor") or {}, template)
-        ids = [*tokenizer.get_vocab().values(), *tokenizer.encode("\U00013000").ids]  # [UNK] too
-        if max(ids) >= known:
-            raise InputError(f"{path}: has a token of number {max(ids)}; the model knows {known}")
+        check_numbers(path, tokenizer, vocab, listed, rows)
     length = config.get("max_position_embeddings", 512)
-    return tokenizer, {
-        "tokenizer_class": "BertTokenizer",
-        "model_max_length": length,
-    } | rules | names
+    written = {"tokenizer_class": "BertTokenizer", "model_max_length": length}
+    return tokenizer, written | rules | names
 
 
 def read_if_there(path: Path) -> dict:
@@ -205,11 +197,11 @@ def listed_tokens(folder: Path, settings: dict, values: dict) -> dict[int, Added
 
 
 def add_tokens(
-    tokenizer: Tokenizer, listed: dict[int, AddedToken], special: list[str], known: int
+    tokenizer: Tokenizer, listed: dict[int, AddedToken], special: list[str], rows: int
 ) -> None:
     """Adds the tokens in the order of their numbers, then the special ones that are not listed.
 
-    One that the vocabulary lacks, as some do [MASK], needs a row of the model, which has `known`.
+    One that the vocabulary lacks, as some do [MASK], needs one of the model's `rows`.
     """
     tokens = [listed[number] for number in sorted(listed)]
     texts = [token.content for token in tokens]
@@ -217,7 +209,7 @@ def add_tokens(
         token.special = token.special or token.content in special
     tokenizer.add_tokens(tokens)
     for text in dict.fromkeys(special):
-        has_row = tokenizer.token_to_id(text) is not None or tokenizer.get_vocab_size() < known
+        has_row = tokenizer.token_to_id(text) is not None or tokenizer.get_vocab_size() < rows
         if text and text not in texts and has_row:
             tokenizer.add_tokens([AddedToken(text, special=True)])
 
@@ -246,3 +238,15 @@ def check_template(path: Path, found: dict, wanted: dict) -> None:
         good = kind == "BertProcessing" and (found["cls"], found["sep"]) == (cls, sep)
     if not good:
         raise InputError(f"{path}: post_processor {kind!s:.40} is not BERT's [CLS] A [SEP] B [SEP]")
+
+
+def check_numbers(path: Path, tokenizer: Tokenizer, vocab, listed: dict, rows: int) -> None:
+    """Raises InputError for tokens that the model has no row for, or another one."""
+    for number, token in listed.items():
+        counted = tokenizer.token_to_id(token.content)
+        if token.content not in vocab and counted != number:
+            text = f"{token.content!r:.40} has the number {number}, but is number {counted}"
+            raise InputError(f"{path}: the added token {text} of its vocabulary")
+    ids = [*tokenizer.get_vocab().values(), *tokenizer.encode("\U00013000").ids]  # [UNK] too
+    if max(ids) >= rows:
+        raise InputError(f"{path}: has a token of number {max(ids)}; the model knows {rows}")

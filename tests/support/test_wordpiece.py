@@ -108,6 +108,9 @@ def test_tokenizer_json_decides_where_the_class_says_so(tmp_path):
     ours = load_tokenizer(folder)
     assert not differences(ours, AutoTokenizer.from_pretrained(folder))
     assert ours.encode("A [URL]").tokens == ["[CLS]", "A", "[URL]", "[SEP]"]
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"holds no tokenizer, in tokenizer\.json$"):
+        load_tokenizer(folder)
 
 
 @pytest.mark.parametrize("form", ["added_tokens.json", "decoder", "extra", "special_tokens_map"])
