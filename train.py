@@ -324,7 +324,7 @@ def save_model(setup: Setup, run: Run, folder: Path) -> None:
     else:
         setup.model.save_pretrained(folder)
         adapters.copy_tokenizer(hub.folder(setup.config.model), folder, setup.config.max_length)
-    report.write_card(setup.config, folder, run.history, setup.steps)
+    report.write_card(setup, folder, run.history)
 
 
 def train(config: Config, notice: str = "") -> None:

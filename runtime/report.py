@@ -137,10 +137,10 @@ CARD = """\
 {metadata}
 ---
 `{config.model}`, fine-tuned on `{config.data}` with {method}; {step} of {steps} steps.
-Validation: {scores}.
+Validation: {scores}; the best is that of the best {metric}.
 
     {command}
-    python sample.py --adapter {name}
+    {use}
 
 ```python
 {usage}
@@ -156,10 +156,14 @@ model = PeftModel.from_pretrained(base, {name!r})"""
 MODEL_USAGE = "transformers.pipeline('text-classification', model={name!r})"
 
 
-def write_card(config, folder: Path, history: list[dict], steps: int) -> None:
-    """A README.md for the model in `folder`, as the Hub reads it, with the last scores."""
+def write_card(setup, folder: Path, history: list[dict]) -> None:
+    """A README.md for the model in `folder`, as the Hub reads it, with the last scores.
+
+    `setup` is a train.Setup; its first validation text is the example.
+    """
+    config = setup.config
     local = {}  # what lies on this machine: the folders above it are nobody else's business
-    for option in ("model", "data", "init_adapter"):
+    for option in ("model", "data", "init_adapter", "validation"):
         path = Path(getattr(config, option) or "nowhere")
         if path.exists():
             local[option] = path.absolute().name
@@ -178,13 +182,21 @@ def write_card(config, folder: Path, history: list[dict], steps: int) -> None:
         config=config,
         method=method,
         step=history[-1]["step"],
-        steps=steps,
+        steps=setup.steps,
         scores=spell(scores),
+        metric=metric_in_words(setup.task),
         command=shlex.join(["python", "train.py", *options.as_flags(changed)]),
-        name=shlex.quote(name),
+        use=shlex.join(["python", "sample.py", "--adapter", name, *example_words(setup)]),
         usage=usage.format(name=name, base=config.model.partition("@")[0]),
     )
     files.write_text(folder / "README.md", text)
+
+
+def example_words(setup) -> list[str]:
+    """The words of a command line that give the first validation text, or a pair."""
+    text = setup.validation_texts[0]
+    words = [plain(" ".join(part.split()))[:200] for part in text]
+    return ["--pair", *words] if len(words) == 2 else words
 
 
 def card_metadata(config, local: dict, scores: dict[str, float]) -> str:

@@ -2,7 +2,9 @@
 curves as a picture."""
 
 import re
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import open_theirs, write_table
@@ -11,6 +13,7 @@ from matplotlib import image
 
 import train
 from runtime import report
+from support.tasks import Classification
 from train import Config
 
 HISTORY = [
@@ -23,10 +26,12 @@ NUMBERS = [
 ]
 
 
-def card(config: Config, folder: Path, history=HISTORY) -> ModelCard:
+def card(config: Config, folder: Path, history=HISTORY, text=("It's a film",)) -> ModelCard:
     """What the Hub reads of the model card for `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    report.write_card(config, folder, history, steps=2)
+    task = Classification(["no", "yes"], "f1")
+    setup = SimpleNamespace(config=config, steps=2, task=task, validation_texts=[text])
+    report.write_card(setup, folder, history)
     return ModelCard((folder / "README.md").read_text(encoding="utf-8"))
 
 
@@ -95,9 +100,20 @@ def test_the_hub_reads_the_card(tiny, tmp_path, rank):
     assert results == {"loss": 0.6, "accuracy": 0.75}
     assert "--lr=0.002" in read.text and "--hub-model-id" not in read.text
     assert "loss 0.6000  accuracy 0.7500" in read.text and "; 2 of 2 steps." in read.text
-    assert "sample.py --adapter you/rte\n" in read.text
+    assert "sample.py --adapter you/rte 'It'\"'\"'s a film'\n" in read.text
+    assert "the best is that of the best f1 of 'yes'." in read.text
     assert ("LoRA (rank 8, alpha 16, on query,value)" in read.text) == bool(rank)
     assert ("PeftModel" in read.text) == bool(rank)
+
+
+def test_the_cards_example_is_a_text_of_the_task(tmp_path):
+    """In one line of a shell, whatever stands in it."""
+    pair = ("a\n# b\x1b $HOME", "c `d` " + "e" * 300)
+    text = card(Config("you/base", "you/data"), tmp_path, text=pair).text
+    line = next(line for line in text.splitlines() if "sample.py" in line)
+    words = shlex.split(line)
+    assert words[4:6] == ["--pair", "a # b\\u001b $HOME"]
+    assert words[6].startswith("c `d` eee") and len(words[6]) == 200 and len(words) == 7
 
 
 def test_the_card_names_a_base_of_the_hub(tmp_path):
@@ -116,8 +132,9 @@ def test_a_card_names_no_path_of_the_machine(tiny, some_reviews, tmp_path, monke
     folder = Path(out, "final")
     if "home" in out:
         folder = folder.absolute()
-    read = card(Config(model=str(tiny), data=str(some_reviews), out=out), folder)
-    assert "--adapter out/final\n" in read.text
+    held = {"validation": str(some_reviews)}
+    read = card(Config(model=str(tiny), data=str(some_reviews), out=out, **held), folder)
+    assert "--adapter out/final '" in read.text and "--validation=reviews.csv" in read.text
     assert "from_pretrained(base, 'out/final')" in read.text
     assert f"from_pretrained('{tiny.name}', config=config)" in read.text
     assert "--data=reviews.csv" in read.text
