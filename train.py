@@ -146,6 +146,7 @@ def set_up(config: Config, rewrite=None) -> Setup:
     torch.manual_seed(config.seed)
     model = build_model(config, base, data.task.names, pairs=len(data.columns) == 2)
     data.task.names = [*model.config.id2label.values()]  # those of --init-adapter, maybe
+    adapters.check_kind(config, model.config, data.task)
     model.config.problem_type = data.task.problem_type
     if rewrite is not None:
         model = rewrite(model)

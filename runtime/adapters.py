@@ -13,6 +13,7 @@ from lora import merge_lora_weights, named_base, open_adapter, read_adapter_conf
 from support import errors, files, hub, parallel
 from support.errors import InputError, listing
 from support.options import OneLineParser
+from support.tasks import Task
 from support.wordpiece import copy_tokenizer
 
 
@@ -43,6 +44,14 @@ def same_classes(adapter: Path, theirs: list[str], found: list[str]) -> list[str
         classes = f"{listing(theirs)} ({len(theirs)}), and the data {listing(found)} ({len(found)})"
         raise InputError(f"{adapter}: has the classes {classes}; see --label-names and --metric")
     return found if theirs == unnamed else theirs
+
+
+def check_kind(config, model_config: BertConfig, task: Task) -> None:
+    """Raises InputError for an --init-adapter of another kind of task than the data's."""
+    told = model_config.problem_type
+    if config.init_adapter and told not in (None, task.problem_type):
+        kinds = f"is of {told}, and the data of {task.problem_type}"
+        raise InputError(f"{config.init_adapter}: {kinds}")
 
 
 def check_fit(model_config: BertConfig, config, pairs: bool) -> None:

@@ -234,8 +234,13 @@ def adapters_saved_here(folder: Path) -> dict[str, torch.Tensor]:
 
 def adapters_trained_on(folder: Path) -> dict[str, torch.Tensor]:
     """Goes on with the training of peft's adapters; what each says then."""
-    rows = [{"text": text, "label": i % 3} for i, text in enumerate(TEXTS * 3)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in "rows", "several":
+        rows = [{"text": text, "label": i % 3} for i, text in enumerate(TEXTS * 3)]
+        if name == "several":
+            rows = [row | {"label": [*range(row["label"])]} for row in rows]
+            rows[0]["label"] = [2]
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
     common = {
         "--data": folder / "rows.jsonl",
         "--epochs": 1,
@@ -252,6 +257,8 @@ def adapters_trained_on(folder: Path) -> dict[str, torch.Tensor]:
         }
         if name == "a regression":
             options["--metric"] = "pearson"
+        if name == "several labels":
+            options["--data"] = folder / "several.jsonl"
         train_here(*(word for option in (common | options).items() for word in option))
         expected[name] = says(lora.open_adapter(folder / f"out {name}" / "final"))
     return expected

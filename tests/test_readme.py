@@ -19,6 +19,7 @@ TYPED = [
 ]
 COMMANDS = [line for lines in TYPED for line in lines if line.startswith("python ")]
 SNIPPETS = [block for kind, block in BLOCKS if kind == "python"]
+TRAINING = [block for block in SNIPPETS if block.startswith("from train ")]
 BASE = "offline/all-MiniLM-L6-v2"
 FEW = ["--epochs", "1", "--max-length", "12", "--batch-size", "16"]
 
@@ -86,7 +87,10 @@ def test_the_snippets(home):
     home, run = home
     run("-m", "runtime.adapters", "merge", "out/best", "merged")
     card = (home / "out" / "best" / "README.md").read_text(encoding="utf-8")
-    snippets = [*SNIPPETS, re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]]
+    run("-c", *TRAINING)
+    assert (home / "out-python" / "best" / "adapter_model.safetensors").exists()
+    others = [block for block in SNIPPETS if block not in TRAINING]
+    snippets = [*others, re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]]
     shows = [
         "",  # the README's prints its answer
         "print(classify('great film', top_k=None))",

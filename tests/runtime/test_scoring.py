@@ -401,6 +401,34 @@ def test_one_label_where_several_are_meant_and_the_reverse(fails, of_three, tiny
     assert "--threshold 1.5: from" in fails("--adapter", several, "--threshold", "1.5", "great")
 
 
+def test_several_labels_from_a_table_to_a_report(run, tiny, sentences, refused, tmp_path):
+    """Trained, scored, gone on with; and no going on with one class a text."""
+    names = ["toxic", "insult", "threat"]
+    sets = [[name for bit, name in enumerate(names) if number >> bit & 1] for number in range(8)]
+    table = {"text": sentences, "label": [sets[number % 8] for number in range(60)]}
+    file = write_table(tmp_path / "table.jsonl", table)
+    small = ["--epochs", 1, "--max-length", 16, "--model", tiny, "--data", file]
+    done = run("train.py", *small, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "any of the labels insult, threat, toxic; best is the model of the best macro_f1"
+        in done.stdout
+    )
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(report["classes"]) == sorted(names)
+    assert f"best validation macro_f1 {report['macro_f1']:.4f}, kept" in done.stdout
+    best = tmp_path / "out" / "best"
+    done = run("sample.py", "--adapter", best, "--file", file, "--score", "--json")
+    assert done.returncode == 0, done.stderr
+    classes = json.loads(done.stdout)["classes"]
+    assert [classes[name]["support"] for name in names] == [30, 30, 28]
+    done = run("train.py", *small, "--init-adapter", best, "--out", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    one = write_table(tmp_path / "one.csv", table | {"label": sorted(names) * 20})
+    words = [*small[:-1], one, "--init-adapter", best, "--out", tmp_path / "other"]
+    assert "is of multi_label_classification, and the data of single_label" in refused(*words)
+
+
 def test_a_threshold_decides_which_labels_are_given(says, tiny, tmp_path):
     several = make_adapter(
         tmp_path / "several", tiny, NAMES, problem_type="multi_label_classification"
