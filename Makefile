@@ -9,7 +9,7 @@
 # make faults        kills, full disks, races, for real
 # make experiments   a table of ranks, targets, rates: hours; ARGS=--dry-run says how many
 # make figures       the pictures of docs/guide.md, from runs of a quarter of an hour
-# make clean         removes what the others set up: .venv, offline/, .older*/
+# make clean         removes what the others set up: .venv, offline/, .older*/, node_modules/
 #
 # make train ARGS="--epochs 1" passes options on. make train PYTHON=/path/to/python uses that
 # environment as it is and installs nothing.
@@ -69,7 +69,7 @@ figures: $(ready)
 	$(PYTHON) docs/figures/make.py $(ARGS)
 
 clean:
-	rm -rf .venv offline .older*
+	rm -rf .venv offline .older* .node-transformers examples/browser/node_modules
 
 .venv/bin/python:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'error: python3 must be 3.11 or newer'; exit 2; }

@@ -36,6 +36,7 @@ from faults import CHECKPOINT, HOME
 from helpers import write_table
 from pyarrow import parquet
 from safetensors.torch import load, save
+from tokenizers.processors import TemplateProcessing
 
 import data
 import sample
@@ -317,13 +318,31 @@ def odd_fields(name: str, good: bytes) -> dict:
     return {
         "model": models,
         "normalizer": normalizers,
-        "post_processor": [
-            {"type": "BertProcessing", "sep": ["x", 10**6], "cls": ["y", 2**32 - 1]}
-        ],
+        "post_processor": odd_templates(),
         "truncation": [side | {"max_length": 0, "stride": 9, "strategy": "LongestFirst"}],
         "padding": [side | padding | {"strategy": {"Fixed": 10**9}}],
         "added_tokens": [[flags | {"id": 10**6, "content": "film"}]],
     }
+
+
+def odd_templates() -> list[dict]:
+    """Frames of texts in which the library finds no sense, or dies."""
+    pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+    ids = [("[CLS]", 101), ("[SEP]", 102)]
+    good = TemplateProcessing(single="[CLS] $A [SEP]", pair=pair, special_tokens=ids)
+    template = json.loads(good.__getstate__())
+    others = [{"type": "BertProcessing", "sep": ["x", 10**6], "cls": ["y", 2**32 - 1]}]
+    second = {"Sequence": {"id": "B", "type_id": 7}}
+    cls = {"id": "[CLS]", "ids": [999999], "tokens": ["[CLS]"]}
+    for name, value in (
+        ("pair", [*template["pair"][:3], second, template["pair"][-1]]),
+        ("pair", []),
+        ("single", [second] * 100),
+        ("special_tokens", template["special_tokens"] | {"[CLS]": cls}),
+        ("special_tokens", {}),
+    ):
+        others.append(template | {name: value})
+    return others
 
 
 def odd_tensors(good: bytes):
