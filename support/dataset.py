@@ -51,8 +51,8 @@ class Data:
         self.train = whole.select(~is_held)
         self.validation = whole.select(is_held)
         self.reader.check_held_out(self.train.labels, self.validation.labels)
-        rows = f"{is_held.sum():,} rows are held out to validate on"
-        self.notes.append(f"{rows} (--holdout {fraction:g})")
+        rows = f"{is_held.sum():,} of {len(is_held):,} rows"
+        self.notes.append(f"held out to validate on: {rows} (--holdout {fraction:g})")
 
 
 def load(

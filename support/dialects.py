@@ -12,7 +12,7 @@ from support.errors import InputError
 
 BLOCK = 2**22  # bytes: no row is longer
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-SEP_LINE = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([,;|\t])"?\r?\n')  # Excel's own first line
+SEP_LINE = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([,;|\t])"?\n?')  # Excel's own first line
 # A field of a row in which each quotation mark is a sign of quoting, and what is within its marks.
 FIELD = re.compile(rb'(?:"((?:[^"]|"")*+)"|[^"\t\r\n]*+)(?:\t|\r?\n|\Z)')
 
@@ -48,7 +48,7 @@ def find_dialect(path: Path) -> Dialect:
     row alone.
     """
     with open_utf8(path) as file:
-        first = file.readline(BLOCK)
+        first = file.readline(BLOCK).partition(b"\r")[0]
     if told := SEP_LINE.fullmatch(first):
         return Dialect(told[1].decode(), skipped=1)
     is_tsv = path.suffix == ".tsv"

@@ -159,6 +159,7 @@ def found_names(train: Rows, labels: dict) -> list[str]:
         seen |= MISSING
     for form, label in labels.items():
         text = unicodedata.normalize("NFKC", str(form))
+        text = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf"))
         text = " ".join(text.casefold().split())
         if text in seen:
             hint = "mend it, or name the classes by --label-names"

@@ -21,6 +21,7 @@ from support.errors import InputError, listing, reading
 from support.visible import is_blank
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+BLANKS = " \t\r\n\xa0\u200b\ufeff"  # around the names of columns
 # What stands in a column for a label, of several labels a text.
 MARKS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
@@ -54,7 +55,7 @@ def stream(path: Path, columns: list[str] | None = None) -> tuple:
 def stream_csv(path: Path, columns: list[str] | None) -> tuple:
     dialect = find_dialect(path)
     written = dialect.open(path).schema.names
-    names = [name.strip() for name in written]
+    names = [name.strip(BLANKS) for name in written]
     wanted = columns and [written[names.index(name)] for name in columns]
     types = pa.schema([(name, pa.string()) for name in written])  # "007" is no number
     convert = csv.ConvertOptions(column_types=types, include_columns=wanted)
@@ -96,9 +97,9 @@ def read_columns(path: Path) -> tuple[dict[str, Any], dict]:
         names = dict.fromkeys(name for row in rows for name in row)
         if not rows:
             raise InputError(f"{path}: holds no rows")
-        return {name.strip(): [row.get(name) for row in rows] for name in names}, {}
+        return {name.strip(BLANKS): [row.get(name) for row in rows] for name in names}, {}
     table = pa.Table.from_batches(batches, schema)
-    names = [name.strip() for name in table.column_names]
+    names = [name.strip(BLANKS) for name in table.column_names]
     for name in filter(None, names):
         if names.count(name) > 1:
             raise InputError(f"{path}: two columns are called {name!r}; rename one")

@@ -113,6 +113,6 @@ def test_the_head_of_a_run_has_the_notes(tiny, tmp_path, capsys):
     printed = capsys.readouterr().out
     log = (tmp_path / "out" / "training_log.txt").read_text()
     for said in printed, log:
-        assert "note: 5 rows are held out to validate on (--holdout 0.25)\n" in said
+        assert "note: held out to validate on: 5 of 20 rows (--holdout 0.25)\n" in said
         assert re.search(r"\nnote: 80.0% of the texts are longer than --max-length 8, and", said)
     assert "fewer than" not in printed

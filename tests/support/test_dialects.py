@@ -44,8 +44,11 @@ def test_what_pandas_writes_is_read_back(tmp_path, suffix, separator, quoting, e
 
 def test_a_spreadsheet_of_europe(tmp_path):
     """Excel's own first line, Windows' line ends, blanks around the names, rows with commas."""
-    content = "sep=;\r\n text ;label \r\ngut, sehr gut;ja\r\n schlecht;nein\r\nja, ja;ja\r\n"
-    for number, text in enumerate([content, content.partition("\n")[2]]):
+    content = (
+        "sep=;\r\n\xa0text ;\u200blabel \r\ngut, sehr gut;ja\r\n schlecht;nein\r\nja, ja;ja\r\n"
+    )
+    plain = content.partition("\n")[2]
+    for number, text in enumerate([content, plain, plain.replace("\r\n", "\r")]):
         path = tmp_path / f"{number}.csv"
         path.write_bytes(text.encode())
         found = {"text": ["gut, sehr gut", " schlecht", "ja, ja"], "label": ["ja", "nein", "ja"]}

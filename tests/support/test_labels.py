@@ -156,6 +156,7 @@ def test_numbers_mean_the_same_however_they_are_written(tmp_path, labels):
 
 @pytest.mark.parametrize("labels", [
     ("caf\u00e9", "cafe\u0301"), ("so so", "so  so"), ("Good", "good "), ("\uff47ood", "good"),
+    ("good", "go\u200bod"), ("so-so", "so\u00ad-so"),
 ])  # fmt: skip
 def test_names_that_look_the_same_are_refused(tmp_path, labels):
     folder = split_table(tmp_path, labels, labels)

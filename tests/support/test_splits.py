@@ -47,7 +47,7 @@ def test_without_a_validation_split_a_part_of_train_is_held_out(tmp_path, others
     data = load_data(tmp_path)
     assert first_words(data.train) == first_words(data.validation) == {"train"}
     assert (len(data.train.texts), len(data.validation.texts)) == (54, 6)
-    assert data.notes == ["6 rows are held out to validate on (--holdout 0.1)"]
+    assert data.notes == ["held out to validate on: 6 of 60 rows (--holdout 0.1)"]
 
 
 def test_a_file_to_validate_on(tmp_path):
