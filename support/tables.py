@@ -193,7 +193,6 @@ class Rows:
     def select(self, chosen) -> "Rows":
         """The rows where `chosen` (N,) is true."""
         columns = {name: getattr(self, name) for name in ("texts", "labels", "numbers", "splits")}
-        chosen = [*chosen]
         return replace(self, **{name: [*compress(all_, chosen)] for name, all_ in columns.items()})
 
     def refuse_missing(self, names: Sequence[str] = ()) -> None:
@@ -223,13 +222,6 @@ def is_missing(label) -> bool:
     return label is None or label != label
 
 
-def read_rows(paths: list[Path], columns: list[str], label_column: str = "label", **how) -> Rows:
-    """gather_rows, of which none may be without a text or a label. Raises InputError."""
-    rows = gather_rows(paths, columns, label_column, **how)
-    rows.refuse_missing()
-    return rows
-
-
 def gather_rows(
     paths: list[Path],
     columns: list[str],
@@ -246,13 +238,13 @@ def gather_rows(
     source = listing([str(path) for path in paths])
     tables, told = zip(*map(read_columns, paths), strict=True)
     existing = [*tables[0]]
-    if any([*table] != existing for table in tables):
-        raise InputError(f"{source}: the parts have different columns")
     if any(each != told[0] for each in told):
         raise InputError(f"{source}: the parts have different classes")
     columns = choose_columns(paths[0], existing, [columns] if columns else glue.TEXT_COLUMNS)
     labelled = [*label_columns] or [label_column]
-    choose_columns(paths[0], existing, [labelled])
+    for path, table in zip(paths, tables, strict=True):
+        for names in columns, labelled:
+            choose_columns(path, [*table], [names])
     if len(columns) > 2 or len({*columns, *labelled}) < len(columns) + len(labelled):
         flags = f"--text-columns {','.join(columns)} --label-column {','.join(labelled)}"
         raise InputError(f"{flags}: name one or two columns of texts, and others of labels")

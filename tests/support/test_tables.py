@@ -115,11 +115,24 @@ def test_parts_and_chosen_columns(tmp_path):
     for table, problem in [
         ({"sentence": ["x"], "mine": [""], "stars": [2]}, r"1 of 3 rows without a text \(row 3\)"),
         ({"sentence": ["x"], "mine": ["y"], "stars": [4]}, "row 3 has the label 4"),
-        ({"mine": ["y"], "stars": [2]}, "the parts have different columns"),
     ]:
         write_table(parts[2], table)
         with pytest.raises(InputError, match=f"^{parts[0]}, {parts[1]}, {parts[2]}: {problem}"):
             load_data(tmp_path, **chosen)
+
+
+def test_parts_need_the_columns_that_are_read_and_no_others(tmp_path):
+    """In whatever order."""
+    rows = [{"text": "a", "label": 0, "x": 1}, {"label": 1, "text": "b"}, {"text": "c", "y": 2}]
+    for n, row in enumerate(rows):
+        path = tmp_path / f"train-0000{n}-of-00003.jsonl"
+        path.write_text(json.dumps(row | {"label": n % 2}) + "\n")
+    data = load_data(tmp_path, holdout=0.4)
+    texts = data.train.texts + data.validation.texts
+    assert sorted(texts) == [("a",), ("b",), ("c",)]
+    path.write_text('{"text": "c"}\n')
+    with pytest.raises(InputError, match=r"00002-of-00003.jsonl: no column label among text"):
+        load_data(tmp_path)
 
 
 def test_validation_reads_the_columns_that_training_reads(tmp_path):
