@@ -65,7 +65,7 @@ def test_the_notebook_runs(path, minilm, tmp_path, monkeypatch):
     client.execute(cwd=str(tmp_path / "notebooks"))
     outputs = [cell.get("outputs", []) for cell in notebook.cells[1::2]]
     text = ["".join(o.get("text", "") for o in of_cell) for of_cell in outputs]
-    assert "best validation accuracy" in text[3] and "error" not in text[3]
+    assert "best validation accuracy" in text[3] and "error:" not in text[3]
     assert re.search(r"LoRA +73,728 +trained: rank 8", text[4])
     assert "image/png" in outputs[5][0]["data"] and "image/png" in outputs[7][-1]["data"]
     assert "Validation: loss" in outputs[6][0]["data"]["text/markdown"]

@@ -294,3 +294,42 @@ def test_compiled_layers_can_be_computed_again():
     assert first == "False False"
     ours, plain = (torch.tensor([*map(float, norms.split())]) for norms in (ours, plain))
     torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+def test_compiled_layers_are_computed_again_with_the_same_dropout():
+    """Else the gradient would not be the slope of the loss."""
+    import torch._dynamo
+    import torch.fx.experimental._config as fx
+
+    torch.manual_seed(0)
+    config = BertConfig(**TINY | {"num_hidden_layers": 3}, hidden_dropout_prob=0.3)
+    model = BertForSequenceClassification(config).double()
+    draw(model)
+    with (
+        torch._dynamo.config.patch({"specialize_float": False, "recompile_limit": 8}),
+        fx.patch(use_duck_shape=True),
+    ):
+        devices.place(model, device="cpu", compile="yes", recompute=True)
+        model.train()
+        loss = dropped_out(model)
+        loss.backward()
+        for layer in model.bert.encoder.layer[:2]:
+            W = layer.intermediate.dense.weight
+            direction = W.grad / W.grad.norm()
+            losses = []
+            for step in 1e-5, -1e-5:
+                with torch.no_grad():
+                    W += step * direction
+                    losses.append(dropped_out(model).item())
+                    W -= step * direction
+            slope = (losses[0] - losses[1]) / 2e-5
+            assert slope == pytest.approx(W.grad.norm().item(), rel=1e-5)
+    torch._dynamo.reset()
+
+
+def dropped_out(model: BertForSequenceClassification) -> torch.Tensor:
+    torch.manual_seed(7)
+    input_ids = torch.arange(15).view(3, 5)
+    return model(input_ids, torch.ones_like(input_ids)).square().sum()
