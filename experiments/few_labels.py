@@ -138,6 +138,8 @@ def main() -> None:
     add = parser.add_argument
     add("--runs", type=Path, default=Path("few-labels-runs.jsonl"), help="(default: %(default)s)")
     add("--seeds", type=int, default=3, help="the seeds 1, 2, … (default: %(default)s)")
+    add("--sizes", type=int, nargs="+", default=SIZES, help="rows of each class")
+    add("--base", default="", help="another base than MiniLM, as out-read-on")
     add("--picture", type=Path, help="where to draw, as few_labels.png")
     given = parser.parse_args()
     base, data = offline_pair()
@@ -145,10 +147,10 @@ def main() -> None:
     runs = [json.loads(line) for line in lines]
     done = {(r["method"], r["rows a class"], r["seed"]) for r in runs}
     for seed in range(1, given.seeds + 1):
-        for size in SIZES:
+        for size in given.sizes:
             for method in METHODS:
                 if (method, size, seed) not in done:
-                    runs.append(run(base, data, method, size, seed))
+                    runs.append(run(given.base or base, data, method, size, seed))
                     print(json.dumps(runs[-1]), flush=True)
                     with open(given.runs, "a") as file:
                         file.write(json.dumps(runs[-1]) + "\n")

@@ -40,14 +40,13 @@ def test_a_run_is_not_done_again(tiny, some_reviews, tmp_path, monkeypatch, caps
     table = csv.read_csv(some_reviews)
     for split in "train", "validation":
         parquet.write_table(table, tmp_path / f"{split}.parquet")
-    base = tiny  # of 40 positions
-    monkeypatch.setattr(few_labels, "offline_pair", lambda: (str(base), str(tmp_path)))
-    monkeypatch.setattr(few_labels, "SIZES", [4, 8])
+    monkeypatch.setattr(few_labels, "offline_pair", lambda: ("no base", str(tmp_path)))
     monkeypatch.setattr(few_labels, "STEPS", 2)
     for method, settings in few_labels.METHODS.items():
         monkeypatch.setitem(few_labels.METHODS, method, settings | {"max_length": 16})
     lines, picture = tmp_path / "runs.jsonl", tmp_path / "few.png"
     words = ["few_labels.py", "--runs", str(lines), "--seeds", "2", "--picture", str(picture)]
+    words += ["--base", str(tiny), "--sizes", "4", "8"]
     monkeypatch.setattr(sys, "argv", words)
     run_main(few_labels.main)
     runs = [json.loads(line) for line in lines.read_text().splitlines()]
