@@ -140,6 +140,8 @@ def measure_speed(s: SimpleNamespace) -> Iterator[dict]:
         of.targets, of.rank, of.dropout, of.warmup = "query,value", 8, 0.05, 3 if s.quick else 50
         of.steps, of.rounds = (2, 1) if s.quick else (100, 3)
         competing = names if dtype == half else ["ours", "ours-eager"]
+        if dtype == half and batch_size == s.sizes[0] and not s.quick:
+            competing = [*names, "hf-trainer"]  # their usual recipe
         workers = {name: begin("contenders.py", name, of) for name in competing}
         try:
             computes = {name: ask(workers, name).get("computes") for name in competing}

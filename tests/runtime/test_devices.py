@@ -246,7 +246,7 @@ def test_few_compilations_serve_all_lengths_and_another_adapter(compilations):
         if isinstance(layer, LinearWithLoRA):
             layer.lora = LoRALayer(32, 32, rank=4, alpha=8, dropout=0.05)
     run_shapes(model, [(8, 8), (32, 9)])
-    assert len(compilations) <= 8
+    assert len(compilations) == 6
     assert not torch._dynamo.utils.counters["graph_break"]
     for inputs in compilations:  # no number, as LoRA's scaling, is handed over in each step
         assert all(tensor.ndim for tensor in inputs if isinstance(tensor, torch.Tensor))
