@@ -968,7 +968,7 @@ def test_processes_share_the_pieces(labels, texts, theirs, tmp_path, monkeypatch
     """By their numbers: what the second one of two would do is missing from the first's."""
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path / "a.csv", {"text": texts})
-    monkeypatch.setattr(parallel, "mine", lambda items: items[1::2])
+    monkeypatch.setattr(parallel, "own_part", lambda items: items[1::2])
     with pytest.raises(SystemExit):
         labels("a.csv", "b.csv")
     found = sorted(int(path.stem[:6]) for path in (tmp_path / "b.csv.parts").glob("0*.part"))
