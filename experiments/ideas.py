@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -90,23 +89,11 @@ def change_schedule(fall) -> None:
     train.learning_rate = learning_rate
 
 
-class SmoothClassification(Classification):
-    """A classification whose loss asks for 1 - amount where it asked for 1."""
-
-    def __init__(self, names: list[str], metric: str, amount: float):
-        super().__init__(names, metric)
-        self.amount = amount
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        amount = self.amount if logits.requires_grad else 0.0  # in training alone
-        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=amount)
-
-
 def label_smoothing(setup: train.Setup, amount: float) -> None:
     """The loss asks for 1 - amount, not for 1 (Szegedy et al., 2016, arXiv:1512.00567)."""
     if not isinstance(setup.task, Classification):
         raise InputError("label_smoothing is for classes; this is a regression")
-    setup.task = SmoothClassification(setup.task.names, setup.task.metric, amount)
+    setup.task.label_smoothing = amount
 
 
 def base_dropout(setup: train.Setup, p: float) -> None:
@@ -219,7 +206,7 @@ def gradients_of_W(setup: train.Setup, batches: int) -> list[Tensor]:
         *inputs, labels = make_batch(setup.train_set, rows)
         with setup.placement.autocast:
             logits = setup.model(*inputs).float()  # (B, C)
-        loss = setup.task.loss(logits, labels)
+        loss = setup.task.training_loss(logits, labels)
         for total, gradient in zip(sums, torch.autograd.grad(loss, weights), strict=True):
             total += gradient
     for W in weights:
