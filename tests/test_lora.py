@@ -31,6 +31,7 @@ from torch import nn
 import lora
 from bert import BertConfig, BertForSequenceClassification
 from lora import LinearWithLoRA, LoRALayer, apply_lora_to_model, open_adapter
+from support.tasks import task_of
 
 # peft's own affair.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
@@ -105,6 +106,30 @@ def test_logits_and_gradients_equal_peft(request, which, targets, lengths):
     layers = ours.config.num_hidden_layers
     adapted_layers = 2 * layers if targets == QUERY_VALUE else 6 * layers + 1  # and the pooler
     assert len(mine) == 2 * adapted_layers + 2
+    assert all(gradient.abs().max() > 1e-5 for gradient in mine.values())
+    assert max(difference(mine[name], expected[name]) for name in mine) < 1e-5
+
+
+def test_gradients_of_several_labels_equal_peft(tmp_path):
+    """Their loss is chosen by the problem_type of the base, as unitary/toxic-bert has it."""
+    names = {number: f"label {number}" for number in range(6)}
+    kind = "multi_label_classification"
+    base = saved_base(tmp_path, vocab_size=30522, id2label=names, problem_type=kind)
+    ours = adapted(base, "all-linear")
+    task = task_of(ours.config)
+    assert task.problem_type == kind and task.names == [*names.values()]
+    theirs = in_peft(ours, base)
+    input_ids, mask = inputs(30522, [14, 9, 2])
+    labels = torch.tensor([[0.0] * 6, [1.0, 0, 1, 0, 0, 1], [1.0] * 6])
+    logits = ours(input_ids, mask)
+    output = theirs(input_ids, mask, labels=labels)
+    assert difference(logits, output.logits) < 1e-5
+    loss = task.training_loss(logits, labels) / len(labels)
+    assert difference(loss, output.loss) < 1e-6
+    loss.backward()
+    output.loss.backward()
+    mine, expected = gradients(ours), gradients(theirs)
+    assert mine.keys() == expected.keys()
     assert all(gradient.abs().max() > 1e-5 for gradient in mine.values())
     assert max(difference(mine[name], expected[name]) for name in mine) < 1e-5
 
