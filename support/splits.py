@@ -1,7 +1,7 @@
 """What is trained on and what is validated on: by files, by a column, or held out."""
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
@@ -83,45 +83,26 @@ def hold_out(
     Raises InputError where no class has two different keys.
     """
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    members = defaultdict(list)  # the keys of each class
+    members = defaultdict(set)  # the keys of each class
+    classes_of = defaultdict(set)
     for key, of_row in zip(keys, classes, strict=True):
         for each in of_row:
-            members[each].append(numbers[key])
+            members[each].add(numbers[key])
+            classes_of[numbers[key]].add(each)
     shuffled = np.random.default_rng(0).permutation(len(numbers))
-    members = {each: sorted({*found}, key=shuffled.__getitem__) for each, found in members.items()}
+    stay = {each: len(found) for each, found in members.items()}  # keys to train on
     is_held = {}
     for each in sorted(members, key=lambda each: (len(members[each]), each)):
-        size = len(members[each])
-        wanted = min(max(1, round(fraction * size)), size - 1)
+        wanted = max(1, round(fraction * len(members[each])))
         wanted -= sum(is_held.get(number, False) for number in members[each])
-        for number in members[each]:
-            if number not in is_held:
-                is_held[number] = wanted > 0
+        free = [number for number in members[each] if number not in is_held]
+        for number in sorted(free, key=shuffled.__getitem__):
+            is_held[number] = wanted > 0 and all(stay[other] > 1 for other in classes_of[number])
+            if is_held[number]:
                 wanted -= 1
-    give_each_class_both(members, is_held)
+                for other in classes_of[number]:
+                    stay[other] -= 1
     if not any(is_held.values()):
         hint = "add some, or give --validation"
         raise InputError(f"no class has two different texts, one of them to validate on; {hint}")
     return np.array([is_held[numbers[key]] for key in keys])
-
-
-def give_each_class_both(members: dict[int, list[int]], is_held: dict[int, bool]) -> None:
-    """Moves a key where a class with several stands on one side alone: its rarer neighbours, of
-    the same rows, have chosen."""
-    classes = defaultdict(list)  # of each key
-    sides = Counter()  # how many keys of a class are on a side
-    for each, found in members.items():
-        for number in found:
-            classes[number].append(each)
-            sides[each, is_held[number]] += 1
-    for each, found in members.items():
-        side = is_held[found[0]]
-        if len(found) == 1 or sides[each, not side]:
-            continue
-        for number in found:
-            if all(sides[other, side] > 1 for other in classes[number]):
-                is_held[number] = not side
-                for other in classes[number]:
-                    sides[other, side] -= 1
-                    sides[other, not side] += 1
-                break

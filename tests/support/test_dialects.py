@@ -24,6 +24,15 @@ def read_back(path) -> dict:
     return found
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_tsv_whose_fields_are_all_quoted(tmp_path, encoding):
+    """Though none of them needs it: the names of the columns are quoted too."""
+    path = tmp_path / "a.tsv"
+    table = pandas.DataFrame({"text": ["good", "", "bad"], "label": ["yes", "no", "no"]})
+    table.to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_ALL, encoding=encoding)
+    assert read_back(path) == table.to_dict("list")
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("quoting", ["MINIMAL", "ALL", "NONNUMERIC"])
