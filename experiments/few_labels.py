@@ -124,7 +124,7 @@ def draw(runs: list[dict], path: Path) -> None:
             single = style | {"linestyle": "", "markersize": 3, "alpha": 0.5}
             axis.plot([size] * len(points), points, **single)
     axis.set_xscale("log", base=2)
-    axis.set_xticks(SIZES, [str(size) for size in SIZES])
+    axis.set_xticks(sizes, [str(size) for size in sizes], minor=False)
     axis.set_xlabel("labelled reviews of each class")
     axis.set_ylabel("accuracy on 1,000 held-out reviews, %")
     axis.axhline(50, color="0.7", linestyle=":", label="a guess")
