@@ -146,17 +146,19 @@ def test_the_term_of_the_loss(both):
 
 
 def test_the_term_is_in_the_gradients(both, monkeypatch):
-    """Of γ‖QQᵀ − I‖² that is 4γ(QQᵀ − I)Q; the rest of the step is train.py's, and left out."""
+    """Of γ‖QQᵀ − I‖² that is 4γ(QQᵀ − I)Q, scaled as the loss is in float16; the rest of the step is
+    train.py's, and left out."""
     monkeypatch.setattr("train.train_step", lambda setup, rows, step: None)
     model, _ = both
     optimizer = torch.optim.AdamW(model.parameters())
-    setup = SimpleNamespace(model=model, steps=STEPS, optimizer=optimizer)
+    placement = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
+    setup = SimpleNamespace(model=model, steps=STEPS, optimizer=optimizer, placement=placement)
     RankAllocator(setup)(setup, rows=[], step=0)
     eye = torch.eye(SETTINGS["init_r"])
     for layer in svd_layers(model).values():
         P, Q = layer.lora_B, layer.lora_A
         for matrix, gradient in (Q, Q.grad), (P.T, P.grad.T):
-            expected = 4 * SETTINGS["orth_reg_weight"] * (matrix @ matrix.T - eye) @ matrix
+            expected = 4 * 4 * SETTINGS["orth_reg_weight"] * (matrix @ matrix.T - eye) @ matrix
             assert difference(gradient, expected) < 1e-5
 
 
