@@ -146,8 +146,8 @@ def test_the_term_of_the_loss(both):
 
 
 def test_the_term_is_in_the_gradients(both, monkeypatch):
-    """Of γ‖QQᵀ − I‖² that is 4γ(QQᵀ − I)Q, scaled as the loss is in float16; the rest of the step is
-    train.py's, and left out."""
+    """Of γ‖QQᵀ − I‖² that is 4γ(QQᵀ − I)Q, scaled as the loss is in float16; the rest of the step
+    is train.py's, and left out."""
     monkeypatch.setattr("train.train_step", lambda setup, rows, step: None)
     model, _ = both
     optimizer = torch.optim.AdamW(model.parameters())
