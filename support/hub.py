@@ -51,7 +51,7 @@ def data_folder(name: str | Path) -> Path:
     """A local path as it is, or a folder in GLUE's layout of `owner/name[/folder][@revision]`."""
     if Path(name).exists():
         return Path(name)
-    task = str(name).removeprefix("glue/")
+    task = str(name).partition("@")[0].removeprefix("glue/")
     if task in glue.TASKS:  # as it was called before the Hub's names had owners
         raise InputError(f"{name}: no such file or directory; nyu-mll/glue/{task}?")
     parsed = re.fullmatch(r"(\w[^/@]*/\w[^/@]*)/?([^@]*?)/?(?:@(.+))?", str(name))

@@ -118,9 +118,9 @@ def test_a_data_set_comes_by_name_and_folder(hub, tmp_path, name):
     assert refused(data_folder, f"{repository}/cola").startswith(wanted)
 
 
-@pytest.mark.parametrize("name", ["sst2", "glue/sst2", "stsb", "glue/mnli"])
+@pytest.mark.parametrize("name", ["sst2", "glue/sst2", "stsb", "glue/mnli", "glue/rte@main"])
 def test_the_short_name_of_a_glue_task_is_answered_with_the_long_one(hub, name):
-    long = f"nyu-mll/glue/{name.removeprefix('glue/')}?"
+    long = f"nyu-mll/glue/{name.removeprefix('glue/').partition('@')[0]}?"
     assert refused(data_folder, name) == f"{name}: no such file or directory; {long}"
     assert not hub.served
 
