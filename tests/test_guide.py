@@ -98,6 +98,7 @@ def test_the_python_is_one_session_that_prints_what_is_shown(home, monkeypatch, 
         compare(said.out, shown, slack=2)
 
 
+@pytest.mark.slow
 def test_the_commands(home, run, tiny):
     """As written, but what trains on the reviews takes 16 of them and a small random BERT."""
     small = {

@@ -52,6 +52,7 @@ def run_fake(fake_cuda: Path, *words: object) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_step_on_cuda_mixes_no_devices_and_waits_for_nothing(fake_cuda, tiny, some_reviews):
     """FakeTensorMode refuses a tensor on another device and a number that the GPU would have to
     be asked for. A step sends the numbers of its rows, without waiting; the answers to all

@@ -228,6 +228,7 @@ def run_shapes(model: BertForSequenceClassification, shapes: list[tuple[int, int
                 logits.sum().backward()
 
 
+@pytest.mark.slow
 def test_few_compilations_serve_all_lengths_and_another_adapter(compilations):
     """Of SST-2 a text has 3 to 66 tokens. The first batch has as many texts as tokens, one has a
     single text."""

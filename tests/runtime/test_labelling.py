@@ -899,6 +899,7 @@ def test_stopped_by_control_c(killed, labels, theirs, tmp_path, monkeypatch):
     assert f"going on: {len(parts)} of 13" in finish(labels, tmp_path, theirs)
 
 
+@pytest.mark.slow
 def test_killed_before_every_change_of_the_file_system(model, texts, tmp_path):
     """Also while it joins the parts, and while it tidies up."""
     script = tmp_path / "everywhere.py"
