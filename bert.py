@@ -223,8 +223,8 @@ class BertPooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        # x has the rows of padding too, and no mask comes here. Only [CLS] is read, so
-        # runtime/fast.py lets the last layer compute no other row, unless this line was edited.
+        # Only the row of [CLS] is read, so runtime/fast.py lets the last layer compute no other,
+        # unless this line was edited. Other rows are those of padding too: no mask comes here.
         return torch.tanh(self.dense(x[:, 0]))  # (B, S, D) -> (B, D)
 
 
@@ -248,14 +248,14 @@ class PretrainedModel(nn.Module):
         """
         folder = Path(name) if Path(name).is_dir() else download(str(name))
         config = BertConfig.from_json(folder / "config.json")
-        is_other = bool(label_names) and label_names != [*config.id2label.values()]
-        if is_other:
+        other_classes = bool(label_names) and label_names != [*config.id2label.values()]
+        if other_classes:
             config.id2label = dict(enumerate(label_names))
             config.problem_type = None
         with NoInit():  # the file brings the numbers
             model = cls(config)
         wanted = model.state_dict()
-        if is_other or cls.__name__ not in (config.architectures or [cls.__name__]):
+        if other_classes or cls.__name__ not in (config.architectures or [cls.__name__]):
             wanted = {n: t for n, t in wanted.items() if not n.startswith("classifier.")}
         weights = read_weights(folder / "model.safetensors", wanted)
         missing = {*model.load_state_dict(weights, strict=False, assign=True).missing_keys}

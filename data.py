@@ -73,7 +73,7 @@ class Encoded:
     starts: np.ndarray  # (N,) int64
     lengths: np.ndarray  # (N,) int64
     labels: Tensor | None  # (N,) int64, or float32 of a regression
-    multiple: int = 1  # a batch is padded to one (8 on CUDA: fewer lengths are fewer kernels)
+    multiple: int = 1  # of which S is one (8 on CUDA: fewer different S, fewer kernels)
     always_mask: bool = False  # also where nothing is padded
 
     def to(self, device: str | torch.device, **settings) -> "Encoded":
@@ -187,7 +187,7 @@ def make_batch(data: Encoded, rows: np.ndarray) -> tuple:
 
 @torch.inference_mode()
 def predict(model, data: Encoded, batches: Sequence[np.ndarray], autocast) -> Tensor:
-    """The logits (N, C) of the rows in `batches`, in float32 on the CPU, and zeros elsewhere.
+    """The logits (N, C) of the rows in `batches`, in float32 on the CPU; other rows are zeros.
 
     The one loop that evaluating, answering and labelling share. `autocast` is the context in
     which the model computes (torch.autocast). A GPU is waited for only at the end.

@@ -108,8 +108,8 @@ def find_targets(model: PretrainedModel, target_modules: Sequence[str]) -> list[
     expression on the whole name, except "all-linear": every linear layer that is not trained in
     full. Raises ValueError, with the names that there are, for a target that matches nothing.
     """
-    whole = fully_trained(model)
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in whole]
+    in_full = fully_trained(model)
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in in_full]
     if target_modules == "all-linear":
         return names
     if isinstance(target_modules, str):
@@ -162,11 +162,11 @@ def apply_lora_to_model(
 
 def trained_parameters(model: PretrainedModel) -> dict[str, nn.Parameter]:
     """What is trained and saved, by name: A, B and the layers that are trained in full."""
-    whole = fully_trained(model)
+    in_full = fully_trained(model)
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if ".lora." in name or name.rpartition(".")[0] in whole
+        if ".lora." in name or name.rpartition(".")[0] in in_full
     }
 
 
@@ -194,10 +194,11 @@ def merge_lora_weights(model: PretrainedModel) -> PretrainedModel:
         if ".lora." in name and name.partition(".lora.")[0] not in layers:
             raise ValueError(f"{name} stands in no LinearWithLoRA, and cannot be merged")
     for name, layer in layers.items():
-        both = copy.deepcopy(layer).double().eval()
-        delta = both.lora.delta()  # (out, in)
-        x = torch.linspace(-1, 2, delta.shape[1]).to(delta)  # (in,), a probe: both must agree on it
-        if not isinstance(both.linear, nn.Linear) or not torch.allclose(both.merged()(x), both(x)):
+        exact = copy.deepcopy(layer).double().eval()
+        delta = exact.lora.delta()  # (out, in)
+        x = torch.linspace(-1, 2, delta.shape[1]).to(delta)  # (in,), on which both must agree
+        is_linear = isinstance(exact.linear, nn.Linear)
+        if not is_linear or not torch.allclose(exact.merged()(x), exact(x)):
             raise ValueError(f"{name} is not Wx + b + scaling · B(A(x)), and cannot be merged")
     merged = {name: layer.merged() for name, layer in layers.items()}
     for name, linear in merged.items():

@@ -108,8 +108,8 @@ def classify(model: Model, given: list[texts.Text]) -> list[dict]:
 def show(models: list[Model], given: list[texts.Text], as_json: bool) -> None:
     """Prints a line for each text and model."""
     answers = [classify(model, given) for model in models]
-    for text, *of_text in zip(given, *answers, strict=True):
-        for model, answer in zip(models, of_text, strict=True):
+    for text, *its_answers in zip(given, *answers, strict=True):
+        for model, answer in zip(models, its_answers, strict=True):
             name = model.name if len(models) > 1 else ""
             if as_json:
                 line = {"adapter": name} if name else {}
@@ -135,7 +135,7 @@ def parse():
     one = parser.add_mutually_exclusive_group().add_argument
     one("texts", nargs="*", metavar="TEXT", default=[], help='to classify; "-": standard input')
     one("--pair", nargs=2, action="append", metavar="TEXT", help="two texts, for a model of pairs")
-    one("--file", help="a UTF-8 file with a text a line, or a pair with a tab between")
+    one("--file", help="texts, one a line, a pair with a tab between; or a table to label or score")
     one("--demo", action="store_true", help="classify a few examples")
     add = parser.add_argument
     add("--adapter", action="append", help="a directory or Hub id (default: out/best); repeatable")
@@ -155,16 +155,16 @@ def parse():
     add("--scores", action="store_true", help="with --out: also a column for each class")
     add("--batch-tokens", type=int, help="of a table: tokens in a batch, padding included")
     given = parser.parse_args()
-    done = next((way for way in GO_WITH if getattr(given, way)), "")
+    use = next((way for way in GO_WITH if getattr(given, way)), "")
     for name in sorted({*itertools.chain(*GO_WITH.values())}):
-        if getattr(given, name) and name not in GO_WITH.get(done, ["json"]):
+        if getattr(given, name) and name not in GO_WITH.get(use, ["json"]):
             ways = [flag(way) for way, names in GO_WITH.items() if name in names]
             raise InputError(f"{flag(name)} goes with {' or '.join(ways)} alone")
-    if done and (not given.file or len(given.adapter or []) > 1):
-        raise InputError(f"{flag(done)} takes a whole --file, and one --adapter")
+    if use and (not given.file or len(given.adapter or []) > 1):
+        raise InputError(f"{flag(use)} takes a whole --file, and one --adapter")
     if given.glue and not given.out:
         raise InputError("--glue takes the name of the file to write: --out SST-2.tsv")
-    if not done and given.file and given.file.endswith((".parquet", ".csv", ".jsonl")):
+    if not use and given.file and given.file.endswith((".parquet", ".csv", ".jsonl")):
         raise InputError(f"{given.file}: a table; --out labels it, and --score scores it")
     for name, least in ("batch_tokens", 1), ("max_length", 3):  # [CLS], a token and [SEP]
         value = getattr(given, name)

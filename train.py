@@ -54,7 +54,8 @@ class Config(RunOptions):
 
     model: str = option(offline.OFFICIAL_MODEL, "base model: a directory, or owner/name[@revision]")
     data: str = option(
-        offline.OFFICIAL_DATA, "a directory or Hub data set in GLUE's layout, a file"
+        offline.OFFICIAL_DATA,
+        "a table, a directory with train and validation files, a Hub data set",
     )
     text_columns: str = option("", "column of the text, or of a pair: a,b", also="text-column")
     label_column: str = option("label", "column of the label: a number from 0, or a name")
@@ -63,7 +64,9 @@ class Config(RunOptions):
     label_columns: str = option("", "columns of 0 and 1, one for each of several labels: a,b,c")
     validation: str = option("", "file to validate on")
     holdout: float = option(0.1, "fraction to validate on where nothing else is", above=0, below=1)
-    metric: str = option("", "chooses best/; pearson makes it a regression", choices=["", *METRICS])
+    metric: str = option(
+        "", "chooses best/; pearson and spearman train a regression", choices=["", *METRICS]
+    )
     init_adapter: str = option("", "adapter to go on training: a directory, or owner/name")
     epochs: int = option(3, "passes over the training data", at_least=1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", at_least=1)
@@ -86,7 +89,7 @@ class Config(RunOptions):
     use_rslora: bool = option(False, "LoRA is scaled by alpha / √rank, for high ranks")
     targets: str = option("query,value", "layers to adapt, by the ends of their names; all-linear")
     max_length: int = option(128, "tokens that a text is cut to", at_least=3)
-    seed: int = option(42, "of all random numbers", at_least=0)
+    seed: int = option(42, "of all random numbers, except of what is held out", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cuda", "mps", "cpu"])
     dtype: str = option("auto", "of matrix products", choices=["auto", *devices.DTYPES])
     compile: str = option("auto", "torch.compile; auto: on CUDA", choices=["auto", "yes", "no"])
@@ -247,7 +250,8 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
     # Forward and backward, batch by batch: the gradients add up to that of the mean over all rows.
     batches = np.split(rows, range(config.batch_size, len(rows), config.batch_size))
     for number, batch in parallel.own_part([*enumerate(batches)]):
-        # A batch has random numbers of its own, whatever was drawn, stopped or shared out before.
+        # Dropout depends on the seed, the step and the batch's number alone, so that it is the same
+        # after --resume and in any process.
         generator = np.random.default_rng([config.seed, step, number])
         torch.manual_seed(int(generator.integers(2**63)))
         *inputs, labels = make_batch(setup.train_set, batch)  # three (B, S), (B,)
@@ -260,6 +264,7 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
     parameters = [p for group in setup.optimizer.param_groups for p in group["params"]]
     loss_sum, right = parallel.sum_gradients(parameters, loss_sum, right)
 
+    # In float16 the loss was multiplied, so that no gradient became 0; else the scaler does nothing.
     # One odd batch must not spoil AdamW's running averages for many steps; the limit of 1 is that
     # of BERT's own code.
     scaler.unscale_(setup.optimizer)
@@ -290,8 +295,8 @@ def fit(setup: Setup, run: Run) -> None:
 
             # Evaluate, and keep what is best.
             within = config.eval_every and run.step % config.eval_every == 0
-            evaluated = index == len(plan) or bool(within)
-            if evaluated:
+            evaluate_now = index == len(plan) or bool(within)
+            if evaluate_now:
                 scores, logits = evaluate(setup, setup.validation_set)
                 if setup.mismatched_set is not None:
                     others, _ = evaluate(setup, setup.mismatched_set)
@@ -301,7 +306,7 @@ def fit(setup: Setup, run: Run) -> None:
                     run.keep_logits(logits)
 
             # Save what resuming takes; a signal, or patience that has ended, ends the run here.
-            run.save_checkpoint(now=evaluated)
+            run.save_checkpoint(now=evaluate_now)
             if run.is_over:
                 break
 
