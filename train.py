@@ -264,7 +264,7 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
     parameters = [p for group in setup.optimizer.param_groups for p in group["params"]]
     loss_sum, right = parallel.sum_gradients(parameters, loss_sum, right)
 
-    # In float16 the loss was multiplied, so that no gradient became 0; else the scaler does nothing.
+    # In float16 the loss was multiplied, so that no gradient became 0. Else the scaler is idle.
     # One odd batch must not spoil AdamW's running averages for many steps; the limit of 1 is that
     # of BERT's own code.
     scaler.unscale_(setup.optimizer)
