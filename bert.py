@@ -79,13 +79,18 @@ class BertConfig:
             C = min(int(values.get("num_labels") or 2), 2**20)
             found["id2label"] = {number: f"LABEL_{number}" for number in range(C)}
         config = cls(**found)
+        for f in fields(cls):
+            value = getattr(config, f.name)
+            is_size = isinstance(value, int | float) and 0 <= value < 2**20  # and no NaN
+            if f.type in (int, float) and not is_size:
+                raise ValueError(f"{path}: {f.name} {value!r:.60} is not supported")
         if config.hidden_act not in ACTIVATIONS:
             raise ValueError(f"{path}: hidden_act {config.hidden_act!r} is not supported")
         H, L = config.num_attention_heads, config.num_hidden_layers
         if H < 1 or config.hidden_size % H or L > 1000:
             raise ValueError(f"{path}: {L} layers of {H} heads, {config.hidden_size} wide: no BERT")
         config.id2label = dict(sorted((int(i), str(label)) for i, label in config.id2label.items()))
-        if [*config.id2label] != [*range(config.num_labels)]:
+        if [*config.id2label] != [*range(max(1, config.num_labels))]:
             raise ValueError(f"{path}: id2label must name the classes 0, 1, 2, …")
         return config
 

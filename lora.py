@@ -281,6 +281,8 @@ def open_adapter(adapter: str | Path, base=None, dropout: float | None = None):
     else:
         model = BertForSequenceClassification.from_pretrained(base or named_base(folder))
     replace_classifier(model, folder, state)
+    if config["r"] not in {len(tensor) for name, tensor in state.items() if "lora_A" in name}:
+        raise ValueError(f"{folder}: its tensors are not of rank {config['r']}")
     targets = config["target_modules"]
     if isinstance(targets, list):  # PEFT too lets some of a list match nothing
         names = [name for name, _ in model.named_modules()]
@@ -318,6 +320,8 @@ def read_adapter_config(folder: Path, known: Set[str] = frozenset()) -> dict:
 def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """adapter_model.safetensors, in float32, under the names that PEFT writes today."""
     state = load_file(folder / "adapter_model.safetensors")
+    if any(tensor.is_complex() for tensor in state.values()):
+        raise ValueError(f"{folder}: adapter_model.safetensors holds complex numbers")
     # Models in PEFT's memory, compiled ones, and some older files have these parts in their names.
     parts = r"_orig_mod\.|\.modules_to_save|\.default(?=\.)"
     return {re.sub(parts, "", name): tensor.float() for name, tensor in state.items()}

@@ -71,7 +71,10 @@ class Config(RunOptions):
     epochs: int = option(3, "passes over the training data", at_least=1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", at_least=1)
     patience: int = option(
-        0, "stop after so many evaluations without a better one; the rate is still that of --epochs"
+        0,
+        "evaluations in a row without a better one, after which to stop; the rate is still that of "
+        "--epochs (0: never)",
+        at_least=0,
     )
     grad_accum: int = option(1, "batches whose gradients are accumulated for a step", at_least=1)
     processes: int = option(1, "processes that share a step (torchrun sets it)", at_least=1)
@@ -88,7 +91,7 @@ class Config(RunOptions):
     dropout: float = option(0.05, "on LoRA's input", at_least=0, below=1, also="lora-dropout")
     use_rslora: bool = option(False, "LoRA is scaled by alpha / √rank, for high ranks")
     targets: str = option("query,value", "layers to adapt, by the ends of their names; all-linear")
-    max_length: int = option(128, "tokens that a text is cut to", at_least=3)
+    max_length: int = option(128, "tokens that a text is cut to", at_least=3, at_most=2**16)
     seed: int = option(42, "of all random numbers, except of what is held out", at_least=0)
     device: str = option("auto", "where to compute", choices=["auto", "cuda", "mps", "cpu"])
     dtype: str = option("auto", "of matrix products", choices=["auto", *devices.DTYPES])

@@ -374,7 +374,7 @@ def task_of(config, threshold: float | None = None) -> Task:
     """
     usual = Regression if config.num_labels == 1 else Classification
     kinds = {task.problem_type: task for task in (usual, MultiLabel)}
-    told = config.problem_type or usual.problem_type
+    told = str(config.problem_type or usual.problem_type)
     if told not in kinds:
         problem = f"problem_type {told!r:.40} with {config.num_labels} labels"
         raise InputError(f"config.json: {problem} is not supported")

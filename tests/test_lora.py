@@ -629,7 +629,7 @@ def test_a_target_of_a_list_may_match_nothing(adapter):
 
 def test_contradicting_rank_is_refused(adapter):
     edit_json(adapter / "adapter_config.json", r=4)
-    with pytest.raises(ValueError, match=r"lora_A.weight has the shape .*8, 32., expected .4, 32"):
+    with pytest.raises(ValueError, match="tensors are not of rank 4"):
         open_adapter(adapter)
 
 
