@@ -82,7 +82,7 @@ class BertConfig:
         for f in fields(cls):
             value = getattr(config, f.name)
             is_size = isinstance(value, int | float) and 0 <= value < 2**20  # and no NaN
-            if f.type in (int, float) and not is_size:
+            if f.type in (int, float, float | None) and value is not None and not is_size:
                 raise ValueError(f"{path}: {f.name} {value!r:.60} is not supported")
         if config.hidden_act not in ACTIVATIONS:
             raise ValueError(f"{path}: hidden_act {config.hidden_act!r} is not supported")

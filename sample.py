@@ -162,6 +162,8 @@ def parse():
             raise InputError(f"{flag(name)} goes with {' or '.join(ways)} alone")
     if use and (not given.file or len(given.adapter or []) > 1):
         raise InputError(f"{flag(use)} takes a whole --file, and one --adapter")
+    if given.score and given.glue:
+        raise InputError("--score and --glue: give one of them")
     if given.glue and not given.out:
         raise InputError("--glue takes the name of the file to write: --out SST-2.tsv")
     if not use and given.file and given.file.endswith((".parquet", ".csv", ".jsonl")):

@@ -67,7 +67,7 @@ class Run:
         vars(self).update(progress)
         if self.step > setup.steps:
             raise InputError(f"{self.out}: that run is at step {self.step}; give more --epochs")
-        if self.best and not (self.out / "best").is_dir():
+        if self.best and not any((self.out / "best").glob("*.safetensors")):
             raise InputError(f"{self.out}: best/ is gone; put it back, or {run_folder.OTHER}")
         size = len(setup.train_set.lengths)
         epoch, steps = divmod(self.step, setup.steps_per_epoch)
@@ -127,7 +127,7 @@ class Run:
         self.unlogged = [float(number) for number in self.unlogged]
         if not all(map(math.isfinite, [self.unlogged[0], *others])):
             hint = "try a lower learning rate, --lr"
-            kept = f"the best adapter so far and the last checkpoint are kept in {self.out}"
+            kept = f"the best adapter so far is kept in {self.out}" if self.best else "none is kept"
             raise InputError(f"the loss is not finite by step {self.step}: {hint}; {kept}")
 
     def record(self, split: str, scores: dict[str, float]) -> None:

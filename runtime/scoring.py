@@ -5,6 +5,7 @@ stands in support/tasks.py and support/metrics.py.
 """
 
 import json
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from runtime.report import draw
 from runtime.run_folder import LOGITS
 from runtime.texts import Text
 from support import errors, files, glue, parallel, pieces, tables
-from support.errors import InputError, plain
+from support.errors import InputError, listing, plain
 from support.options import split_list
 from support.tasks import Task
 
@@ -42,30 +43,41 @@ def score(model, given) -> None:
     """
     out = Path(given.out) if given.out else None
     if out:
-        files.refuse_existing(out)
+        files.refuse_unwritable(out)
         if out.suffix not in FORMATS:
             raise InputError(f"--out {out}: of --score the name must end in {', '.join(FORMATS)}")
     names = split_list(given.label_names)
     if names and len(names) != len(model.task.names):
         raise InputError(f"--label-names: the model has {len(model.task.names)} classes")
+    if len({*names}) < len(names):
+        raise InputError(f"--label-names {given.label_names}: each needs a name of its own")
+    unnamed = [f"LABEL_{number}" for number in range(len(names))]
+    if names and model.task.names not in (names, unnamed):
+        raise InputError(f"--label-names: the model has names, {listing(model.task.names)}")
     model.task.names = names or model.task.names
 
+    marked = split_list(given.label_columns)
+    if marked and sorted(marked) != sorted(model.task.names):
+        raise InputError(f"--label-columns: the model has the labels {listing(model.task.names)}")
     rows = tables.gather_rows(
         [Path(given.file)],
         split_list(given.text_column),
         given.label_column or "label",
-        label_columns=split_list(given.label_columns),
+        label_columns=marked,
         separator=given.label_separator,
     )
     rows.refuse_missing(model.task.names)
     texts.refuse_other_kind(model.name, model.model.config, rows.texts)
     labels = torch.from_numpy(model.task.reader().read(rows))  # (N,), or of several labels (N, C)
-    for note in rows.notes:
+    ignored = ["all rows are scored, whatever the column split says"] * bool(rows.splits)
+    for note in [*rows.notes, *ignored]:
         print(f"note: {note}", file=sys.stderr)
 
     pack(model)
     logits = texts.compute_logits(model, encode(model.tokenizer, rows.texts), given.batch_tokens)
     report = make_report(model.task, logits, labels)
+    if not math.isfinite(report["loss"]):
+        raise InputError(f"{model.name}: its loss here is not finite; its weights are damaged")
     table = make_table(model.task, rows.texts, logits, labels)
     if not parallel.is_first():
         return
@@ -85,7 +97,7 @@ def submit(model, given) -> None:
     SST-2.tsv, MNLI-mm.tsv. Raises InputError for another name, and for a model of another task.
     """
     out = Path(given.out)
-    files.refuse_existing(out)
+    files.refuse_unwritable(out)
     if out.suffix != ".tsv" or out.stem not in glue.SUBMISSIONS:
         known = ", ".join(f"{name}.tsv" for name in glue.SUBMISSIONS)
         raise InputError(f"--out {out}: GLUE's files are called {known}")
@@ -102,7 +114,11 @@ def submit(model, given) -> None:
     for piece in table.pieces():
         answers = answer_columns(model, table.texts(piece, len(lines) - 1))
         for answer in next(iter(answers.values())):
+            if answer is None:
+                raise InputError(f"{given.file}: row {len(lines)} has no text to answer")
             lines.append(f"{len(lines) - 1}\t{glue.submission_label(task, answer)}\n")
+    if len(lines) == 1:
+        raise InputError(f"{given.file}: holds no rows")
     if parallel.is_first():
         with files.written_whole(out, new=True) as path:
             path.write_text("".join(lines), encoding="utf-8")

@@ -40,6 +40,13 @@ def refuse_existing(path: str | Path) -> None:
         raise InputError(f"{path}: is there already; give another name, or remove it")
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Raises InputError where a new file cannot be put: better before the work."""
+    refuse_existing(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
+
+
 def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)  # which a link or a file survives
     path.unlink(missing_ok=True)

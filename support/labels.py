@@ -15,8 +15,9 @@ MISSING = {"na", "n/a", "nan", "nil", "none", "null", "?", "-", "--", ".", "-1"}
 
 def parse_number(label) -> float:
     """The number that a label is, or NaN."""
+    text = str(label)
     try:
-        return float(str(label))
+        return float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         return math.nan
 
@@ -115,11 +116,24 @@ class LabelSets:
             raise held_out_whole(self.names[missing[0]])
 
 
+def is_list(label) -> bool:
+    return isinstance(label, list)
+
+
 def each_label(rows: Rows) -> Rows:
     """The rows with several labels, once for each of them."""
+    marks = {"0", "1", "0.0", "1.0", "true", "false"}
+    are_marks = len({*map(len, filter(is_list, rows.labels))}) == 1
     for label in rows.labels:
-        if not isinstance(label, list):
+        if not is_list(label):
             raise refusal(rows, label, "and no list of labels; see --label-separator")
+        are_marks = are_marks and len(label) > 1 and marks >= {*map(str, label)}
+        if len({*map(str, label)}) < len(label):
+            why = "in which one stands twice; marks of 0 and 1 go into columns: --label-columns"
+            raise refusal(rows, label, why)
+    if are_marks:
+        why = "as if 0 and 1 were marks; these go into columns: --label-columns"
+        raise refusal(rows, rows.labels[0], why)
     sizes = [len(labels) for labels in rows.labels]
     return replace(
         rows,
@@ -193,7 +207,8 @@ class NumberLabels:
     def check_held_out(self, kept: np.ndarray, held: np.ndarray) -> None:
         """Raises InputError if one of the two parts has the same label everywhere."""
         if np.ptp(kept) == 0 or np.ptp(held) == 0:
-            raise InputError("all labels of a regression are the same, of training or validation")
+            hint = "give more rows, a larger --holdout, or --validation"
+            raise InputError(f"all labels of a regression are the same on one side; {hint}")
 
 
 class KnownClasses:

@@ -150,7 +150,9 @@ def marked(cells: Sequence, names: Sequence[str], where: str) -> list[str] | Non
 
 def separated(label, separator: str) -> list[str]:
     """The labels in one that has separators between them; an empty one has none."""
-    parts = [] if label is None else str(label).split(separator)
+    if isinstance(label, list):
+        raise ValueError("the labels are lists already; leave out --label-separator")
+    parts = [] if is_missing(label) else str(label).split(separator)
     return [part.strip() for part in parts if not is_blank(part)]
 
 
@@ -158,8 +160,11 @@ def class_names(feature) -> list[str]:
     """The names of the classes, or of the labels in a list, that a column's feature tells."""
     if isinstance(feature, list):
         feature = feature[0] if feature else {}
-    feature = feature or {}
-    return feature.get("feature", feature).get("names") or []
+    if isinstance(feature, dict):
+        feature = feature.get("feature", feature)
+    names = feature.get("names") if isinstance(feature, dict) else None
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if are_names else []
 
 
 def choose_columns(path: Path, existing: list[str], candidates: list[list[str]]) -> list[str]:
@@ -240,6 +245,8 @@ def gather_rows(
     existing = [*tables[0]]
     if any(each != told[0] for each in told):
         raise InputError(f"{source}: the parts have different classes")
+    if label_columns and (separator or label_column != "label"):
+        raise InputError("--label-columns go without --label-column and --label-separator")
     columns = choose_columns(paths[0], existing, [columns] if columns else glue.TEXT_COLUMNS)
     labelled = [*label_columns] or [label_column]
     for path, table in zip(paths, tables, strict=True):
@@ -261,7 +268,7 @@ def gather_rows(
             labels = [marked(row, labelled, f"{source}: row {number}") for number, row in rows]
         elif separator:
             labels = [separated(label, separator) for label in labels]
-        names = class_names(told[0].get(label_column))
+        names = [] if label_columns else class_names(told[0].get(label_column))
         has_splits = "split" in {*existing} - {*columns, *labelled}
         splits = joined("split", as_labels) if has_splits else []
     if not texts:

@@ -32,7 +32,7 @@ def refuse_adjusting(self, class_weights: str, label_smoothing: float, **_) -> N
 def parse_weights(text: str) -> np.ndarray:
     """The positive numbers of "1,1,5"; none for any other text."""
     try:
-        weights = np.array(text.split(","), dtype=float)
+        weights = np.array(text.replace("_", "x").split(","), dtype=float)
     except ValueError:
         return np.zeros(0)
     return weights if np.isfinite(weights).all() and (weights > 0).all() else np.zeros(0)
@@ -97,8 +97,11 @@ class Classification:
         if len(weights) != len(counts):
             classes = f"{len(counts)} positive numbers, for {listing(self.names)}"
             raise InputError(f"--class-weights {class_weights}: expected balanced, or {classes}")
+        weights = weights / weights.max()
         weights = weights * len(labels) / (weights * counts).sum()
         self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
+        if not ((self.weights > 1e-6) & (self.weights < 1e6)).all():
+            raise InputError(f"--class-weights {class_weights}: are too far from each other")
 
     def predict(self, logits: Tensor) -> Tensor:
         return logits.argmax(-1)  # (N, C) -> (N,)
@@ -374,6 +377,9 @@ def task_of(config, threshold: float | None = None) -> Task:
     """
     usual = Regression if config.num_labels == 1 else Classification
     kinds = {task.problem_type: task for task in (usual, MultiLabel)}
+    names = [*config.id2label.values()]
+    if len({*names}) < len(names):
+        raise InputError(f"config.json: two of the classes {listing(names)} have one name")
     told = str(config.problem_type or usual.problem_type)
     if told not in kinds:
         problem = f"problem_type {told!r:.40} with {config.num_labels} labels"
@@ -381,6 +387,8 @@ def task_of(config, threshold: float | None = None) -> Task:
     task = kinds[told]([*config.id2label.values()])
     if threshold is not None:
         if not isinstance(task, MultiLabel) or not 0 < threshold < 1:
-            raise InputError(f"--threshold {threshold:g}: from 0 to 1, of several labels a text")
+            raise InputError(
+                f"--threshold {threshold:g}: between 0 and 1, of several labels a text"
+            )
         task.threshold = threshold
     return task

@@ -399,8 +399,8 @@ def test_one_label_where_several_are_meant_and_the_reverse(fails, of_three, tiny
     said = fails("--adapter", of_three, "--file", both, "--score")
     assert "row 1 has the label ['good', 'bad'], but the model gives one class a text" in said
     said = fails("--adapter", of_three, "--threshold", "0.3", "great film")
-    assert "--threshold 0.3: from 0 to 1, of several labels a text" in said
-    assert "--threshold 1.5: from" in fails("--adapter", several, "--threshold", "1.5", "great")
+    assert "--threshold 0.3: between 0 and 1, of several labels a text" in said
+    assert "--threshold 1.5: between" in fails("--adapter", several, "--threshold", "1.5", "great")
 
 
 def test_several_labels_from_a_table_to_a_report(run, tiny, sentences, refused, tmp_path):
@@ -462,10 +462,15 @@ def test_more_classes_than_are_shown(says, tiny, sentences, tmp_path):
         (["--file", "{file}", "--score", "--out", "a.tsv"], "must end in .csv, .parquet, .jsonl"),
         (["--file", "{file}", "--score", "--prefix", "a_"], "--prefix goes with --out alone"),
         (["--file", "{file}", "--score", "--label-names", "a,b"], "the model has 3 classes"),
+        (["--file", "{file}", "--score", "--label-names", "a,a,b"], "each needs a name of its own"),
+        (["--file", "{file}", "--score", "--label-names", "a,b,c"], "the model has names, bad"),
+        (["--file", "{file}", "--score", "--label-columns", "bad"], "the model has the labels bad"),
+        (["--file", "{file}", "--score", "--glue", "--out", "a.tsv"], "give one of them"),
+        (["--file", "{file}", "--score", "--out", "no/a.csv"], "no/a.csv: there is no folder no"),
         (["--file", "{file}"], "--out labels it, and --score scores it"),
         (["--file", "nowhere.csv", "--score"], "nowhere.csv: cannot be read"),
     ],
-    ids=range(10),
+    ids=range(15),
 )
 def test_bad_arguments_are_one_line(fails, of_three, tmp_path, arguments, problem):
     file = write_table(tmp_path / "a.csv", {"text": ["a", "b"], "label": ["good", "bad"]})

@@ -294,10 +294,23 @@ def test_weights_leave_the_mean_of_the_rows_at_one():
     assert task.training_loss(logits, labels) / 100 == pytest.approx(theirs.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("words", ["1,2", "1,2,x", "1,0,1", "1,-1,1", "1,nan,1", "1,inf,1", "auto"])
+@pytest.mark.parametrize(
+    "words", ["1,2", "1,2,x", "1_0,1,1", "1,0,1", "1,-1,1", "1,nan,1", "1,inf,1", "auto"]
+)
 def test_other_weights_are_refused(words):
     with pytest.raises(InputError, match=f"^--class-weights {words}: .*3 positive numbers, for a"):
         adjust(Classification(NAMES), words)
+
+
+def test_weights_that_no_float_holds_are_refused():
+    for words in "1e308,1,1e308", "1e-60,1,1":
+        with pytest.raises(InputError, match="too far from each other"):
+            adjust(Classification(NAMES), words)
+
+
+def test_classes_of_one_name_are_refused():
+    with pytest.raises(InputError, match="have one name"):
+        task_of(BertConfig(id2label={0: "a", 1: "a"}))
 
 
 @pytest.mark.parametrize("kind", ["sets of labels", "numbers"], indirect=True)
