@@ -127,7 +127,7 @@ def each_label(rows: Rows) -> Rows:
     for label in rows.labels:
         if not is_list(label):
             raise refusal(rows, label, "and no list of labels; see --label-separator")
-        are_marks = are_marks and len(label) > 1 and marks >= {*map(str, label)}
+        are_marks = are_marks and len(label) > 1 and marks >= {str(mark).lower() for mark in label}
         if len({*map(str, label)}) < len(label):
             why = "in which one stands twice; marks of 0 and 1 go into columns: --label-columns"
             raise refusal(rows, label, why)
