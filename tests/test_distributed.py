@@ -213,6 +213,7 @@ def torchrun(forks):
     return torchrun
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_run_that_lost_a_process(torchrun, training, whole, tmp_path):
     launcher = ["--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     words = [*training, "--dropout", 0.3, "--resume", "--out", tmp_path / "out"]
@@ -221,6 +222,7 @@ def test_torchrun_restarts_a_run_that_lost_a_process(torchrun, training, whole, 
     assert same_bytes(tmp_path / "out", whole)
 
 
+@pytest.mark.slow
 def test_two_launchers_train_one_run(torchrun, training, whole, tmp_path):
     """As on two machines, which here have one address."""
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -216,6 +216,7 @@ def test_a_run_outlives_its_terminal(command, finished, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["| head -1", "<&- >&- 2>&-"])
+@pytest.mark.slow
 def test_a_run_outlives_its_output(command, finished, tmp_path, where):
     shell = f'"$@" {where}; exit ${{PIPESTATUS[0]}}'
     words = ["bash", "-c", shell, "bash", sys.executable, *command, "--out", tmp_path / "out"]

@@ -920,6 +920,7 @@ def test_killed_before_every_change_of_the_file_system(model, texts, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["a pipe", "a terminal"])
+@pytest.mark.slow
 def test_it_outlives_whoever_reads_what_it_says(
     program, model, texts, theirs, tmp_path, monkeypatch, output
 ):

@@ -193,6 +193,7 @@ def test_a_finished_run_says_what_comes_next(run, hub, refused, finished, tmp_pa
     assert "started with seed 42, not 7; give another --out" in problem
 
 
+@pytest.mark.slow
 def test_a_finished_run_takes_more_epochs(run, quick, tmp_path):
     """Killed in them it goes on to the same bytes; best/ stays until something is better."""
     out, again = tmp_path / "out", tmp_path / "again"
