@@ -116,25 +116,21 @@ class LabelSets:
             raise held_out_whole(self.names[missing[0]])
 
 
-def is_list(label) -> bool:
-    return isinstance(label, list)
-
-
 def each_label(rows: Rows) -> Rows:
-    """The rows with several labels, once for each of them."""
-    marks = {"0", "1", "0.0", "1.0", "true", "false"}
-    are_marks = len({*map(len, filter(is_list, rows.labels))}) == 1
+    """The rows with several labels, once for each of them.
+
+    Raises InputError for lists of marks, 0 or 1 for each label, as for what is no list.
+    """
+    columns = "marks of 0 and 1 go into columns: --label-columns"
     for label in rows.labels:
-        if not is_list(label):
+        if not isinstance(label, list):
             raise refusal(rows, label, "and no list of labels; see --label-separator")
-        are_marks = are_marks and len(label) > 1 and marks >= {str(mark).lower() for mark in label}
         if len({*map(str, label)}) < len(label):
-            why = "in which one stands twice; marks of 0 and 1 go into columns: --label-columns"
-            raise refusal(rows, label, why)
-    if are_marks:
-        why = "as if 0 and 1 were marks; these go into columns: --label-columns"
-        raise refusal(rows, rows.labels[0], why)
+            raise refusal(rows, label, f"in which one stands twice; {columns}")
     sizes = [len(labels) for labels in rows.labels]
+    different = {str(mark).lower() for labels in rows.labels for mark in labels}
+    if {*sizes} == {2} and different <= {"0", "1", "0.0", "1.0", "true", "false"}:
+        raise refusal(rows, rows.labels[0], f"as all others, both labels; {columns}")
     return replace(
         rows,
         labels=[label for labels in rows.labels for label in labels],

@@ -395,7 +395,7 @@ def test_numbers_in_lists_are_the_classes_that_the_hubs_file_tells(tmp_path):
     ("a.jsonl", [["a"], [], [], ["a"]], {}, "row 1 has the label 'a', as all others"),
     ("a.jsonl", [[], [], [], []], {}, "no row has a label"),
     ("a.jsonl", [[1, 0, 0], [0, 1, 0]] * 2, {}, "row 1 has the label .1, 0, 0., in which one st"),
-    ("a.jsonl", [[1, 0], [False, True]] * 2, {}, "row 1 has the label .1, 0., as if 0 and 1 were"),
+    ("a.jsonl", [[1, 0], [False, True]] * 2, {}, "row 1 has the label .1, 0., as all others, both"),
     ("a.jsonl", [["a"], ["b"]] * 2, {"label_separator": ","}, "cannot be read .the labels are lis"),
     ("a.csv", ["0", "1", "2", "0"], {"label_columns": ["label", "n"]}, "row 3 has '2' in the col"),
     ("a.csv", ["0", "1", "", "0"], {"label_columns": ["label", "n"]}, "1 of 4 rows without"),
