@@ -13,7 +13,7 @@ from lora import merge_lora_weights, named_base, open_adapter, read_adapter_conf
 from support import errors, files, hub, parallel
 from support.errors import InputError, listing
 from support.options import OneLineParser
-from support.tasks import Task
+from support.tasks import Task, unnamed
 from support.wordpiece import copy_tokenizer
 
 
@@ -39,11 +39,11 @@ def options_of(given: dict) -> dict:
 
 def same_classes(adapter: Path, theirs: list[str], found: list[str]) -> list[str]:
     """The names of the classes, of which one side may have numbers alone; or InputError."""
-    unnamed = [f"LABEL_{number}" for number in range(len(found))]
-    if len(theirs) != len(found) or (theirs != found and unnamed not in (theirs, found)):
+    numbers = unnamed(len(found))
+    if len(theirs) != len(found) or (theirs != found and numbers not in (theirs, found)):
         classes = f"{listing(theirs)} ({len(theirs)}), and the data {listing(found)} ({len(found)})"
         raise InputError(f"{adapter}: has the classes {classes}; see --label-names and --metric")
-    return found if theirs == unnamed else theirs
+    return found if theirs == numbers else theirs
 
 
 def check_kind(config, model_config: BertConfig, task: Task) -> None:

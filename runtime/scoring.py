@@ -26,7 +26,7 @@ from runtime.texts import Text
 from support import errors, files, glue, parallel, pieces, tables
 from support.errors import InputError, listing, plain
 from support.options import split_list
-from support.tasks import Task
+from support.tasks import Task, unnamed
 
 WORST = 10  # rows that are shown
 MOST_CLASSES = 20  # of a confusion matrix that is shown
@@ -51,8 +51,7 @@ def score(model, given) -> None:
         raise InputError(f"--label-names: the model has {len(model.task.names)} classes")
     if len({*names}) < len(names):
         raise InputError(f"--label-names {given.label_names}: each needs a name of its own")
-    unnamed = [f"LABEL_{number}" for number in range(len(names))]
-    if names and model.task.names not in (names, unnamed):
+    if names and model.task.names not in (names, unnamed(len(names))):
         raise InputError(f"--label-names: the model has names, {listing(model.task.names)}")
     model.task.names = names or model.task.names
 
@@ -156,7 +155,7 @@ def write_table(table: pa.Table, path: Path, kind: str) -> None:
         columns = {name: table[name] for name in table.column_names}
         for name, column in columns.items():
             if pa.types.is_list(column.type):  # several labels
-                columns[name] = [",".join(labels) for labels in column.to_pylist()]
+                columns[name] = [*map(pieces.as_cell, column.to_pylist())]
         csv.write_csv(pa.table(columns), path)
     elif kind == ".parquet":
         parquet.write_table(table, path)
@@ -282,5 +281,5 @@ def aligned(rows: list[list]) -> list[str]:
 def spell(value, width: int = WIDTH) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
-    text = plain(",".join(value) if isinstance(value, list) else str(value))
+    text = plain(str(pieces.as_cell(value)))
     return text if len(text) <= width else text[: width - 1] + "…"

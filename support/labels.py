@@ -9,6 +9,7 @@ import numpy as np
 
 from support.errors import InputError, listing
 from support.tables import Rows
+from support.tasks import unnamed
 
 MISSING = {"na", "n/a", "nan", "nil", "none", "null", "?", "-", "--", ".", "-1"}
 
@@ -163,7 +164,7 @@ def found_names(train: Rows, labels: dict) -> list[str]:
         many = f"{len(labels)} different labels in {count} rows"
         raise InputError(f"{train.source}: {many}; is that their column?")
     if not words:
-        return [f"LABEL_{number}" for number in range(len(labels))]
+        return unnamed(len(labels))
     seen = {""}
     if len(words) < len(labels):  # some are numbers
         seen |= MISSING
@@ -215,7 +216,7 @@ class KnownClasses:
 
     def __init__(self, names: list[str]):
         self.names = names
-        self.is_unnamed = names == [f"LABEL_{number}" for number in range(len(names))]
+        self.is_unnamed = names == unnamed(len(names))
 
     def read(self, rows: Rows) -> np.ndarray:
         """The classes (N,) of the rows, int64. Raises InputError for what is no class of these."""
@@ -240,8 +241,8 @@ class KnownClasses:
                 rows.notes.append(f"{rows.source}: the labels are taken as numbers of {classes}")
         for label, form in forms.items():
             if form not in known:
-                hint = "--label-names names the model's classes"
-                why = f"which is no class of the model: {listing(self.names)}; {hint}"
+                hint = "; --label-names names the model's classes" if self.is_unnamed else ""
+                why = f"which is no class of the model: {listing(self.names)}{hint}"
                 raise refusal(rows, label, why)
         return np.array([known[forms[label]] for label in rows.labels])
 

@@ -204,4 +204,5 @@ def extended(line: str, row: dict) -> str:
 
 
 def as_cell(value):
+    """A value for a cell of a .csv: several labels with commas between them."""
     return ",".join(value) if isinstance(value, list) else value

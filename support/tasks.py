@@ -16,6 +16,11 @@ def rounded(numbers: Tensor) -> list:
     return [round(number, 6) for number in numbers.tolist()]
 
 
+def unnamed(count: int) -> list[str]:
+    """What transformers calls classes of which nobody has said a name."""
+    return [f"LABEL_{number}" for number in range(count)]
+
+
 def score_columns(names: list[str], probabilities: Tensor) -> dict[str, list]:
     """The probabilities (N, C) as columns of a labelled table, one a class."""
     columns = zip(names, probabilities.T, strict=True)
@@ -384,7 +389,7 @@ def task_of(config, threshold: float | None = None) -> Task:
     if told not in kinds:
         problem = f"problem_type {told!r:.40} with {config.num_labels} labels"
         raise InputError(f"config.json: {problem} is not supported")
-    task = kinds[told]([*config.id2label.values()])
+    task = kinds[told](names)
     if threshold is not None:
         if not isinstance(task, MultiLabel) or not 0 < threshold < 1:
             raise InputError(
