@@ -14,48 +14,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bert import BertForSequenceClassification, BertLayer
-from lora import LinearWithLoRA, find_targets, open_adapter, shared_copy
+from bert import BertForSequenceClassification
+from lora import LinearWithLoRA, LoRALayer, find_targets, open_adapter, shared_copy
 from runtime import fast
 
 
 class RoutedLinear(nn.Module):
-    """A frozen nn.Linear, and in its place that of each adapter for the rows of the adapter."""
+    """A frozen nn.Linear, and beside it the path of each adapter for the rows of the adapter.
+
+    Wx is computed for all rows at once, and BAx is added to it. Gradients are not kept.
+    """
 
     def __init__(self, linear: nn.Linear, routes: dict[str, slice]):
         super().__init__()
         self.linear = linear
         self.routes = routes
-        self.adapted: dict[str, LinearWithLoRA] = {}
+        self.paths: dict[str, LoRALayer] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)  # (B, …, out)
-        for name in self.routes.keys() & self.adapted.keys():
+        for name in self.routes.keys() & self.paths.keys():
             rows = self.routes[name]
-            y[rows] = self.adapted[name](x[rows])
-        return y
-
-
-class FastRoutedLinear(RoutedLinear):
-    """Wx is computed for all rows at once, and BAx is added to it. Gradients are not kept."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)  # (B, …, out)
-        for name in self.routes.keys() & self.adapted.keys():
-            rows = self.routes[name]
-            lora = self.adapted[name].lora
+            lora = self.paths[name]
             z = F.linear(x[rows], lora.lora_A.weight).flatten(0, -2)  # (T, R)
             y[rows].flatten(0, -2).addmm_(z, lora.lora_B.weight.t(), alpha=lora.scaling)  # (T, out)
         return y
-
-
-fast.FORMS[FastRoutedLinear] = 1.5
-fast.PLAIN[RoutedLinear] = """
-    y = self.linear(x)
-    for name in self.routes.keys() & self.adapted.keys():
-        rows = self.routes[name]
-        y[rows] = self.adapted[name](x[rows])
-    return y"""
 
 
 class AdapterBank:
@@ -68,11 +51,12 @@ class AdapterBank:
         self.base = BertForSequenceClassification.from_pretrained(base)
         self.models: dict[str, BertForSequenceClassification] = {}
         self.routes: dict[str, slice] = {}  # each adapter's rows of the batch at hand
+        self.is_mixing = True  # whether rows of several adapters share a pass
         self.mixed = shared_copy(self.base.bert)
         self.notes = fast.rewrite(self.mixed, on_cpu=False) + fast.compute_cls_alone(self.mixed)
         for name in find_targets(self.mixed, "all-linear"):
             linear = self.mixed.get_submodule(name)
-            self.mixed.set_submodule(name, FastRoutedLinear(linear, self.routes))
+            self.mixed.set_submodule(name, RoutedLinear(linear, self.routes))
 
     def load(self, name: str, adapter: str) -> BertForSequenceClassification:
         """Adds an adapter, or puts it in the place of the one of that name; returns its model."""
@@ -80,15 +64,16 @@ class AdapterBank:
         if name in self.models:
             self.remove(name)
         self.models[name] = model
+        parts: list[nn.Module] = [self.base]
         for path, module in model.bert.named_modules():
             if isinstance(module, LinearWithLoRA):
-                routed = self.mixed.get_submodule(path)
-                routed.adapted[name] = module
-                reason = fast.why_not([routed, *module.modules()])
-                if reason:  # then it is unknown, too, which rows of x it reads
-                    routed.__class__ = RoutedLinear
-                    self.mixed.encoder.layer[-1].__class__ = BertLayer
-                    self.notes.append(fast.note(FastRoutedLinear, reason))
+                parts += module.modules()
+                self.mixed.get_submodule(path).paths[name] = module.lora
+        # What was edited there is not what RoutedLinear and forward_rows compute.
+        reason = fast.why_not(parts)
+        if reason:
+            self.is_mixing = False
+            self.notes.append(f"{reason}: each adapter has a pass of its own, which is slower")
         self.notes = [*dict.fromkeys(self.notes + fast.rewrite(model))]
         return model
 
@@ -96,7 +81,7 @@ class AdapterBank:
         del self.models[name]
         for module in self.mixed.modules():
             if isinstance(module, RoutedLinear):
-                module.adapted.pop(name, None)
+                module.paths.pop(name, None)
 
     @torch.inference_mode()
     def forward_rows(
@@ -110,21 +95,23 @@ class AdapterBank:
         if len(names) != len(input_ids):
             raise ValueError(f"{len(names)} names of adapters for a batch of {len(input_ids)} rows")
         order = sorted(range(len(names)), key=names.__getitem__)
-        inputs = [input_ids, attention_mask, token_type_ids]
-        inputs = [None if t is None else t[order] for t in inputs]
+        inputs = select([input_ids, attention_mask, token_type_ids], order)
         start = 0
         self.routes.clear()
         for name, count in sorted(Counter(names).items()):
             self.routes[name] = slice(start, start + count)
             start += count
+        x = self.mixed(*inputs)[0] if self.is_mixing else None  # (B, S or 1, D)
         logits = []
-        if fast.why_not([self.base]):  # another forward of the classifier: each adapter alone
-            for name, rows in self.routes.items():
-                logits += self.models[name](*[None if t is None else t[rows] for t in inputs])
-        else:
-            x, _ = self.mixed(*inputs)  # (B, S or 1, D)
-            for name, rows in self.routes.items():
-                model = self.models[name]
+        for name, rows in self.routes.items():
+            model = self.models[name]
+            if x is None:
+                logits += model(*select(inputs, rows))
+            else:
                 logits += model.classifier(model.bert.pooler(x[rows]))  # (rows of the adapter, C)
         of_row = dict(zip(order, logits, strict=True))
         return [of_row[row] for row in range(len(names))]
+
+
+def select(inputs: list[Tensor | None], rows: list[int] | slice) -> list[Tensor | None]:
+    return [None if tensor is None else tensor[rows] for tensor in inputs]

@@ -1,8 +1,8 @@
 """Turns a pickle of PyTorch into safetensors, so that what has no other file can be opened.
 
-python -m runtime.convert some/model           # model.safetensors beside its pytorch_model.bin
-python -m runtime.convert some/adapter         # adapter_model.safetensors beside adapter_model.bin
-python -m runtime.convert owner/name a/folder  # of the Hub: with its other files, in a new folder
+python -m runtime.convert some/model a/folder    # its pytorch_model.bin, and its other files
+python -m runtime.convert some/adapter a/folder  # its adapter_model.bin, likewise
+python -m runtime.convert owner/name a/folder    # one on the Hub
 
 A pickle can hold a program. No other program of this project reads one, and here
 torch.load, with weights_only, reads tensors alone: it runs nothing, and refuses whatever asks for
@@ -14,41 +14,31 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from bert import BertConfig, BertModel, read_weights
-from lora import read_adapter_config
 from support import errors, files, hub
 from support.errors import InputError
 from support.options import OneLineParser
 
 
-def convert(source: str, target: str = "") -> None:
-    """Writes the tensors of `source`, a directory or a Hub repository, as safetensors.
+def convert(source: str, target: str) -> None:
+    """Writes a model or an adapter, a directory or a Hub repository, into the new folder `target`.
 
-    `target` is a new folder, which gets the other files too; a directory needs none. Raises
-    InputError for a file with anything but tensors, or with those of another model.
+    Its tensors become safetensors, its other files are copied. Raises InputError for a file with
+    anything but tensors. Whether they are those of a BERT is seen where the folder is opened.
     """
     folder = hub.folder(source, pickles=True)
-    if not target and not Path(source).is_dir():
-        raise InputError(f"{source}: is on the Hub; name a new folder for what is converted, too")
     is_adapter = (folder / "adapter_config.json").is_file()
     name, pickled = hub.WEIGHTS[is_adapter]
-    state = read_tensors(folder / pickled)
-    with files.written_whole(target or folder / name, new=True) as temporary:
-        weights = temporary / name if target else temporary
-        if target:
-            temporary.mkdir()
-            for other in (*hub.MODEL_FILES, "README.md"):
-                if (folder / other).is_file():
-                    shutil.copyfile(folder / other, temporary / other)
-        save_file(state, weights, {"format": "pt"})
-        try:
-            check(folder, weights, is_adapter)
-        except ValueError as error:
-            raise InputError(str(error).replace(str(weights), str(folder / pickled))) from error
-    errors.say(f"wrote {Path(target or folder, name)}")
+    tensors = read_tensors(folder / pickled)
+    with files.written_whole(target, new=True) as temporary:
+        temporary.mkdir()
+        for other in (*hub.MODEL_FILES, "README.md"):
+            if (folder / other).is_file():
+                shutil.copyfile(folder / other, temporary / other)
+        save_file(tensors, temporary / name, {"format": "pt"})
+    errors.say(f"wrote {Path(target, name)}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -62,38 +52,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 raise
             problem = "is not a file of tensors alone, and nothing of it was run"
             raise InputError(f"{path}: {problem}") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]  # other programs save more beside it
-    if not isinstance(state, dict) or not state:
-        raise InputError(f"{path}: holds no tensors by name, but a {type(state).__name__}")
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-            raise InputError(f"{path}: {name!r:.60} is no plain tensor")
-    # Two names may share their numbers, as a tied decoder does, but not a thousand.
-    if sum(tensor.nbytes for tensor in state.values()) > 4 * path.stat().st_size:
-        raise InputError(f"{path}: says that it holds more numbers than it does")
-    return {str(name): tensor.detach().clone().contiguous() for name, tensor in state.items()}
-
-
-def check(folder: Path, weights: Path, is_adapter: bool) -> None:
-    """Raises ValueError for tensors without the names and shapes that the folder's config means."""
-    if is_adapter:
-        rank = read_adapter_config(folder)["r"]
-        tensors = load_file(weights).items()
-        if {len(tensor) for name, tensor in tensors if "lora_A" in name} != {rank}:
-            raise ValueError(f"{weights}: its tensors are not of rank {rank}")
-    else:
-        wanted = BertModel(BertConfig.from_json(folder / "config.json")).state_dict()
-        lacking = wanted.keys() - read_weights(weights, wanted).keys()
-        if lacking - {"pooler.dense.weight", "pooler.dense.bias"}:
-            raise ValueError(f"{weights}: lacks {min(lacking)}")
+        for name, tensor in state.items():
+            is_plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+            # A view that repeats its numbers would fill the disk.
+            if not is_plain or tensor.nbytes > tensor.untyped_storage().nbytes() or tensor.is_meta:
+                raise InputError(f"{path}: {name!r:.60} is no plain tensor")
+        return {str(name): tensor.detach().clone().contiguous() for name, tensor in state.items()}
 
 
 def main() -> None:
-    parser = OneLineParser(prog="python -m runtime.convert", description=__doc__.partition("\n")[0])
-    add = parser.add_argument
-    add("source", help="a directory, or a Hub repository")
-    add("target", nargs="?", default="", help="a new folder (default: into the directory)")
+    parser = OneLineParser(prog="python -m runtime.convert", description=__doc__)
+    parser.add_argument("source", help="a directory, or a Hub repository")
+    parser.add_argument("target", help="a new folder")
     given = parser.parse_args()
     convert(given.source, given.target)
 

@@ -69,8 +69,7 @@ def refuse_pickle(folder: Path, name: str) -> None:
     is_local = Path(name).is_dir()
     if (folder / weights).is_file() or (is_local and not (folder / pickled).is_file()):
         return
-    command = shlex.join(["python", "-m", "runtime.convert", name])
-    command += "" if is_local else " NEW_FOLDER"
+    command = shlex.join(["python", "-m", "runtime.convert", name, "NEW_FOLDER"])
     problem = f"{pickled} is a pickle, which can run code, and is not read here"
     raise InputError(f"{name}: has no {weights}; {problem}: convert it with: {command}")
 

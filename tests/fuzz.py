@@ -113,9 +113,9 @@ def go_on_labelling() -> None:
 
 def convert_pickle() -> None:
     """A pickle becomes safetensors, or nothing is written."""
-    converted = Path("old/model.safetensors")
-    converted.unlink(missing_ok=True)
-    sys.argv = ["convert.py", "old"]
+    converted = Path("converted")
+    shutil.rmtree(converted, ignore_errors=True)
+    sys.argv = ["convert.py", "old", str(converted)]
     try:
         convert.main()
     finally:

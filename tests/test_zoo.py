@@ -31,11 +31,12 @@ LENGTH = 30
 @pytest.fixture
 def replica(request, tmp_path):
     """A folder with the replica of this name; the pickle of one is converted first."""
-    if zoo.build(request.param, tmp_path).pickled:
-        with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle"):
-            hub.folder(tmp_path)
-        convert.convert(str(tmp_path))
-    return tmp_path
+    if not zoo.build(request.param, tmp_path).pickled:
+        return tmp_path
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle"):
+        hub.folder(tmp_path)
+    convert.convert(str(tmp_path), str(tmp_path / "converted"))
+    return tmp_path / "converted"
 
 
 def has_model_type(folder: Path) -> bool:

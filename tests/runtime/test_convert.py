@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import zoo
-from helpers import adapted, difference, edit_json, open_theirs
+from helpers import adapted, difference, open_theirs
 from safetensors.torch import load_file
 
 from bert import BertForSequenceClassification
@@ -25,31 +25,31 @@ def old(tmp_path):
     return tmp_path / "old"
 
 
-def test_the_line_of_the_refusal_converts(run, old, monkeypatch):
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_line_of_the_refusal_converts(run, old, tmp_path):
     with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle") as refused:
         folder(old)
-    command = str(refused.value).partition("convert it with: python ")[2].split()
-    before = (old / "pytorch_model.bin").read_bytes()
+    command = str(refused.value).partition("convert it with: python ")[2]
+    new = tmp_path / "new"
+    command = command.replace("NEW_FOLDER", str(new)).split()
+    before = contents(old)
     done = run(*command)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert done.stdout == f"wrote {old}/model.safetensors\n"
-    assert (old / "pytorch_model.bin").read_bytes() == before
-    model = BertForSequenceClassification.from_pretrained(folder(old))
+    assert done.stdout == f"wrote {new}/model.safetensors\n"
+    assert contents(old) == before
+    del before["pytorch_model.bin"]
+    found = contents(new)
+    del found["model.safetensors"]
+    assert found == before
+    model = BertForSequenceClassification.from_pretrained(folder(new))
     assert model.newly_initialized == ()
-    (old / "model.safetensors").rename(old / "hidden")
     input_ids = torch.arange(20, 40).view(2, 10)
     assert difference(model(input_ids), open_theirs(old)(input_ids).logits) < 1e-5
-    (old / "hidden").rename(old / "model.safetensors")
     done = run(*command)  # a second time: nothing is replaced
-    assert done.returncode == 2 and "model.safetensors: is there already" in done.stderr
-
-
-def test_a_new_folder_gets_the_whole_model(run, old, tmp_path):
-    done = run(*CONVERT, old, tmp_path / "new")
-    assert done.returncode == 0, done.stderr
-    names = {"config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"}
-    assert {*os.listdir(tmp_path / "new")} == names | {"special_tokens_map.json"}
-    assert "model.safetensors" not in os.listdir(old)
+    assert done.returncode == 2 and "new: is there already" in done.stderr
 
 
 def test_an_adapter_is_converted(run, tiny, tmp_path):
@@ -61,12 +61,9 @@ def test_an_adapter_is_converted(run, tiny, tmp_path):
     torch.save(state, adapter / "adapter_model.bin")
     with pytest.raises(InputError, match=r"adapter_model\.bin is a pickle"):
         folder(adapter)
-    assert run(*CONVERT, adapter).returncode == 0
+    assert run(*CONVERT, adapter, tmp_path / "new").returncode == 0
     input_ids = torch.arange(1000, 1012).view(2, 6)
-    assert torch.equal(open_adapter(adapter)(input_ids), model(input_ids))
-    (adapter / "adapter_model.safetensors").unlink()
-    edit_json(adapter / "adapter_config.json", r=4)
-    assert "are not of rank 4" in run(*CONVERT, adapter).stderr
+    assert torch.equal(open_adapter(tmp_path / "new")(input_ids), model(input_ids))
 
 
 class Program:
@@ -74,10 +71,6 @@ class Program:
 
     def __reduce__(self):
         return os.system, ("touch ran",)
-
-
-def cut(state: dict) -> dict:
-    return {name: tensor[..., :3] for name, tensor in state.items()}
 
 
 def blown_up(state: dict) -> dict:
@@ -88,44 +81,38 @@ def blown_up(state: dict) -> dict:
     "change, problem",
     [
         (lambda state: state | {"extra": Program()}, "is not a file of tensors alone"),
-        (lambda state: [1, 2], "holds no tensors by name, but a list"),
-        (lambda state: {}, "holds no tensors by name, but a dict"),
+        (lambda state: [1, 2], "cannot be read ('list' object has no attribute"),
         (lambda state: state | {"step": 7}, "'step' is no plain tensor"),
         (lambda state: state | {"x": torch.eye(3).to_sparse()}, "'x' is no plain tensor"),
-        (blown_up, "says that it holds more numbers than it does"),
-        (cut, "expected floats of"),
-        (lambda state: {"bert.encoder.odd": torch.ones(3)} | state, "surplus tensor"),
-        (lambda state: {n: t for n, t in state.items() if "query" not in n}, "lacks encoder."),
+        (lambda state: state | {"x": torch.ones(3, device="meta")}, "'x' is no plain tensor"),
+        (blown_up, "'cls.big' is no plain tensor"),
     ],
 )
-def test_what_is_no_model_is_one_line(run, old, tmp_path, change, problem):
+def test_what_is_no_tensors_is_one_line(run, old, tmp_path, change, problem):
     state = torch.load(old / "pytorch_model.bin", weights_only=True)
     torch.save(change(state), old / "pytorch_model.bin")
-    before = {*os.listdir(old)}
-    done = run(*CONVERT, old)
+    done = run(*CONVERT, old, tmp_path / "new")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {old}/pytorch_model.bin: ") and problem in done.stderr
     assert done.stderr.count("\n") == 1
-    assert {*os.listdir(old)} == before and not os.path.exists("ran")
+    assert os.listdir(tmp_path) == ["old"] and not os.path.exists("ran")
 
 
 def test_files_that_are_no_pickle_are_one_line(run, old, tmp_path):
     content = (old / "pytorch_model.bin").read_bytes()
     for spoilt in b"", b"no pickle", content[:5000], pickle.dumps(Program()):
         (old / "pytorch_model.bin").write_bytes(spoilt)
-        done = run(*CONVERT, old)
+        done = run(*CONVERT, old, tmp_path / "new")
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert f"{old}/pytorch_model.bin: " in done.stderr
     (old / "pytorch_model.bin").unlink()
-    done = run(*CONVERT, old)
+    done = run(*CONVERT, old, tmp_path / "new")
     assert f"{old}/pytorch_model.bin: cannot be read (No such file" in done.stderr
 
 
-def test_a_model_of_the_hub_needs_a_folder(run, hub, old, tmp_path):
+def test_a_model_of_the_hub(run, hub, old, tmp_path):
     hub.add("me/old", old)
     alone = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
-    done = run(*CONVERT, "me/old", env=alone)
-    assert done.returncode == 2 and "me/old: is on the Hub; name a new folder" in done.stderr
     done = run(*CONVERT, "me/old", tmp_path / "new", env=alone)
     assert done.returncode == 0, done.stderr
     model = BertForSequenceClassification.from_pretrained(tmp_path / "new")

@@ -22,7 +22,6 @@ from lora import (
     merge_lora_weights,
 )
 from runtime import fast, kernels
-from runtime.bank import FastRoutedLinear, RoutedLinear
 from runtime.fast import (
     ClsOnlyLayer,
     CpuDropout,
@@ -338,8 +337,8 @@ def test_a_form_steps_aside_where_its_plain_lines_were_edited(cls, monkeypatch):
 
 
 def test_every_form_was_asked_for_its_plain_lines():
-    assert fast.PLAIN.keys() - {RoutedLinear} == {*EDITABLE}
-    assert fast.FORMS.keys() - {FastRoutedLinear} == NEEDS.keys() | {PackedLinear}
+    assert fast.PLAIN.keys() == {*EDITABLE}
+    assert fast.FORMS.keys() == NEEDS.keys() | {PackedLinear}
 
 
 @pytest.mark.parametrize("cls", EDITABLE, ids=lambda cls: cls.__name__)

@@ -163,7 +163,7 @@ def test_what_is_no_repository_is_not_asked_for(hub, monkeypatch, tmp_path, ask,
 def test_a_pickle_is_refused_with_the_command_that_converts_it(hub, model, tmp_path):
     hint = "is a pickle, which can run code, and is not read here: convert it with: python -m "
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    command = f"runtime.convert {model}"
+    command = f"runtime.convert {model} NEW_FOLDER"
     found = refused(folder, str(model))
     assert found == f"{model}: has no model.safetensors; pytorch_model.bin {hint}{command}"
     assert folder(str(model), pickles=True) == model
