@@ -45,7 +45,7 @@ from runtime.run_folder import RunOptions, former_options
 from support import glue, hub, offline, options, parallel
 from support.metrics import METRICS
 from support.options import option
-from support.tasks import Task, evaluation
+from support.tasks import Task
 
 
 @dataclass
@@ -321,7 +321,7 @@ def evaluate(setup: Setup, data: Encoded) -> tuple[dict[str, float], Tensor]:
     logits = predict(setup.model, data, batches, setup.placement.autocast)  # (N, C)
     logits = parallel.all_sum(logits)
     assert data.labels is not None
-    return evaluation(setup.task, logits, data.labels.cpu()), logits
+    return setup.task.evaluation(logits, data.labels.cpu()), logits
 
 
 def save_model(setup: Setup, run: Run, folder: Path) -> None:

@@ -8,13 +8,19 @@ import numpy as np
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean(predicted == labels))
+    """The fraction of the texts that are right, with all of their labels (subset accuracy)."""
+    is_right = (predicted == labels).reshape(len(labels), -1)
+    return float(np.mean(is_right.all(-1)))
 
 
 def f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of class 1, of classes 0 and 1: 2PR / (P + R) of precision P and recall R; 0 for 0/0."""
-    ones = predicted.sum() + labels.sum()
-    return float(2 * (predicted * labels).sum() / max(1, ones))
+    """F1 of 1, of zeros and ones: 2PR / (P + R) of precision P and recall R; 0 for 0/0.
+
+    Of several labels (N, C) it is the micro F1, of all decisions.
+    """
+    both = np.logical_and(predicted, labels).sum()
+    ones = np.count_nonzero(predicted) + np.count_nonzero(labels)
+    return float(2 * both / max(1, ones))
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -23,19 +29,9 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
     return macro_f1_of_sets(predicted[:, None] == classes, labels[:, None] == classes)
 
 
-def accuracy_of_sets(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """The fraction of the texts with all labels (C,) right: subset accuracy."""
-    return float(np.mean((predicted == labels).all(-1)))
-
-
 def macro_f1_of_sets(predicted: np.ndarray, labels: np.ndarray) -> float:
     """The mean F1 of the C labels, each of which counts alike."""
     return float(np.mean([f1(*of_label) for of_label in zip(predicted.T, labels.T, strict=True)]))
-
-
-def micro_f1_of_sets(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of all N · C decisions, so that a common label counts more."""
-    return f1(predicted, labels)
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
@@ -99,13 +95,13 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, list]:
     """
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
     place = np.searchsorted(edges, confidence)  # (M,)
-    rows, *sums = (
-        np.bincount(place, weights, minlength=CALIBRATION_BINS)
-        for weights in (None, confidence, right)
-    )
-    means = [total / np.maximum(1, rows) for total in sums]
-    names = ("rows", "confidence", "right")
-    return {name: values.tolist() for name, values in zip(names, (rows, *means), strict=True)}
+    rows = np.bincount(place, minlength=CALIBRATION_BINS)
+
+    def means(values: np.ndarray) -> list[float]:
+        sums = np.bincount(place, values, minlength=CALIBRATION_BINS)
+        return (sums / np.maximum(1, rows)).tolist()
+
+    return {"rows": rows.tolist(), "confidence": means(confidence), "right": means(right)}
 
 
 def calibration_error(bins: dict[str, list]) -> float:
@@ -114,12 +110,8 @@ def calibration_error(bins: dict[str, list]) -> float:
     return float((rows * np.abs(confidence - right)).sum() / rows.sum())
 
 
-TWO_CLASS_METRICS = {"f1": f1, "matthews_correlation": pearson}
-CLASS_METRICS = {"accuracy": accuracy, "macro_f1": macro_f1} | TWO_CLASS_METRICS
-SET_METRICS = {
-    "macro_f1": macro_f1_of_sets,
-    "micro_f1": micro_f1_of_sets,
-    "accuracy": accuracy_of_sets,
-}
+CLASS_METRICS = {"accuracy": accuracy, "macro_f1": macro_f1}
+TWO_CLASS_METRICS = CLASS_METRICS | {"f1": f1, "matthews_correlation": pearson}
+SET_METRICS = {"macro_f1": macro_f1_of_sets, "micro_f1": f1, "accuracy": accuracy}
 NUMBER_METRICS = {"pearson": pearson, "spearman": spearman}
-METRICS = [*dict.fromkeys([*CLASS_METRICS, *SET_METRICS, *NUMBER_METRICS])]
+METRICS = [*TWO_CLASS_METRICS | SET_METRICS | NUMBER_METRICS]

@@ -1,7 +1,10 @@
 """Tasks: each knows its loss, its answers and its scores, and nobody else asks which kind it is.
 
-The letters of the shapes are explained in bert.py.
+The labels of N texts are (N,), or (N, C) where a text has several: tensors where there are logits,
+arrays in scores. The letters of the shapes are explained in bert.py.
 """
+
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from support import glue, metrics
-from support.errors import InputError, listing
+from support.errors import InputError, listing, reading
 
 
 def rounded(numbers: Tensor) -> list:
@@ -21,58 +24,147 @@ def unnamed(count: int) -> list[str]:
     return [f"LABEL_{number}" for number in range(count)]
 
 
-def score_columns(names: list[str], probabilities: Tensor) -> dict[str, list]:
-    """The probabilities (N, C) as columns of a labelled table, one a class."""
-    columns = zip(names, probabilities.T, strict=True)
-    return {f"score_{name}": rounded(column) for name, column in columns}
+class Task(Protocol):
+    """What each task says of itself, and what follows from it for all of them."""
+
+    names: list[str]  # of the classes, or of the number
+    metric: str  # chooses the best model
+    metrics: dict  # all that are computed, by name
+    problem_type: str  # as in config.json
+    step_metric: str | None = "accuracy"  # what is counted in each step of the training
+
+    def describe(self) -> str: ...
+    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor: ...  # (N,) of logits (N, C)
+    def predict(self, logits: Tensor) -> Tensor: ...  # what is answered, in the form of labels
+    def commonest(self, labels: np.ndarray) -> np.ndarray: ...  # the best constant answer
+    def spell(self, labels) -> list: ...  # names, lists of names, or numbers
+    def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]: ...
+    def as_text(self, answer: dict) -> str: ...  # of 17 characters, or more
+    def reader(self): ...  # of the labels of a file to score
+
+    def __init__(self, names: list[str], metric: str, known: dict):
+        self.names = names
+        self.metric = metric
+        self.metrics = known
+        if metric not in known:
+            raise InputError(f"--metric {metric}: for {self.describe()} it is {', '.join(known)}")
+
+    def training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What is minimized: the loss of logits (B, C), summed over the batch."""
+        return self.row_losses(logits, labels).sum()
+
+    def adjust_loss(self, class_weights: str, label_smoothing: float, labels, device) -> None:
+        """Raises InputError for what only the loss of a classification knows."""
+        if class_weights or label_smoothing:
+            flags = "--class-weights and --label-smoothing"
+            raise InputError(f"{flags} are for one class a text, and not for {self.describe()}")
+
+    def count_right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """How many rows are answered right, with all of their labels."""
+        is_right = self.predict(logits) == labels
+        return is_right.view(len(labels), -1).all(-1).sum()
+
+    def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return {name: metric(predicted, labels) for name, metric in self.metrics.items()}
+
+    def evaluation(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """The mean loss and the scores of logits (N, C), on the CPU, and their labels."""
+        loss = self.row_losses(logits, labels).mean().item()
+        return {"loss": loss, **self.scores(self.predict(logits).numpy(), labels.numpy())}
+
+    def report(self, logits: Tensor, labels: Tensor) -> dict:
+        """All figures of logits (N, C), on the CPU, and their labels, as JSON holds them."""
+        return self.evaluation(logits, labels)
+
+    def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple:
+        """The answer that suits the labels `train` best, and its scores on other labels."""
+        constant = self.commonest(train)
+        (spelled,) = self.spell(constant[None])
+        return spelled, self.scores(np.broadcast_to(constant, labels.shape), labels)
+
+    def rows_of_classes(self, labels: np.ndarray) -> dict[str, int]:
+        """How many of N rows each class has, where there are classes."""
+        return {}
+
+    def answer(self, logits: Tensor) -> dict:
+        """What is said of one text, of its logits (C,)."""
+        return {name: value for name, (value,) in self.columns(logits[None]).items()}
 
 
-def refuse_adjusting(self, class_weights: str, label_smoothing: float, **_) -> None:
-    """Raises InputError for what only the loss of a classification knows."""
-    if class_weights or label_smoothing:
-        flags = "--class-weights and --label-smoothing"
-        raise InputError(f"{flags} are for texts of one class each, and not for {self.describe()}")
+class ClassTask(Task, Protocol):
+    """A task with C classes, each of which has a probability."""
+
+    def probabilities(self, logits: Tensor) -> Tensor: ...  # (…, C)
+    def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict[str, list]: ...
+
+    def marks(self, labels: np.ndarray) -> np.ndarray:
+        """Whether each of N rows has each of the classes, (N, C)."""
+        return labels[:, None] == np.arange(len(self.names))
+
+    def rows_of_classes(self, labels: np.ndarray) -> dict[str, int]:
+        counts = self.marks(labels).sum(0)
+        return dict(zip(self.names, counts.tolist(), strict=True))
+
+    def report(self, logits: Tensor, labels: Tensor) -> dict:
+        predicted, wanted = self.predict(logits).numpy(), labels.numpy()
+        figures = metrics.class_figures(self.marks(predicted), self.marks(wanted))
+        bins = self.calibration(self.probabilities(logits.double()), wanted)
+        return {
+            **super().report(logits, labels),
+            "calibration_error": metrics.calibration_error(bins),
+            "classes": dict(zip(self.names, figures, strict=True)),
+            "calibration": bins,
+        }
+
+    def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]:
+        """What a labelled table says of N texts: the answer, and how probable it is.
+
+        That is how probable the least certain of the decisions for or against a class is. With
+        `scores` also how probable each class is.
+        """
+        predicted = self.predict(logits)
+        probabilities = self.probabilities(logits.double())  # (N, C)
+        is_given = torch.from_numpy(self.marks(predicted.numpy()))  # (N, C)
+        confidence = probabilities.where(is_given, 1 - probabilities).amin(-1)  # (N,)
+        columns = {"label": self.spell(predicted), "confidence": rounded(confidence)}
+        if scores:
+            for name, column in zip(self.names, probabilities.T, strict=True):
+                columns[f"score_{name}"] = rounded(column)
+        return columns
+
+    def answer(self, logits: Tensor) -> dict:
+        scores = rounded(self.probabilities(logits.double()))
+        return super().answer(logits) | {"scores": dict(zip(self.names, scores, strict=True))}
+
+    def as_text(self, answer: dict) -> str:
+        return "{label:<10} {confidence:6.1%}".format_map(answer)
 
 
-def parse_weights(text: str) -> np.ndarray:
-    """The positive numbers of "1,1,5"; none for any other text."""
-    try:
-        weights = np.array(text.replace("_", "x").split(","), dtype=float)
-    except ValueError:
-        return np.zeros(0)
-    return weights if np.isfinite(weights).all() and (weights > 0).all() else np.zeros(0)
-
-
-class Classification:
+class Classification(ClassTask):
     """One of C classes for each text.
 
     `weights` (C,), on the device of the logits, and `label_smoothing` are for the training alone.
     """
 
     problem_type = "single_label_classification"
-    step_metric = "accuracy"
 
     def __init__(self, names: list[str], metric: str = ""):
         usual = glue.usual_metric(names)
-        self.names = names
-        self.metric = metric or usual
-        self.metrics = dict.fromkeys(["accuracy", self.metric, usual])  # as far as GLUE reports
+        two = len(names) == 2
+        known = metrics.TWO_CLASS_METRICS if two else metrics.CLASS_METRICS
+        super().__init__(names, metric or usual, known)
+        self.metrics = {name: known[name] for name in ("accuracy", self.metric, usual)}
         self.weights: Tensor | None = None
         self.label_smoothing = 0.0
-        if self.metric not in metrics.CLASS_METRICS:
-            raise InputError(f"--metric {self.metric} takes no classes, one of them a text")
-        if self.metric in metrics.TWO_CLASS_METRICS and len(names) != 2:
-            raise InputError(f"--metric {self.metric} takes two classes; the data has {len(names)}")
 
     def describe(self) -> str:
         return f"classes {listing(self.names)}"
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The cross-entropy of logits (B, C) and labels (B,), summed over the batch."""
-        return F.cross_entropy(logits, labels, reduction="sum")
+    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, reduction="none")
 
     def training_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The same, each row times the weight of its class, and with smoothed labels.
+        """The cross-entropy, each row times the weight of its class, and with smoothed labels.
 
         Label smoothing (Szegedy et al., 2016, section 7) gives a class 1 - ε and shares ε out.
         """
@@ -94,58 +186,41 @@ class Classification:
         self.label_smoothing = label_smoothing
         if not class_weights:
             return
-        counts = np.bincount(labels, minlength=len(self.names))  # (C,)
         if class_weights == "balanced":
-            weights = 1 / np.maximum(counts, 1)  # (C,)
+            weights = 1 / np.maximum(1, self.marks(labels).sum(0))  # (C,)
         else:
-            weights = parse_weights(class_weights)
-        if len(weights) != len(counts):
-            classes = f"{len(counts)} positive numbers, for {listing(self.names)}"
-            raise InputError(f"--class-weights {class_weights}: expected balanced, or {classes}")
+            with reading(f"--class-weights {class_weights}"):
+                weights = np.array(class_weights.split(","), dtype=float)
+        # Negative numbers, infinity and NaN are not between the two either.
+        if len(weights) != len(self.names) or not weights.min() > 1e-6 * weights.max():
+            wanted = f"{len(self.names)} positive numbers, for {listing(self.names)}"
+            raise InputError(f"--class-weights {class_weights}: expected balanced, or {wanted}")
         weights = weights / weights.max()
-        weights = weights * len(labels) / (weights * counts).sum()
+        weights = weights / weights[labels].mean()
         self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
-        if not ((self.weights > 1e-6) & (self.weights < 1e6)).all():
-            raise InputError(f"--class-weights {class_weights}: are too far from each other")
 
     def predict(self, logits: Tensor) -> Tensor:
-        return logits.argmax(-1)  # (N, C) -> (N,)
+        return logits.argmax(-1)
 
-    def count_right(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return (logits.argmax(-1) == labels).sum()
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)
 
-    def rows_of_classes(self, labels: np.ndarray) -> dict[str, int]:
-        """How many of the rows (N,) each class has."""
-        counts = np.bincount(labels, minlength=len(self.names))
-        return dict(zip(self.names, counts.tolist(), strict=True))
+    def commonest(self, labels: np.ndarray) -> np.ndarray:
+        return self.marks(labels).sum(0).argmax()
 
-    def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict:
-        return {name: metrics.CLASS_METRICS[name](predicted, labels) for name in self.metrics}
+    def spell(self, labels) -> list:
+        return [self.names[number] for number in labels.tolist()]
 
-    def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple:
-        """The commonest class of the labels `train` (M,): its name, and how it does on (N,)."""
-        number = np.bincount(train).argmax()
-        predicted = np.full_like(labels, number)
-        return self.names[number], self.scores(predicted, labels)
-
-    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, reduction="none")  # (N,)
+    def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict[str, list]:
+        confidence, predicted = probabilities.max(-1)  # (N,), (N,)
+        return metrics.calibration(confidence.numpy(), predicted.numpy() == labels)
 
     def report(self, logits: Tensor, labels: Tensor) -> dict:
-        """All figures of logits (N, C) and labels (N,), as JSON holds them."""
-        C = len(self.names)
-        predicted, wanted = self.predict(logits).numpy(), labels.numpy()  # (N,), (N,)
-        confidence = logits.double().softmax(-1).amax(-1).numpy()  # (N,)
-        classes = np.arange(C)
-        figures = metrics.class_figures(predicted[:, None] == classes, wanted[:, None] == classes)
-        bins = metrics.calibration(confidence, predicted == wanted)
+        predicted, wanted = self.predict(logits).numpy(), labels.numpy()
         return {
-            **evaluation(self, logits, labels),
+            **super().report(logits, labels),
             "macro_f1": metrics.macro_f1(predicted, wanted),
-            "calibration_error": metrics.calibration_error(bins),
-            "classes": dict(zip(self.names, figures, strict=True)),
-            "confusion": metrics.confusion(predicted, wanted, C).tolist(),
-            "calibration": bins,
+            "confusion": metrics.confusion(predicted, wanted, len(self.names)).tolist(),
         }
 
     def reader(self):
@@ -153,206 +228,89 @@ class Classification:
 
         return KnownClasses(self.names)
 
-    def spell(self, labels: Tensor) -> list:
-        """The names of classes (N,)."""
-        return [self.names[number] for number in labels.tolist()]
 
-    def answer(self, logits: Tensor) -> dict:
-        """What is said of one text, with the probability of each class; logits (C,)."""
-        probabilities = rounded(logits.softmax(-1))
-        return {
-            "label": self.names[logits.argmax()],
-            "confidence": max(probabilities),
-            "scores": dict(zip(self.names, probabilities, strict=True)),
-        }
-
-    def as_text(self, answer: dict) -> str:
-        return "{label:<10} {confidence:6.1%}".format_map(answer)
-
-    def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]:
-        """What a labelled table says of N texts: the most probable class, and how probable.
-
-        With `scores` also how probable each class is.
-        """
-        probabilities = logits.softmax(-1)  # (N, C)
-        highest, best = probabilities.max(-1)  # (N,), (N,)
-        columns = {
-            "label": self.spell(best),
-            "confidence": rounded(highest),
-        }
-        return columns | (score_columns(self.names, probabilities) if scores else {})
-
-
-class MultiLabel:
+class MultiLabel(ClassTask):
     """Any of C labels for each text, as toxic, insult and threat; they are 0 or 1, float32 (N, C).
 
     A label is given where its probability is above `threshold`.
     """
 
     problem_type = "multi_label_classification"
-    step_metric = "accuracy"
 
     def __init__(self, names: list[str], metric: str = "", threshold: float = 0.5):
-        self.names = names
-        self.metric = metric or "macro_f1"
+        super().__init__(names, metric or "macro_f1", metrics.SET_METRICS)
         self.threshold = threshold
-        if self.metric not in metrics.SET_METRICS:
-            known = ", ".join(metrics.SET_METRICS)
-            raise InputError(f"--metric {self.metric}: of several labels a text it is {known}")
 
     def describe(self) -> str:
         return f"any of the labels {listing(self.names)}"
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The binary cross-entropy of logits and labels (B, C): the mean over the labels, summed
-        over the batch."""
-        total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-        return total / len(self.names)
-
-    training_loss = loss
-    adjust_loss = refuse_adjusting
+    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The binary cross-entropy, the mean over the labels."""
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
 
     def predict(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid() > self.threshold  # (N, C)
+        return self.probabilities(logits) > self.threshold
 
-    def count_right(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return (self.predict(logits) == labels).all(-1).sum()
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
 
-    def rows_of_classes(self, labels: np.ndarray) -> dict[str, int]:
-        """How many of the rows (N, C) each label has."""
-        return dict(zip(self.names, labels.sum(0).astype(int).tolist(), strict=True))
+    def commonest(self, labels: np.ndarray) -> np.ndarray:
+        """The labels that most rows have."""
+        return labels.mean(0) > 0.5
 
-    def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict:
-        labels = labels.astype(bool)
-        return {name: score(predicted, labels) for name, score in metrics.SET_METRICS.items()}
+    def marks(self, labels: np.ndarray) -> np.ndarray:
+        return labels.astype(bool)
 
-    def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple:
-        """The labels that most rows of `train` (M, C) have: their names, and how they do."""
-        common = train.mean(0) > 0.5  # (C,)
-        names = [name for name, is_common in zip(self.names, common, strict=True) if is_common]
-        predicted = np.broadcast_to(common, labels.shape)
-        return " and ".join(names) or "no label", self.scores(predicted, labels)
+    def spell(self, labels) -> list:
+        names = np.array(self.names, dtype=object)
+        return [names[row].tolist() for row in np.asarray(labels, dtype=bool)]
 
-    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")  # (N, C)
-        return loss.mean(-1)  # (N,)
+    def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict[str, list]:
+        """That of the N · C probabilities, whatever the threshold."""
+        return metrics.calibration(probabilities.numpy().ravel(), labels.ravel())
 
-    def report(self, logits: Tensor, labels: Tensor) -> dict:
-        """All figures of logits and labels (N, C), as JSON holds them.
-
-        The calibration is that of the N · C probabilities, whatever the threshold.
-        """
-        predicted, wanted = self.predict(logits).numpy(), labels.bool().numpy()  # (N, C), (N, C)
-        figures = metrics.class_figures(predicted, wanted)
-        probabilities = logits.double().sigmoid().numpy()  # (N, C)
-        bins = metrics.calibration(probabilities.ravel(), wanted.ravel())
-        return {
-            **evaluation(self, logits, labels),
-            "calibration_error": metrics.calibration_error(bins),
-            "classes": dict(zip(self.names, figures, strict=True)),
-            "calibration": bins,
-        }
+    def as_text(self, answer: dict) -> str:
+        return super().as_text(answer | {"label": ",".join(answer["label"]) or "-"})
 
     def reader(self):
         from support.labels import KnownClasses, LabelSets  # late: Arrow takes a while to import
 
         return LabelSets(KnownClasses(self.names))
 
-    def spell(self, labels: Tensor) -> list:
-        """The names of the labels (N, C) of each text."""
-        names = np.array(self.names, dtype=object)
-        return [names[row].tolist() for row in labels.bool().numpy()]
 
-    def answer(self, logits: Tensor) -> dict:
-        """All labels above the threshold, and the probability of each; logits (C,)."""
-        given = self.predict(logits).tolist()
-        return {
-            "labels": [name for name, is_given in zip(self.names, given, strict=True) if is_given],
-            "scores": dict(zip(self.names, rounded(logits.sigmoid()), strict=True)),
-        }
-
-    def as_text(self, answer: dict) -> str:
-        shown = [f"{label} {answer['scores'][label]:.1%}" for label in answer["labels"]]
-        return f"{', '.join(shown) or '-':<17}"
-
-    def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]:
-        """What a labelled table says of N texts: lists of labels, and how probable the least
-        certain of the C decisions is; with `scores` also how probable each label is."""
-        probabilities = logits.sigmoid()  # (N, C)
-        given = self.predict(logits)  # (N, C)
-        decided = probabilities.where(given, 1 - probabilities)
-        columns = {
-            "label": self.spell(given),
-            "confidence": rounded(decided.amin(-1)),
-        }
-        return columns | (score_columns(self.names, probabilities) if scores else {})
-
-
-class Regression:
-    """A number for each text, as STS-B's similarity from 0 to 5."""
+class Regression(Task):
+    """A number for each text, as STS-B's similarity from 0 to 5; its logits are (N, 1)."""
 
     problem_type = "regression"
     step_metric = None
 
     def __init__(self, names: list[str], metric: str = ""):
-        self.names = names  # one, as transformers has it
-        self.metric = metric or "pearson"
-        if len(names) != 1:
+        super().__init__(names, metric or "pearson", metrics.NUMBER_METRICS)
+        if len(names) != 1:  # one, as transformers has it
             raise InputError(f"a regression has one number, and no classes {listing(names)}")
 
     def describe(self) -> str:
         return "one number, a regression"
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The squared error of logits (B, 1) and labels (B,), summed over the batch."""
-        return F.mse_loss(self.predict(logits), labels, reduction="sum")
-
-    training_loss = loss
-    adjust_loss = refuse_adjusting
+    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (self.predict(logits) - labels) ** 2
 
     def predict(self, logits: Tensor) -> Tensor:
-        return logits[:, 0]  # (N, 1) -> (N,)
+        return logits[:, 0]
 
-    def count_right(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return labels.new_zeros(())
+    def commonest(self, labels: np.ndarray) -> np.ndarray:
+        return labels.mean(dtype=np.float64)
 
-    def rows_of_classes(self, labels: np.ndarray) -> dict[str, int]:
-        return {}
-
-    def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict:
-        return {name: score(predicted, labels) for name, score in metrics.NUMBER_METRICS.items()}
-
-    def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple:
-        """The mean of the labels `train` (M,), in words, and how it does on (N,)."""
-        mean = train.mean(dtype=np.float64)
-        scores = dict.fromkeys(["loss", *metrics.NUMBER_METRICS], 0.0)
-        scores["loss"] = float(np.mean((mean - labels) ** 2))
-        return f"the mean, {mean:.3f},", scores
-
-    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return (self.predict(logits) - labels) ** 2  # (N,)
-
-    def report(self, logits: Tensor, labels: Tensor) -> dict:
-        """All figures of logits (N, 1) and labels (N,), as JSON holds them."""
-        predicted = self.predict(logits)  # (N,)
-        return {
-            **evaluation(self, logits, labels),
-            "mean_absolute_error": (predicted - labels).abs().double().mean().item(),
-        }
-
-    def reader(self):
-        from support.labels import KnownNumbers  # late: Arrow takes a while to import
-
-        return KnownNumbers()
-
-    def spell(self, labels: Tensor) -> list:
+    def spell(self, labels) -> list:
         return rounded(labels)
 
-    def answer(self, logits: Tensor) -> dict:
-        return {"score": rounded(logits)[0]}
+    def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple:
+        mean, scores = super().constant_scores(train, labels)
+        return mean, {"loss": float(np.mean((mean - labels) ** 2)), **scores}
 
-    def as_text(self, answer: dict) -> str:
-        return "{score:<17.3f}".format_map(answer)
+    def report(self, logits: Tensor, labels: Tensor) -> dict:
+        error = (self.predict(logits) - labels).abs().double().mean().item()
+        return {**super().report(logits, labels), "mean_absolute_error": error}
 
     def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]:
         """Raises InputError for `scores`, which a number has none of."""
@@ -360,19 +318,18 @@ class Regression:
             raise InputError("--scores: a regression has one number, and no classes to score")
         return {"score": self.spell(self.predict(logits))}
 
+    def as_text(self, answer: dict) -> str:
+        return "{score:<17.3f}".format_map(answer)
 
-Task = Classification | MultiLabel | Regression
+    def reader(self):
+        from support.labels import KnownNumbers  # late: Arrow takes a while to import
+
+        return KnownNumbers()
 
 
 def metric_in_words(task: Task) -> str:
     """The metric by which the best model is chosen; F1 of two classes is that of the second."""
     return f"f1 of {task.names[1]!r}" if task.metric == "f1" else task.metric
-
-
-def evaluation(task: Task, logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """The mean loss and the scores of logits (N, C), on the CPU, and their labels."""
-    loss = task.loss(logits, labels).item() / len(labels)
-    return {"loss": loss, **task.scores(task.predict(logits).numpy(), labels.numpy())}
 
 
 def task_of(config, threshold: float | None = None) -> Task:
@@ -392,8 +349,7 @@ def task_of(config, threshold: float | None = None) -> Task:
     task = kinds[told](names)
     if threshold is not None:
         if not isinstance(task, MultiLabel) or not 0 < threshold < 1:
-            raise InputError(
-                f"--threshold {threshold:g}: between 0 and 1, of several labels a text"
-            )
+            wanted = "between 0 and 1, of several labels a text"
+            raise InputError(f"--threshold {threshold:g}: {wanted}")
         task.threshold = threshold
     return task

@@ -439,7 +439,7 @@ def test_a_threshold_decides_which_labels_are_given(says, tiny, tmp_path):
         words = ["--adapter", several, "--json", "--threshold", threshold, "a great film"]
         answer = json.loads(says(*words))
         above = [name for name, score in answer["scores"].items() if score > threshold]
-        assert answer["labels"] == above and list(answer["scores"]) == NAMES
+        assert answer["label"] == above and list(answer["scores"]) == NAMES
 
 
 def test_more_classes_than_are_shown(says, tiny, sentences, tmp_path):

@@ -7,9 +7,9 @@ import sklearn.calibration
 import sklearn.metrics
 
 from support.metrics import (
-    CLASS_METRICS,
     NUMBER_METRICS,
     SET_METRICS,
+    TWO_CLASS_METRICS,
     calibration,
     calibration_error,
     class_figures,
@@ -31,9 +31,9 @@ def test_metrics_of_classes_are_those_of_sklearn(predicted, labels):
         "macro_f1": sklearn.metrics.f1_score(labels, predicted, average="macro", zero_division=0),
         "matthews_correlation": sklearn.metrics.matthews_corrcoef(labels, predicted),
     }
-    assert expected.keys() == CLASS_METRICS.keys()
+    assert expected.keys() == TWO_CLASS_METRICS.keys()
     for metric, score in expected.items():
-        assert CLASS_METRICS[metric](predicted, labels) == pytest.approx(score, abs=1e-12)
+        assert TWO_CLASS_METRICS[metric](predicted, labels) == pytest.approx(score, abs=1e-12)
 
 
 @pytest.mark.parametrize("rows, most, least", [(500, 9, 0), (40, 9, 0), (1, 3, 0), (30, 3, 2)])
@@ -43,7 +43,7 @@ def test_macro_f1_of_many_classes_is_that_of_sklearn(rows, most, least):
     for predicted, labels in random.integers(0, 9, (50, 2, rows)):
         predicted, labels = np.minimum(predicted, most), np.maximum(labels, least)
         score = sklearn.metrics.f1_score(labels, predicted, average="macro", zero_division=0)
-        assert CLASS_METRICS["macro_f1"](predicted, labels) == pytest.approx(score, abs=1e-12)
+        assert TWO_CLASS_METRICS["macro_f1"](predicted, labels) == pytest.approx(score, abs=1e-12)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
