@@ -38,10 +38,10 @@ from data import (
     predict,
 )
 from lora import apply_lora_to_model, mark_only_lora_as_trainable, open_adapter, save_adapter
-from runtime import adapters, devices, report
+from runtime import adapters, devices, report, run_folder
 from runtime.data_notes import data_notes
 from runtime.run import Run, open_run
-from runtime.run_folder import RunOptions, former_options
+from runtime.run_folder import RunOptions
 from support import glue, hub, offline, options, parallel
 from support.metrics import METRICS
 from support.options import option
@@ -304,9 +304,8 @@ def fit(setup: Setup, run: Run) -> None:
                 if setup.mismatched_set is not None:
                     others, _ = evaluate(setup, setup.mismatched_set)
                     scores |= {f"mismatched_{name}": score for name, score in others.items()}
-                if run.note_scores(scores):
+                if run.note_scores(scores, logits):
                     save_model(setup, run, run.out / "best")
-                    run.keep_logits(logits)
 
             # Save what resuming takes; a signal, or patience that has ended, ends the run here.
             run.save_checkpoint(now=evaluate_now)
@@ -340,9 +339,9 @@ def train(config: Config, notice: str = "") -> None:
     """A whole run, in its folder."""
     if config.push_to_hub:
         adapters.check_push(config)
-    with open_run(config) as run:
-        setup = set_up(config)
-        run.begin(setup)
+    parallel.broadcast(lambda: run_folder.check(config))
+    setup = set_up(config)
+    with open_run(setup) as run:
         run.say(notice)
         run.say("\n".join([report.summary(setup), *setup.notes, *setup.placement.notes]))
         fit(setup, run)
@@ -355,7 +354,7 @@ def train(config: Config, notice: str = "") -> None:
 def main() -> None:
     parallel.start()
     given = options.parse(Config, sys.argv[1:], __doc__)
-    given = parallel.broadcast(lambda: former_options(Config, given)) | given
+    given = parallel.broadcast(lambda: run_folder.former_options(Config, given)) | given
     fallback, notice = {}, ""
     if given.get("offline_fallback") and not given.keys() & {"model", "data"}:
         fallback, notice = parallel.broadcast(offline.official_or_offline)

@@ -20,8 +20,8 @@ from support import errors, files, hub, parallel
 from support.errors import InputError
 
 # What these come to is compared: the same in another place, or by another name, is the same.
-SOURCES = ("model", "data", "init_adapter", "text_columns", "label_column", "label_names")
-PLACES = ("device", "dtype", "compile")
+INDIRECT = ["model", "data", "init_adapter", "text_columns", "label_column", "label_names"]
+INDIRECT += ["device", "dtype", "compile"]
 CODE = ("bert.py", "lora.py", "data.py", "train.py")
 MAY_CHANGE = ("epochs", "patience", "number of", "device", "code of")  # and is said then
 
@@ -32,7 +32,7 @@ def describe(setup) -> dict:
     base = hub.folder(setup.config.model) / "model.safetensors"
     splits = (setup.train_set, setup.validation_set, setup.mismatched_set)
     facts = run_folder.deciding(setup.config)
-    for name in (*SOURCES, *PLACES):
+    for name in INDIRECT:
         del facts[name]
     facts |= {
         "metric": setup.task.metric,
@@ -71,16 +71,15 @@ def hash_code(name: str) -> str:
 
 def compare(path: Path, former: dict, now: dict) -> list[str]:
     """A line on each thing that has changed since. Raises InputError for what may not change."""
+    effect = "from here on the bytes may be others than those of a run that never stopped"
     notes = []
     for name, value in now.items():
         before = former.get(name, value)  # there may be new options since
-        if before == value:
-            continue
-        if not name.startswith(MAY_CHANGE):
+        if before != value and name.startswith(MAY_CHANGE):
+            notes.append(f"{name}: {value}, and was {before}; {effect}")
+        elif before != value:
             what = f"{name} {before!r}, not {value!r}"
             raise InputError(f"{path}: that run was started with {what}; {run_folder.OTHER}")
-        effect = "from here on the bytes may be others than those of a run that never stopped"
-        notes.append(f"{name}: {value}, and was {before}; {effect}")
     return notes
 
 
@@ -108,16 +107,9 @@ def write(path: Path, facts: dict, progress: dict, tensors: dict[str, Tensor]) -
         temporary.write_bytes(save(tensors, header))  # save_file may leave a file of its own
 
 
-def write_logits(path: Path, logits: Tensor) -> None:
-    """Writes the logits (N, C) of an evaluation."""
-    path.parent.mkdir(exist_ok=True)
-    with files.written_whole(path) as temporary:
-        temporary.write_bytes(save({"logits": logits}))
-
-
 def digest(progress: dict, tensors: dict[str, Tensor]) -> str:
-    text = json.dumps(progress).encode()
-    return hash_arrays(tensors | {"progress": np.frombuffer(text, np.uint8).copy()})
+    text = json.dumps(progress) + hash_arrays(tensors)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def restore(path: Path, facts: dict, tensors: dict[str, Tensor]) -> tuple[dict, list[str]]:

@@ -10,35 +10,56 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from runtime import checkpoint, report, run_folder
-from runtime.run_folder import CHECKPOINT, LAST, LOG, LOGITS, METRICS
+from runtime.run_folder import CHECKPOINT, LAST, LOG, METRICS
 from support import errors, files, parallel
 from support.errors import InputError
 from support.tasks import metric_in_words
 
+PROGRESS = ("step", "best", "since_best", "history", "unlogged")  # what a checkpoint has of a Run
+
 
 @contextlib.contextmanager
-def open_run(config):
-    """Yields a Run, whose --out is new, or holds that run: else InputError is raised."""
-    parallel.broadcast(lambda: run_folder.check(config))
+def open_run(setup):
+    """Yields the Run of a train.Setup: a new one, or the one in --out where it was stopped.
+
+    Raises InputError where --out holds anything else, and for processes that were given different
+    things.
+    """
+    facts = checkpoint.describe(setup)
+    parallel.same_everywhere(json.dumps(facts))
+    N, C = len(setup.validation_set.lengths), setup.model.config.num_labels
+    tensors = checkpoint.run_tensors(setup.model, setup.optimizer)
+    tensors["best_logits"] = torch.zeros(N, C)
+    run = Run(setup, facts, tensors)
     with contextlib.ExitStack() as stack:
-        yield Run(config, stack)
+
+        def take_folder() -> tuple[dict, list[str]]:
+            run.out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.locked(run.out))
+            run_folder.check(setup.config)
+            return checkpoint.restore(run.out / CHECKPOINT, facts, tensors)
+
+        progress, notes = parallel.broadcast(take_folder)
+        parallel.broadcast_tensors([*tensors.values()])
+        run.begin(progress, notes)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, run.note_signal))
+        yield run
 
 
 class Run:
     """Where a run stands. Of several processes all know it, and the first prints and writes."""
 
-    setup: Any
-    facts: dict
-    tensors: dict[str, Tensor]
-
-    def __init__(self, config, stack: contextlib.ExitStack):
-        self.config = config
-        self.out = Path(config.out)
-        self.stack = stack
+    def __init__(self, setup, facts: dict, tensors: dict[str, Tensor]):
+        self.setup = setup
+        self.config = setup.config
+        self.out = Path(setup.config.out)
+        self.facts = facts  # what the run is, which a checkpoint is compared with
+        self.tensors = tensors  # the very ones that it changes
         self.signal = 0  # the one that came to this process
         self.stopped = 0  # the one that came, once all processes know
         self.step = 0
@@ -47,56 +68,27 @@ class Run:
         self.history = []  # the lines of metrics.jsonl
         self.unlogged: list[Any] = [0, 0, 0]  # since a log line: sum of losses, right, sentences
         self.done = 0  # sentences since this start
-        self.bar = tqdm(disable=True)
         self.cost = 0.0  # of the last checkpoint, in seconds; all may take a hundredth of the time
         self.begun = self.saved = time.perf_counter()
 
-    def begin(self, setup) -> None:
-        """Takes a train.Setup, and goes on from the checkpoint, if there is one.
-
-        Raises InputError for another run's, and for processes that were given different things.
-        """
-        self.setup = setup
-        self.facts = checkpoint.describe(setup)
-        parallel.same_everywhere(json.dumps(self.facts))
-        self.tensors = checkpoint.run_tensors(setup.model, setup.optimizer)
-        progress, notes = parallel.broadcast(self.take_folder)
-        parallel.broadcast_tensors([*self.tensors.values()])
+    def begin(self, progress: dict, notes: list[str]) -> None:
+        """Goes on from the progress of a checkpoint, and says so; it is {} where there is none."""
         if scaler := progress.pop("scaler", None):
-            setup.placement.scaler.load_state_dict(scaler)
+            self.setup.placement.scaler.load_state_dict(scaler)
         vars(self).update(progress)
-        if self.step > setup.steps:
+        if self.step > self.setup.steps:
             raise InputError(f"{self.out}: that run is at step {self.step}; give more --epochs")
-        if self.best and not any((self.out / "best").glob("*.safetensors")):
+        if self.best and not (self.out / "best").exists():
             raise InputError(f"{self.out}: best/ is gone; put it back, or {run_folder.OTHER}")
-        size = len(setup.train_set.lengths)
-        epoch, steps = divmod(self.step, setup.steps_per_epoch)
-        self.bar = tqdm(
-            total=self.config.epochs * size,
-            initial=epoch * size + steps * self.config.step_size,
-            unit=" sentences",
-            disable=not (parallel.is_first() and sys.stderr and sys.stderr.isatty()),
-            dynamic_ncols=True,
-        )
-        self.stack.callback(self.bar.close)
-        self.begun = time.perf_counter()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.stack.callback(signal.signal, number, signal.signal(number, self.note_signal))
         if parallel.is_first():
             (self.out / LAST).unlink(missing_ok=True)  # from here on it is not finished
             run_folder.write_options(self.config)
         if progress:
-            self.say(f"resuming at step {self.step} of {setup.steps}")
+            self.say(f"resuming at step {self.step} of {self.setup.steps}")
         if self.is_over:
             self.say(f"{self.out} holds a finished run; nothing is left to be trained")
         for note in notes:
             self.say(note)
-
-    def take_folder(self) -> tuple[dict, list[str]]:
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.stack.enter_context(files.locked(self.out))
-        run_folder.check(self.config)
-        return checkpoint.restore(self.out / CHECKPOINT, self.facts, self.tensors)
 
     def note_signal(self, number: int, _) -> None:
         """The first SIGINT or SIGTERM lets the step be finished; a second one ends it at once."""
@@ -107,20 +99,16 @@ class Run:
     def say(self, text: str) -> None:
         """Prints lines, and keeps them in training_log.txt."""
         if text and parallel.is_first():
-            with tqdm.external_write_mode(file=sys.stdout):  # above the bar
-                errors.say(text)
+            errors.say(text)
             with open(self.out / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text.translate(errors.ESCAPES_IN_LINES) + "\n")
 
     def note_step(self, loss_sum: Tensor, right: Tensor, count: int) -> None:
         """A step has been taken on `count` sentences."""
         self.step += 1
-        self.unlogged[0] += loss_sum
-        self.unlogged[1] += right
-        self.unlogged[2] += count
         self.done += count
-        with contextlib.suppress(OSError):  # a terminal that has gone
-            self.bar.update(count)
+        sums = zip(self.unlogged, (loss_sum, right, count), strict=True)
+        self.unlogged = [so_far + more for so_far, more in sums]
 
     def read_losses(self, *others: float) -> None:
         """Copies the sums from the device. Raises InputError for a loss that is not finite."""
@@ -135,14 +123,6 @@ class Run:
         scores = {f"{split}_{name}": score for name, score in scores.items()}
         self.history.append({"step": self.step} | scores)
 
-    @property
-    def skipped(self) -> int:
-        """The steps that AdamW did not take, as a gradient overflowed in float16."""
-        if not self.setup.placement.scaler.is_enabled():
-            return 0
-        taken = next(tensor for name, tensor in self.tensors.items() if name.startswith("step."))
-        return self.step - int(taken)
-
     def log_steps(self) -> None:
         """Says and keeps the mean loss since the last log line, the speed and the time left."""
         self.read_losses()
@@ -151,15 +131,11 @@ class Run:
         scores = {"loss": loss / count}
         if self.setup.task.step_metric:
             scores[self.setup.task.step_metric] = right / count
-        said = report.spell(scores)
-        if self.skipped:
-            scores["skipped"] = self.skipped
-            said += f"  {self.skipped} steps skipped"
         self.record("train", scores)
         speed = self.done / (time.perf_counter() - self.begun)
         steps_left = self.setup.steps - self.step
         seconds = steps_left * self.config.step_size / speed
-        where = f"step {self.step}/{self.setup.steps}  {said}"
+        where = f"step {self.step}/{self.setup.steps}  {report.spell(scores)}"
         self.say(f"{where}  {speed:.0f} sentences/s  {seconds:.0f} s left")
 
     @property
@@ -168,28 +144,26 @@ class Run:
         patience = self.config.patience or math.inf
         return self.step >= self.setup.steps or self.since_best >= patience or bool(self.stopped)
 
-    def note_scores(self, scores: dict[str, float]) -> bool:
+    def note_scores(self, scores: dict[str, float], logits: Tensor) -> bool:
         """Says and keeps the scores of an evaluation. Returns whether they are the best yet.
 
         Of equal scores the lower loss is better, and of equal losses the later one: on small data
-        many epochs have the same accuracy, and the first of them has hardly begun to learn.
+        many epochs have the same accuracy, and the first of them has hardly begun to learn. The
+        logits (N, C) of the best one are kept for the report at the end.
         """
         self.read_losses(scores["loss"])
         self.record("validation", scores)
         result = [scores[self.setup.task.metric], -scores["loss"]]
         is_best = result >= self.best
+        self.since_best += 1
         if is_best:
             self.best = result
-        self.since_best = 0 if is_best else self.since_best + 1
+            self.since_best = 0
+            self.tensors["best_logits"].copy_(logits)
         epoch = self.step / self.setup.steps_per_epoch
         hint = "  (best so far)" if is_best else ""
         self.say(f"epoch {epoch:.2f}  validation {report.spell(scores)}{hint}")
         return is_best
-
-    def keep_logits(self, logits: Tensor) -> None:
-        """Keeps the logits (N, C) of the best evaluation, for the report at the end."""
-        if parallel.is_first():
-            checkpoint.write_logits(self.out / LOGITS, logits)
 
     def save_checkpoint(self, now: bool) -> None:
         """Keeps what resuming takes: now, at a signal, or where it is due."""
@@ -197,18 +171,18 @@ class Run:
         if self.config.save_every:
             is_due = self.step % self.config.save_every == 0
         self.stopped, agreed = parallel.all_max(self.signal, int(now or is_due))
-        if agreed or self.stopped:
-            begun = time.perf_counter()
-            self.read_losses()
-            if parallel.is_first():
-                lines = [json.dumps(record) + "\n" for record in self.history]
-                files.write_text(self.out / METRICS, "".join(lines))
-                names = ("step", "best", "since_best", "history", "unlogged")
-                progress = {name: getattr(self, name) for name in names}
-                progress["scaler"] = self.setup.placement.scaler.state_dict()
-                checkpoint.write(self.out / CHECKPOINT, self.facts, progress, self.tensors)
-            self.saved = time.perf_counter()
-            self.cost = self.saved - begun
+        if not agreed and not self.stopped:
+            return
+        begun = time.perf_counter()
+        self.read_losses()
+        if parallel.is_first():
+            lines = [json.dumps(record) + "\n" for record in self.history]
+            files.write_text(self.out / METRICS, "".join(lines))
+            progress = {name: getattr(self, name) for name in PROGRESS}
+            progress["scaler"] = self.setup.placement.scaler.state_dict()
+            checkpoint.write(self.out / CHECKPOINT, self.facts, progress, self.tensors)
+        self.saved = time.perf_counter()
+        self.cost = self.saved - begun
 
     def finish(self) -> None:
         """Says the best score and what comes next; after a signal how to go on, and exits."""
@@ -219,13 +193,12 @@ class Run:
             from runtime import scoring  # late: Arrow takes a while to import
 
             self.say(report.plot_curves(self.history, self.out / "training_curves.png"))
-            self.say(scoring.report_run(self.setup, self.out))
+            self.say(scoring.report_run(self.setup, self.tensors["best_logits"], self.out))
         best = self.out / "best"
         longer = f"--epochs {self.config.epochs + 1}"
         if self.step < self.setup.steps:
-            self.say(
-                f"step {self.step}: {self.since_best} evaluations without a better one, enough"
-            )
+            since = f"{self.since_best} evaluations without a better one, enough"
+            self.say(f"step {self.step}: {since}")
             longer = f"--patience {self.config.patience + 1}"
         self.say(f"to answer: python sample.py --adapter {shlex.quote(str(best))}")
         self.say(f"to train longer: the same command with --resume {longer}")

@@ -13,7 +13,6 @@ OPTIONS = "config.toml"
 LOG = "training_log.txt"
 METRICS = "metrics.jsonl"
 CHECKPOINT = Path("checkpoint", "checkpoint.safetensors")
-LOGITS = Path("checkpoint", "best_logits.safetensors")
 LAST = Path("final", "README.md")  # the last file that a run writes
 OTHER = "give another --out"
 HEAD = "# --config repeats this run.\n"  # so begins config.toml, which tells a run's folder
@@ -71,10 +70,8 @@ def check(config) -> None:
     names = sorted(path.name for path in out.glob("[!.]*"))
     if names and not is_run(out):
         raise InputError(f"{out} holds {errors.listing(names)}, and no run: {OTHER}")
-    is_finished = (out / LAST).exists()
-    if is_finished and not (out / CHECKPOINT).exists():
-        raise InputError(f"{out} holds a finished run without its checkpoint: {OTHER}")
     if not config.resume and {"best", "checkpoint"} & {*names}:
-        state = "a finished" if is_finished else "an unfinished"
         ways = f"--resume goes on with it; or {OTHER}, or rm -r {shlex.quote(config.out)}"
-        raise InputError(f"{out} holds {state} run: {ways}")
+        raise InputError(f"{out} holds a run: {ways}")
+    if (out / LAST).exists() and not (out / CHECKPOINT).exists():
+        raise InputError(f"{out} holds a finished run without its checkpoint: {OTHER}")

@@ -14,14 +14,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import csv, parquet
-from safetensors.torch import load_file
 from torch import Tensor
 
 from data import encode
 from runtime import texts
 from runtime.labelling import answer_columns, pack
 from runtime.report import draw
-from runtime.run_folder import LOGITS
 from runtime.texts import Text
 from support import errors, files, glue, parallel, pieces, tables
 from support.errors import InputError, listing, plain
@@ -167,17 +165,12 @@ def write_table(table: pa.Table, path: Path, kind: str) -> None:
 # Of a run.
 
 
-def report_run(setup, out: Path) -> str:
-    """The report of best/ on the validation rows, as text; "" where a former version trained it.
+def report_run(setup, logits: Tensor, out: Path) -> str:
+    """The report of best/ as text, by its `logits` (N, C) of the validation rows.
 
     Writes it as report.json and report.png, and the rows, the worst first, into
     validation_predictions.csv. `setup` is a train.Setup.
     """
-    path = out / LOGITS
-    if not path.exists():
-        return ""
-    with errors.reading(path):
-        logits = load_file(path)["logits"]  # (N, C)
     labels = setup.validation_set.labels.cpu()
     report = make_report(setup.task, logits, labels)
     worst = worst_first(make_table(setup.task, setup.validation_texts, logits, labels))

@@ -265,7 +265,7 @@ def test_a_finished_run_is_refused_once_and_stays(together, training, whole):
     ended = together(2, *training, "--dropout", 0.3, "--out", whole)
     error = errors_of(ended)
     assert statuses(ended) == [2, 2] and error.count("\n") == 1
-    assert error.startswith(f"error: {whole} holds a finished run: ")
+    assert error.startswith(f"error: {whole} holds a run: ")
     assert all_bytes(whole) == before
 
 

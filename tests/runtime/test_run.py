@@ -1,6 +1,5 @@
 """What a run measures and says, and the hint where it can go no further."""
 
-import contextlib
 import json
 import re
 import signal
@@ -18,13 +17,14 @@ from support.errors import InputError
 @pytest.fixture
 def run(tmp_path) -> Run:
     """A run in its training, of 8 steps, without a model."""
-    run = Run(train.Config(out=str(tmp_path)), contextlib.ExitStack())
-    task = SimpleNamespace(step_metric="accuracy", metric="accuracy")
-    placement = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", enabled=False))
-    run.setup = SimpleNamespace(task=task, steps=8, steps_per_epoch=4, placement=placement)
-    run.facts = {}
-    run.tensors = {"parameter.w": torch.ones(2)}
-    return run
+    setup = SimpleNamespace(
+        config=train.Config(out=str(tmp_path)),
+        task=SimpleNamespace(step_metric="accuracy", metric="accuracy"),
+        placement=SimpleNamespace(scaler=torch.amp.GradScaler("cpu", enabled=False)),
+        steps=8,
+        steps_per_epoch=4,
+    )
+    return Run(setup, {}, {"parameter.w": torch.ones(2), "best_logits": torch.zeros(3, 2)})
 
 
 def note(run: Run, loss: float, right: int = 1, count: int = 4) -> None:
@@ -52,8 +52,13 @@ def test_a_line_of_the_log_is_the_mean_over_sentences(run, capsys):
 def test_the_best_evaluation_has_the_highest_score_then_the_lowest_loss_and_is_the_last(run):
     run.step = 3
     scores = [(0.5, 0.7), (0.6, 0.7), (0.4, 0.7), (0.4, 0.7), (0.1, 0.6), (0.6, 0.8)]
-    best = [run.note_scores({"loss": loss, "accuracy": score}) for loss, score in scores]
-    assert best == [True, False, True, True, False, True] and run.best == [0.8, -0.6]
+    best = []
+    for number, (loss, score) in enumerate(scores[:-1]):
+        logits = torch.full((3, 2), float(number))
+        best.append(run.note_scores({"loss": loss, "accuracy": score}, logits))
+    assert best == [True, False, True, True, False] and run.best == [0.7, -0.4]
+    assert (run.tensors["best_logits"] == 3).all()
+    assert run.note_scores({"loss": 0.6, "accuracy": 0.8}, logits) and run.best == [0.8, -0.6]
     run.save_checkpoint(now=True)
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     assert lines == run.history and len(lines) == 6
@@ -70,7 +75,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(run, los
             keep()
     run.unlogged = [0, 0, 0]
     with pytest.raises(InputError, match=line):
-        run.note_scores({"loss": loss, "accuracy": 0.5})
+        run.note_scores({"loss": loss, "accuracy": 0.5}, torch.ones(3, 2))
     assert not run.best and not run.history and not [*run.out.iterdir()]
 
 
