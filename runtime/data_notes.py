@@ -38,15 +38,16 @@ def data_notes(data: Data, tokenizer: Tokenizer, train: Encoded, validation: Enc
 def token_notes(tokenizer: Tokenizer, texts: list[tuple[str, ...]], encoded: Encoded) -> list[str]:
     """How many of N texts are longer than the tokenizer's limit, and how many tokens unknown."""
     notes = []
-    lengths = whole_lengths(tokenizer, texts, encoded)  # (N,)
     limit = tokenizer.truncation["max_length"] if tokenizer.truncation else math.inf
-    longer = np.mean(lengths > limit)
-    if longer:
+    if encoded.lengths.max() == limit:  # cut, or just so long
+        lengths = whole_lengths(tokenizer, texts)
+        longer = np.mean(lengths > limit)
         usual = np.quantile(lengths, 0.99, method="inverted_cdf")
-        notes.append(
-            f"{longer:.1%} of the texts are longer than --max-length {limit}, and cut to it; 99 % "
-            f"have at most {usual} tokens"
-        )
+        if longer:
+            notes.append(
+                f"{longer:.1%} of the texts are longer than --max-length {limit}, and cut to it; "
+                f"99 % have at most {usual} tokens"
+            )
     added = tokenizer.num_special_tokens_to_add(encoded.token_type_ids is not None)
     count = int(encoded.lengths.sum()) - added * len(encoded.lengths)
     unknown = tokenizer.token_to_id(tokenizer.model.unk_token)
@@ -58,21 +59,9 @@ def token_notes(tokenizer: Tokenizer, texts: list[tuple[str, ...]], encoded: Enc
     return notes
 
 
-def whole_lengths(tokenizer: Tokenizer, texts: list, encoded: Encoded) -> np.ndarray:
-    """The numbers of tokens (N,) that N texts have before they are cut.
-
-    Of more than SAMPLE that are cut, a part is counted and stands for the others.
-    """
-    if not tokenizer.truncation:
-        return encoded.lengths
-    is_full = encoded.lengths == tokenizer.truncation["max_length"]  # (N,): cut, or just so long
-    full = np.flatnonzero(is_full)
-    if not len(full):
-        return encoded.lengths
+def whole_lengths(tokenizer: Tokenizer, texts: list[tuple[str, ...]]) -> np.ndarray:
+    """The numbers of tokens (n,) of uncut texts; of more than SAMPLE some stand for all."""
     whole = Tokenizer.from_str(tokenizer.to_str())
     whole.no_truncation()
-    step = math.ceil(len(full) / SAMPLE)
-    sample = [tuple(part[:LONGEST] for part in texts[row]) for row in full[::step]]
-    lengths = encoded.lengths.copy()
-    lengths[full] = np.repeat(encode(whole, sample).lengths, step)[: len(full)]
-    return lengths
+    some = texts[:: math.ceil(len(texts) / SAMPLE)]
+    return encode(whole, [tuple(part[:LONGEST] for part in text) for text in some]).lengths

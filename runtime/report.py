@@ -1,7 +1,6 @@
 """What a run tells people: its head with the table of parameters, the curves, the model card."""
 
 import json
-import math
 import shlex
 import warnings
 from collections import Counter
@@ -9,14 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from safetensors import safe_open
-
-import bert
-from data import plan_batches
 from lora import fully_trained
 from runtime.run_folder import deciding
-from support import files, hub, options
+from support import files, options
 from support.errors import first_line, plain
 from support.tasks import metric_in_words
 
@@ -34,14 +28,11 @@ def summary(setup) -> str:
     lines = [
         f"model  {config.model} on {place.device.type} in {dtype}, {place.why}",
         f"data   {config.data}, column {' and '.join(setup.columns)}",
-        f"       {len(train):,} sentences to train on, {len(validation):,} to validate on; "
-        f"padding {padding(setup):.2%} of the tokens",
+        f"       {len(train):,} sentences to train on, {len(validation):,} to validate on",
         f"       {task.describe()}; best is the model of the best {metric_in_words(task)}",
         f"       always guessing {guess} would give {spell(scores)}",
         *parameter_table(setup.model, config),
     ]
-    if heads := left_out(hub.folder(config.model)):
-        lines.append(f"note: left out of the base: {', '.join(heads)}, for other tasks than this")
     if setup.steps < FEW_STEPS:
         first = ", the first of them at a rate of 0" if config.warmup_ratio else ""
         hint = "more --epochs, or a smaller --batch-size, take more"
@@ -49,49 +40,30 @@ def summary(setup) -> str:
     return "\n".join(map(plain, lines))
 
 
-def left_out(base: Path) -> list[str]:
-    """The heads in the file of a base, without a classifier: of that the table speaks."""
-    with safe_open(base / "model.safetensors", "pt") as file:
-        names = [bert.plain_name(key) for key in file.keys()]
-    heads = {name.partition(".")[0] for name in names if not name.startswith(bert.ENCODER)}
-    return sorted(heads - {"classifier"})
-
-
 def spell(scores: dict[str, float]) -> str:
     return "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
 
 
-def padding_fraction(lengths: np.ndarray, batches: list[np.ndarray], multiple: int = 1) -> float:
-    """The fraction of the computed tokens that is padding."""
-    longest = [math.ceil(lengths[rows].max() / multiple) * multiple for rows in batches]
-    computed = sum(len(rows) * S for rows, S in zip(batches, longest, strict=True))
-    return 1 - int(lengths.sum()) / computed
-
-
-def padding(setup) -> float:
-    """The fraction of the tokens of an epoch that is padding."""
-    data, config = setup.train_set, setup.config
-    plan = plan_batches(data.lengths, config.step_size, config.seed, epoch=0)
-    return padding_fraction(data.lengths, plan, data.multiple)
-
-
 def parameter_table(model, config) -> list[str]:
     """The numbers in BERT, in LoRA and in what is trained in full, and what becomes of them."""
-    drawn = () if config.init_adapter else model.newly_initialized
-    whole = fully_trained(model) if config.rank else {"classifier"}
-    states = {"BERT": "frozen" if config.rank else "trained"}
-    states["LoRA"] = f"trained: rank {config.rank} on {config.targets}"
-    states |= {name: "trained, newly initialized" if name in drawn else "trained" for name in whole}
+    states = {
+        "BERT": "frozen" if config.rank else "trained",
+        "LoRA": f"trained: rank {config.rank} on {config.targets}",
+    }
+    for name in fully_trained(model) if config.rank else ["classifier"]:
+        is_new = name in model.newly_initialized and not config.init_adapter
+        states[name] = "trained, newly initialized" if is_new else "trained"
     sizes = Counter()
-    trained = 0
     for name, parameter in model.named_parameters():
-        layer = name.rpartition(".")[0]
-        part = layer if layer in whole else "LoRA" if ".lora." in name else "BERT"
+        part = name.rpartition(".")[0]
+        if part not in states:
+            part = "LoRA" if ".lora." in name else "BERT"
         sizes[part] += parameter.numel()
-        trained += parameter.numel() * parameter.requires_grad
-    rows = [f"{part:<10} {sizes[part]:>12,}  {states[part]}" for part in states if part in sizes]
     total = sizes.total()
-    return [*rows, f"{'total':<10} {total:>12,}  {trained:,} trained, {trained / total:.2%}"]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    sizes["total"] = total
+    states["total"] = f"{trained:,} trained, {trained / total:.2%}"
+    return [f"{part:<10} {sizes[part]:>12,}  {states[part]}" for part in states if part in sizes]
 
 
 def plot_curves(history: list[dict], path: Path) -> str:
@@ -102,8 +74,10 @@ def plot_curves(history: list[dict], path: Path) -> str:
         for axis, name in zip(axes, names, strict=True):
             for split, style in ("train", {"color": "0.6"}), ("validation", {"marker": "o"}):
                 key = f"{split}_{name}"
-                points = [(r["step"], r[key]) for r in history if key in r]
-                axis.plot(*zip(*points, strict=True), label=split, **style)
+                records = [record for record in history if key in record]
+                steps = [record["step"] for record in records]
+                scores = [record[key] for record in records]
+                axis.plot(steps, scores, label=split, **style)
             axis.set(xlabel="step", title=name)
             axis.legend()
             axis.grid(alpha=0.3)
@@ -203,7 +177,6 @@ def card_metadata(config, local: dict, scores: dict[str, float]) -> str:
     """What the Hub sorts models by, as YAML: without the names of what is `local`."""
     names = config.data.partition("@")[0].split("/")
     task = {"type": names[-1], "name": names[-1]}
-    scores = {n: score for n, score in scores.items() if not n.startswith("mismatched_")}
     metrics = [{"type": name, "value": round(score, 4)} for name, score in scores.items()]
     result = {"task": {"type": "text-classification"}, "dataset": task, "metrics": metrics}
     metadata = {
