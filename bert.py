@@ -26,16 +26,16 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# What config.json may say, if it says anything, beside the fields of BertConfig.
-SUPPORTED = {
-    "model_type": "bert",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
 gelu_tanh = partial(F.gelu, approximate="tanh")
 tanh_forms = dict.fromkeys(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"], gelu_tanh)
 ACTIVATIONS = {"gelu": F.gelu, "gelu_python": F.gelu, "relu": F.relu, **tanh_forms}
+SUPPORTED = {  # what these fields of config.json may say
+    "model_type": ["bert"],
+    "position_embedding_type": ["absolute"],
+    "is_decoder": [False],
+    "add_cross_attention": [False],
+    "hidden_act": [*ACTIVATIONS],
+}
 ENCODER = ("embeddings.", "encoder.", "pooler.")
 
 
@@ -71,33 +71,26 @@ class BertConfig:
     def from_json(cls, path: str | Path) -> "BertConfig":
         """Reads a config.json. Raises ValueError naming a field that this encoder cannot honour."""
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        for name, supported in SUPPORTED.items():
-            if values.get(name, supported) != supported:
-                raise ValueError(f"{path}: {name} {values[name]!r} is not supported")
-        found = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
-        if "id2label" not in found:
-            C = min(int(values.get("num_labels") or 2), 2**20)
-            found["id2label"] = {number: f"LABEL_{number}" for number in range(C)}
-        config = cls(**found)
-        for f in fields(cls):
-            value = getattr(config, f.name)
-            is_size = isinstance(value, int | float) and 0 <= value < 2**20  # and no NaN
-            if f.type in (int, float, float | None) and value is not None and not is_size:
-                raise ValueError(f"{path}: {f.name} {value!r:.60} is not supported")
-        if config.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"{path}: hidden_act {config.hidden_act!r} is not supported")
-        H, L = config.num_attention_heads, config.num_hidden_layers
-        if H < 1 or config.hidden_size % H or L > 1000:
-            raise ValueError(f"{path}: {L} layers of {H} heads, {config.hidden_size} wide: no BERT")
-        config.id2label = dict(sorted((int(i), str(label)) for i, label in config.id2label.items()))
-        if [*config.id2label] != [*range(max(1, config.num_labels))]:
+        values = {name: value for name, value in values.items() if value is not None}
+        labels = values.get("id2label")
+        if not labels:
+            labels = {number: f"LABEL_{number}" for number in range(values.get("num_labels", 2))}
+        values["id2label"] = dict(sorted((int(n), str(label)) for n, label in labels.items()))
+        if [*values["id2label"]] != [*range(len(labels))]:
             raise ValueError(f"{path}: id2label must name the classes 0, 1, 2, …")
-        return config
+        for name, supported in SUPPORTED.items():
+            if values.get(name, supported[0]) not in supported:
+                raise ValueError(f"{path}: {name} {values[name]!r:.60} is not supported")
+        for f in fields(cls):
+            is_number = f.type in (int, float, float | None)
+            if is_number and not 0 <= values.get(f.name, 0) < 2**20:  # as NaN is not
+                raise ValueError(f"{path}: {f.name} {values[f.name]!r:.60} is not supported")
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def to_json(self, path: str | Path, **more) -> None:
         """Writes a config.json that transformers reads; `more` adds fields."""
         label2id = {label: number for number, label in self.id2label.items()}
-        values = {**SUPPORTED, **asdict(self), "label2id": label2id, **more}
+        values = {"model_type": "bert", **asdict(self), "label2id": label2id, **more}
         if values["problem_type"] is None and self.num_labels == 1:
             values["problem_type"] = "regression"  # else their pipeline shows the number's sigmoid
         write_json(Path(path), values)
@@ -115,9 +108,7 @@ class BertEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        S, positions = input_ids.shape[1], self.position_embeddings.num_embeddings
-        if positions < S:
-            raise ValueError(f"{S} tokens are more than the {positions} positions of this model")
+        S = input_ids.shape[1]
         if token_type_ids is None:
             segment = self.token_type_embeddings.weight[0]  # (D,)
         else:
@@ -134,6 +125,7 @@ class BertSelfAttention(nn.Module):
         super().__init__()
         D = config.hidden_size
         self.num_heads = config.num_attention_heads
+        assert D % self.num_heads == 0, "num_attention_heads must divide hidden_size"
         self.query = nn.Linear(D, D)
         self.key = nn.Linear(D, D)
         self.value = nn.Linear(D, D)
@@ -247,33 +239,48 @@ class PretrainedModel(nn.Module):
     def from_pretrained(cls, name: str | Path, label_names: list[str] | None = None):
         """Opens a directory or a repository of the Hub, `owner/name[@revision]`, in eval mode.
 
-        A pooler or a classifier that model.safetensors lacks is initialised at random, as is a
-        classifier of other classes than `label_names`, or of another task; `newly_initialized`
-        names them. Raises ValueError for an encoder with tensors missing, surplus or misshapen.
+        The file's classifier is left out if it is of other classes than `label_names`, or of
+        another task. Raises ValueError for a file of another model.
         """
         folder = Path(name) if Path(name).is_dir() else download(str(name))
         config = BertConfig.from_json(folder / "config.json")
-        other_classes = bool(label_names) and label_names != [*config.id2label.values()]
-        if other_classes:
+        with_classifier = cls.__name__ in (config.architectures or [cls.__name__])
+        if label_names and label_names != [*config.id2label.values()]:
             config.id2label = dict(enumerate(label_names))
             config.problem_type = None
+            with_classifier = False
         with NoInit():  # the file brings the numbers
             model = cls(config)
-        wanted = model.state_dict()
-        if other_classes or cls.__name__ not in (config.architectures or [cls.__name__]):
-            wanted = {n: t for n, t in wanted.items() if not n.startswith("classifier.")}
-        weights = read_weights(folder / "model.safetensors", wanted)
-        missing = {*model.load_state_dict(weights, strict=False, assign=True).missing_keys}
-        for path, layer in model.named_modules():
-            own = {f"{path}.weight", f"{path}.bias"}
-            if path.endswith(("pooler.dense", "classifier")) and own <= missing:
-                nn.init.normal_(layer.weight, std=config.initializer_range)
-                nn.init.zeros_(layer.bias)
-                model.newly_initialized += (path,)
-                missing -= own
-        if missing:
-            raise ValueError(f"{folder}: model.safetensors lacks {', '.join(sorted(missing)[:3])}")
+        model.load_weights(folder / "model.safetensors", with_classifier)
         return model.eval()
+
+    def load_weights(self, path: Path, with_classifier: bool = True) -> None:
+        """Takes the tensors of a file, in float32.
+
+        A pooler or a classifier that the file lacks is initialised at random; `newly_initialized`
+        names them. Raises ValueError for an encoder with tensors missing, surplus or misshapen.
+        """
+        names = {plain_name(name): name for name in self.state_dict()}
+        state = {}
+        for key, tensor in load_file(path).items():
+            name = plain_name(key)
+            if name.startswith("classifier.") and not with_classifier:
+                continue
+            if name in names or name.startswith(ENCODER):  # not the heads for other tasks
+                state[names.get(name, name)] = tensor
+        state.pop("embeddings.position_ids", None)  # a buffer of early transformers
+        for name, layer in self.named_modules():
+            is_head = name.endswith(("pooler.dense", "classifier"))
+            if is_head and not any(key.startswith(name) for key in state):
+                nn.init.normal_(layer.weight, std=self.config.initializer_range)
+                nn.init.zeros_(layer.bias)
+                state |= layer.state_dict(prefix=f"{name}.")
+                self.newly_initialized += (name,)
+        try:
+            self.load_state_dict(state, assign=True)
+        except RuntimeError as error:  # whose lines name the tensors
+            raise ValueError(f"{path}: {' '.join(str(error).split()):.600}") from None
+        self.float()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, which transformers opens as its own."""
@@ -347,28 +354,6 @@ def plain_name(key: str) -> str:
     name = key.removeprefix("module.").removeprefix("_orig_mod.").removeprefix("bert.")
     name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
     return name.replace("LayerNorm.beta", "LayerNorm.bias")
-
-
-def read_weights(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, in float32, under the names in `wanted`; some may be missing.
-
-    Raises ValueError, naming it, for a tensor that is surplus, or of another shape or type.
-    """
-    ours = {name.removeprefix("bert."): name for name in wanted}
-    weights = {}
-    for key, tensor in load_file(path).items():
-        name = plain_name(key)
-        if name not in ours:
-            # Heads of other tasks are not needed, nor is a buffer of early transformers.
-            if name.startswith(ENCODER) and name != "embeddings.position_ids":
-                raise ValueError(f"{path}: surplus tensor {key}, which no BERT of this config has")
-            continue
-        shape = wanted[ours[name]].shape
-        if tensor.shape != shape or not tensor.is_floating_point():
-            found = f"{tensor.dtype} of {list(tensor.shape)}"
-            raise ValueError(f"{path}: {key} is {found}, expected floats of {list(shape)}")
-        weights[ours[name]] = tensor.float()
-    return weights
 
 
 def write_json(path: Path, values: dict) -> None:

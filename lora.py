@@ -101,26 +101,27 @@ def fully_trained(model: PretrainedModel) -> set[str]:
     return {"classifier", *model.newly_initialized}
 
 
-def find_targets(model: PretrainedModel, target_modules: Sequence[str]) -> list[str]:
-    """The names of the linear layers that `target_modules` means, as in PEFT.
+def find_targets(model: PretrainedModel, target_modules: Sequence[str]) -> dict[str, nn.Linear]:
+    """The linear layers that `target_modules` means, as in PEFT, by name.
 
     An entry of a list is a whole name, or the end of one after a dot. A string is a regular
     expression on the whole name, except "all-linear": every linear layer that is not trained in
     full. Raises ValueError, with the names that there are, for a target that matches nothing.
     """
-    in_full = fully_trained(model)
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in in_full]
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for name in fully_trained(model) & layers.keys():
+        del layers[name]
     if target_modules == "all-linear":
-        return names
+        return layers
     if isinstance(target_modules, str):
-        found = {target_modules: [n for n in names if re.fullmatch(target_modules, n)]}
+        found = {target_modules: [n for n in layers if re.fullmatch(target_modules, n)]}
     else:
-        found = {target: [n for n in names if matches(n, target)] for target in target_modules}
-    for target, meant in found.items():
-        if not meant:
-            ends = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+        found = {target: [n for n in layers if matches(n, target)] for target in target_modules}
+    for target, names in found.items():
+        if not names:
+            ends = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
             raise ValueError(f"the target {target!r} matches no linear layer; they are {ends}")
-    return [name for name in names if any(name in meant for meant in found.values())]
+    return {n: layers[n] for n in layers if any(n in names for names in found.values())}
 
 
 def matches(name: str, target: str) -> bool:
@@ -141,13 +142,10 @@ def apply_lora_to_model(
     size (section 7.1, table 5). All of attention, or every linear layer, is larger, and was better
     on SST-2 (docs/results.md).
     """
-    names = find_targets(model, target_modules)
-    for name in names:
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        W = linear.weight
-        lora = LoRALayer(W.shape[1], W.shape[0], rank, alpha, dropout, use_rslora)
-        both = LinearWithLoRA(linear, lora.to(W.device))
+    for name, linear in find_targets(model, target_modules).items():
+        out_features, in_features = linear.weight.shape
+        lora = LoRALayer(in_features, out_features, rank, alpha, dropout, use_rslora)
+        both = LinearWithLoRA(linear, lora.to(linear.weight.device))
         model.set_submodule(name, both.train(linear.training))
     # PEFT's names of the settings.
     model.lora_config = {
@@ -208,17 +206,16 @@ def merge_lora_weights(model: PretrainedModel) -> PretrainedModel:
 
 # Adapters in memory and on disk, under PEFT's names: a format, and nothing new about LoRA.
 
-WITH_POOLER = ["classifier", "pooler", "score"]  # modules_to_save, where the base has no pooler
 # What adapter_config.json may say without changing what is computed. The first is what we write.
 HARMLESS = {
     "bias": ["none"],
-    "inference_mode": [True, False],
-    "init_lora_weights": [True, False, "gaussian", "orthogonal", "eva"],
+    "inference_mode": [True],
+    "init_lora_weights": [True, "gaussian", "orthogonal", "eva"],
     "megatron_core": ["megatron.core"],
-    "modules_to_save": [["classifier", "score"], ["classifier"], WITH_POOLER],
     "peft_type": ["LORA"],
     "qalora_group_size": [16],
     "task_type": ["SEQ_CLS"],
+    "modules_to_save": ["classifier", "score", "pooler"],  # those of them that there are
 }
 KNOWN = {"target_modules", "r", "lora_alpha", "lora_dropout", "use_rslora", "revision"}
 KNOWN |= {"base_model_name_or_path", "auto_mapping", "peft_version"}
@@ -243,10 +240,11 @@ def load_lora_state_dict(model: PretrainedModel, state: dict[str, Tensor]) -> No
         problem = "lacks" if name in wanted else "has the surplus"
         raise ValueError(f"the adapter {problem} {name}; is it one for this base model?")
     for name, tensor in wanted.items():
-        if tensor.shape != state[name].shape:
-            shapes = f"{list(state[name].shape)}, expected {list(tensor.shape)}"
+        found = state[name]
+        if found.shape != tensor.shape or found.is_complex():
+            shapes = f"{list(found.shape)}, expected {list(tensor.shape)}"
             raise ValueError(f"the adapter's {name} has the shape {shapes}")
-        tensor.copy_(state[name])
+        tensor.copy_(found)
 
 
 def save_adapter(model: PretrainedModel, folder: str | Path, base: str) -> None:
@@ -255,12 +253,14 @@ def save_adapter(model: PretrainedModel, folder: str | Path, base: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name, _, revision = base.partition("@")
     if Path(base).is_dir():
-        name, revision = str(Path(base).absolute()), ""
-    config: dict = {name: values[0] for name, values in HARMLESS.items()}
+        name = str(Path(base).absolute())
+        revision = ""
+    config: dict = {field: values[0] for field, values in HARMLESS.items()}
+    config["modules_to_save"] = ["classifier", "score"]
+    if POOLER in fully_trained(model):
+        config["modules_to_save"] += ["pooler"]
     config |= model.lora_config or {}
     config |= {"base_model_name_or_path": name, "revision": revision or None}
-    if POOLER in fully_trained(model):
-        config["modules_to_save"] = WITH_POOLER
     model.config.to_json(folder / "config.json", architectures=[type(model).__name__])
     write_json(folder / "adapter_config.json", config)
     write_tensors(folder / "adapter_model.safetensors", get_lora_state_dict(model))
@@ -276,10 +276,9 @@ def open_adapter(adapter: str | Path, base=None, dropout: float | None = None):
     folder = Path(adapter)
     config = read_adapter_config(folder)
     state = read_adapter_tensors(folder)
-    if isinstance(base, nn.Module):
-        model = shared_copy(base)
-    else:
-        model = BertForSequenceClassification.from_pretrained(base or named_base(folder))
+    if not isinstance(base, nn.Module):
+        base = BertForSequenceClassification.from_pretrained(base or named_base(folder))
+    model = shared_copy(base)
     replace_classifier(model, folder, state)
     if config["r"] not in {len(tensor) for name, tensor in state.items() if "lora_A" in name}:
         raise ValueError(f"{folder}: its tensors are not of rank {config['r']}")
@@ -304,11 +303,11 @@ def read_adapter_config(folder: Path, known: Set[str] = frozenset()) -> dict:
     except those that the caller says are `known` to it."""
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["modules_to_save"] = sorted({*(config.get("modules_to_save") or [])})  # PEFT repeats
     for name, value in config.items():
-        empty = value in (None, "", [], {}) or value is False  # but not 0, perhaps a layer's number
-        harmless = empty or value in HARMLESS.get(name, [])
-        if not harmless and name not in KNOWN | known:
+        parts = value if isinstance(value, list) else [value]
+        is_harmless = all(part in HARMLESS.get(name, []) for part in parts)
+        is_empty = not value and type(value) is not int  # 0 may be a layer's number
+        if not is_harmless and not is_empty and name not in KNOWN | known:
             raise ValueError(f"{path}: {name} = {value!r:.60} is not supported")
     # An expression out of a file must not take forever: few repetitions, and none of a group.
     pattern = re.sub(r"\\.", "", str(config["target_modules"]))
@@ -318,13 +317,11 @@ def read_adapter_config(folder: Path, known: Set[str] = frozenset()) -> dict:
 
 
 def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
-    """adapter_model.safetensors, in float32, under the names that PEFT writes today."""
-    state = load_file(folder / "adapter_model.safetensors")
-    if any(tensor.is_complex() for tensor in state.values()):
-        raise ValueError(f"{folder}: adapter_model.safetensors holds complex numbers")
+    """adapter_model.safetensors, under the names that PEFT writes today."""
     # Models in PEFT's memory, compiled ones, and some older files have these parts in their names.
     parts = r"_orig_mod\.|\.modules_to_save|\.default(?=\.)"
-    return {re.sub(parts, "", name): tensor.float() for name, tensor in state.items()}
+    state = load_file(folder / "adapter_model.safetensors")
+    return {re.sub(parts, "", name): tensor for name, tensor in state.items()}
 
 
 def named_base(folder: Path) -> str:
@@ -349,15 +346,9 @@ def replace_classifier(model, folder: Path, state: dict[str, Tensor]) -> None:
     own = BertConfig(id2label={number: f"LABEL_{number}" for number in range(C)})
     if (folder / "config.json").is_file():
         own = BertConfig.from_json(folder / "config.json")
-    model.config = replace(
-        model.config,
-        id2label=own.id2label,
-        problem_type=own.problem_type,
-        text_pairs=own.text_pairs,
-        model_max_length=own.model_max_length,
-    )
-    device = model.classifier.weight.device
-    model.classifier = nn.Linear(D, own.num_labels, device=device)
+    names = ("id2label", "problem_type", "text_pairs", "model_max_length")
+    model.config = replace(model.config, **{name: getattr(own, name) for name in names})
+    model.classifier = nn.Linear(D, own.num_labels, device=model.classifier.weight.device)
     if f"base_model.model.{POOLER}.weight" in state:
-        model.bert.pooler.dense = nn.Linear(D, D, device=device)
+        model.bert.pooler.dense = copy.deepcopy(model.bert.pooler.dense)
         model.newly_initialized += (POOLER,)

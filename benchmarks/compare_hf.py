@@ -58,7 +58,7 @@ def write_base(s: SimpleNamespace) -> None:
     model.save_pretrained(s.base)
     copy_tokenizer(Path(s.model), Path(s.base))
     targets = s.targets if s.targets == "all-linear" else s.targets.split(",")
-    s.adapted = find_targets(model, targets)
+    s.adapted = [*find_targets(model, targets)]
     apply_lora_to_model(model, targets, rank=s.rank, alpha=ALPHA, dropout=s.dropout)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:

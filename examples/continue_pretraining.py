@@ -48,7 +48,7 @@ def open_reader(base: str) -> BertForMaskedLM:
     try:
         model = BertForMaskedLM.from_pretrained(base)
     except ValueError as error:
-        if "lacks cls.predictions" not in str(error):
+        if "cls.predictions" not in str(error):
             raise
         encoder = BertModel.from_pretrained(base)
         model = BertForMaskedLM(encoder.config)

@@ -48,7 +48,7 @@ def test_a_step_does_what_is_needed_and_no_more(targets, dropout):
         intermediate_size=40,
     )
     model = BertForSequenceClassification(config)
-    adapted = find_targets(model, targets)
+    adapted = [*find_targets(model, targets)]
     apply_lora_to_model(model, targets, rank=3, dropout=dropout)
     mark_only_lora_as_trainable(model)
     devices.place(model, device="cpu", dtype="float32")

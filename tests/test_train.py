@@ -374,9 +374,9 @@ PROBLEMS = {
     "empty": "config.json: cannot be read (No such file or directory)",
     "pickle": "is a pickle",
     "truncated": "cannot be read (",
-    "foreign": "model.safetensors lacks bert.",
-    "narrower": "of [32], expected floats of [16]",
-    "one segment": "of [2, 32], expected floats of [1, 32]",
+    "foreign": "model.safetensors: Error(s) in loading",
+    "narrower": "size mismatch for bert.embeddings",
+    "one segment": "[2, 32]) from checkpoint, the shape in current model is torch.Size([1, 32])",
 }
 
 
