@@ -15,28 +15,43 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
+from tokenizers.processors import BertProcessing, TemplateProcessing
 
 from support.errors import InputError, reading
 from support.files import read_json, write_json
 
 # Names of BERT's tokenizer in transformers 5, and of one that takes tokenizer.json as it is.
-BERT_CLASSES = ("Bert", "Electra", "LayoutLM", "Lxmert", "MobileBert", "SqueezeBert")
+BERT_NAMES = ("Bert", "Electra", "LayoutLM", "Lxmert", "MobileBert", "SqueezeBert")
+BERT_CLASSES = [f"{name}Tokenizer{end}" for name in BERT_NAMES for end in ("", "Fast")]
 FILE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-SUPPORTED = {  # what tokenizer_config.json may say, if it says anything
-    "word_tokenizer_type": "basic",
-    "subword_tokenizer_type": "wordpiece",
-    "split_special_tokens": False,
-    "truncation_side": "right",
-    "auto_map": None,
-}
-RULES = {  # of BERT's normalizer: tokenizer_config.json's name, tokenizer.json's, the usual value
-    "do_lower_case": ("lowercase", True),
-    "strip_accents": ("strip_accents", None),  # None: as do_lower_case
-    "tokenize_chinese_chars": ("handle_chinese_chars", True),
-}
+
+# What tokenizer_config.json says, if it says nothing, in the order in which tokens are numbered.
 NAMES = {f"{part}_token": f"[{part.upper()}]" for part in ("unk", "sep", "pad", "cls", "mask")}
-FIELDS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+RULES = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
+USUAL = {"bos_token": "", "eos_token": "", **NAMES, **RULES}
+# And what it may say.
+SUPPORTED = {
+    "tokenizer_class": (*BERT_CLASSES, *FILE_CLASSES),
+    "do_lower_case": (True, False),
+    "strip_accents": (True, False, None),  # None: as do_lower_case
+    "tokenize_chinese_chars": (True, False),
+    "word_tokenizer_type": ("basic",),
+    "subword_tokenizer_type": ("wordpiece",),
+    "split_special_tokens": (False,),
+    "truncation_side": ("right",),
+    "auto_map": (None,),
+}
+# What tokenizer.json may say. Files of 2020 do not name the model's type.
+PARTS = {
+    "model": {
+        "type": "WordPiece",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+    },
+    "normalizer": {"type": "BertNormalizer", "clean_text": True},
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "truncation": {"direction": "Right"},
+}
 
 
 def load_tokenizer(folder: str | Path, max_length: int | None = None) -> Tokenizer:
@@ -61,11 +76,6 @@ def copy_tokenizer(source: Path, target: Path, max_length: int | None = None) ->
     tokenizer, settings = read_tokenizer(source)
     settings["model_max_length"] = max_length or settings["model_max_length"]
     tokenizer.save(str(target / "tokenizer.json"))
-    tokens = tokenizer.get_added_tokens_decoder()
-    settings["added_tokens_decoder"] = {
-        str(number): {name: getattr(token, name) for name in FIELDS}
-        for number, token in tokens.items()
-    }
     write_json(target / "tokenizer_config.json", settings)
     if (source / "vocab.txt").is_file():
         shutil.copyfile(source / "vocab.txt", target / "vocab.txt")
@@ -74,95 +84,39 @@ def copy_tokenizer(source: Path, target: Path, max_length: int | None = None) ->
 def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict]:
     """The tokenizer, and what a tokenizer_config.json must say to mean the same."""
     config = read_if_there(folder / "config.json")
+    rows = config.get("vocab_size", 30522)
     settings = read_settings(folder, config)
     of_json = settings["tokenizer_class"] in FILE_CLASSES  # tokenizer.json decides all of it
     path = folder / "tokenizer.json"
     if not path.is_file() and not of_json:
         path = folder / "vocab.txt"
     if not path.is_file():
-        files = "tokenizer.json" if of_json else "tokenizer.json or vocab.txt"
-        raise InputError(f"{folder}: holds no tokenizer, in {files}")
+        raise InputError(f"{folder}: holds no tokenizer; {path.name} is missing")
     with reading(path):
         if path.suffix == ".json":
             values = read_json(path)
-            check_parts(path, values)
-            vocab = values["model"]["vocab"]
         else:
-            values = {}
-            vocab = models.WordPiece.read_file(str(path))
-        names = {key: content(settings.get(key, usual)) for key, usual in NAMES.items()}
-        rules = {key: settings.get(key, usual) for key, (_, usual) in RULES.items()}
+            values = {"model": {"vocab": models.WordPiece.read_file(str(path))}}
+        for part, wanted in PARTS.items():
+            check_part(path, part, values.get(part), wanted)
         if of_json:
-            rules = {key: values["normalizer"].get(name) for key, (name, _) in RULES.items()}
-        tokenizer = assemble(vocab, names, rules)
+            settings |= read_rules(path, values)
+        vocab = values["model"]["vocab"]
+        tokenizer = assemble(vocab, settings)
         listed = listed_tokens(folder, settings, values)
-        rows = config.get("vocab_size", 30522)
         add_tokens(tokenizer, listed, special_tokens(settings), rows)
-        template = set_template(tokenizer, names)
-        if of_json or values.get("post_processor"):
-            check_template(path, values.get("post_processor") or {}, template)
+        found: Any = values.get("post_processor")
+        frame = make_frame(tokenizer, settings, found)
+        check_part(path, "post_processor", found, json.loads(frame.__getstate__()))
+        tokenizer.post_processor = frame
         check_numbers(path, tokenizer, vocab, listed, rows)
     length = config.get("max_position_embeddings", 512)
     written = {"tokenizer_class": "BertTokenizer", "model_max_length": length}
-    return tokenizer, written | rules | names
+    return tokenizer, written | {name: settings[name] for name in (*RULES, *NAMES)}
 
 
 def read_if_there(path: Path) -> dict:
     return read_json(path) if path.is_file() else {}
-
-
-def read_settings(folder: Path, config: dict) -> dict:
-    """tokenizer_config.json, with special_tokens_map.json where that counts."""
-    path = folder / "tokenizer_config.json"
-    settings = read_if_there(path)
-    if not settings.get("tokenizer_class"):
-        settings["tokenizer_class"] = config.get("tokenizer_class") or "BertTokenizer"
-    kind = str(settings["tokenizer_class"])
-    bert_kind = kind.removesuffix("Fast").removesuffix("Tokenizer")
-    if kind not in FILE_CLASSES and bert_kind not in BERT_CLASSES:
-        raise InputError(f"{path}: tokenizer_class {kind!r:.60} is not supported")
-    for name, supported in SUPPORTED.items():
-        if settings.get(name, supported) != supported:
-            raise InputError(f"{path}: {name} {settings[name]!r:.60} is not supported")
-    for name, (_, usual) in RULES.items():
-        value = settings.get(name, usual)
-        if not isinstance(value, bool) and value is not usual:
-            raise InputError(f"{path}: {name} {value!r:.60} must be true or false")
-    if settings.get("added_tokens_decoder") is None:
-        settings |= read_if_there(folder / "special_tokens_map.json")
-    for name in ("unk_token", "cls_token", "sep_token"):
-        if not content(settings.get(name, NAMES[name])):
-            raise InputError(f"{path}: {name} {settings[name]!r:.60} is no token")
-    return settings
-
-
-def check_parts(path: Path, values: dict) -> None:
-    """Raises InputError for a tokenizer.json of another kind."""
-    parts = [values.get(part) or {} for part in ("model", "normalizer", "pre_tokenizer")]
-    kinds = [part.get("type") for part in parts]
-    if kinds[0] is None and "continuing_subword_prefix" in parts[0]:
-        kinds[0] = "WordPiece"  # files of 2020 do not name it
-    if kinds != ["WordPiece", "BertNormalizer", "BertPreTokenizer"]:
-        raise InputError(f"{path}: not a BERT tokenizer, but one of {kinds}")
-    usual = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
-    usual |= {"clean_text": True, "direction": "Right"}
-    for part in (*parts[:2], values.get("truncation") or {}):
-        for name in usual.keys() & part.keys():
-            if part[name] != usual[name]:
-                raise InputError(f"{path}: {name} {part[name]!r:.60} is not supported")
-
-
-def assemble(vocab: dict[str, int], names: dict, rules: dict) -> Tokenizer:
-    """BERT's tokenizer of a vocabulary, without added tokens and without [CLS] and [SEP]."""
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=names["unk_token"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=rules["do_lower_case"],
-        strip_accents=rules["strip_accents"],
-        handle_chinese_chars=rules["tokenize_chinese_chars"],
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    return tokenizer
 
 
 def content(token: Any) -> str:
@@ -170,30 +124,81 @@ def content(token: Any) -> str:
     return str(token.get("content") or "") if isinstance(token, dict) else str(token or "")
 
 
+def read_settings(folder: Path, config: dict) -> dict:
+    """tokenizer_config.json, with special_tokens_map.json where that counts; tokens as texts."""
+    path = folder / "tokenizer_config.json"
+    settings = USUAL | read_if_there(path)
+    if settings.get("added_tokens_decoder") is None:
+        settings |= read_if_there(folder / "special_tokens_map.json")
+    kind = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    settings["tokenizer_class"] = kind or "BertTokenizer"
+    for name, supported in SUPPORTED.items():
+        if settings.get(name, supported[0]) not in supported:
+            raise InputError(f"{path}: {name} {settings[name]!r:.60} is not supported")
+    for name, value in settings.items():
+        if name.endswith("_token"):
+            settings[name] = content(value)
+    return settings
+
+
+def check_part(path: Path, part: str, found: dict | None, wanted: dict) -> None:
+    """Raises InputError for a part of a tokenizer.json that contradicts what BERT's says."""
+    for name, value in (found or {}).items():
+        if wanted.get(name, value) != value:
+            raise InputError(f"{path}: the {part} is not BERT's: {name} {value!r:.60}")
+
+
+def read_rules(path: Path, values: dict) -> dict:
+    """What a tokenizer.json says that decides all of it, as tokenizer_config.json would say it."""
+    for part in ("normalizer", "pre_tokenizer", "post_processor"):
+        if not values.get(part):
+            raise InputError(f"{path}: has no {part}")
+    return {
+        "unk_token": values["model"]["unk_token"],
+        "do_lower_case": values["normalizer"]["lowercase"],
+        "strip_accents": values["normalizer"]["strip_accents"],
+        "tokenize_chinese_chars": values["normalizer"]["handle_chinese_chars"],
+    }
+
+
+def assemble(vocab: dict[str, int], settings: dict) -> Tokenizer:
+    """BERT's tokenizer of a vocabulary, without added tokens and without [CLS] and [SEP]."""
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=settings["unk_token"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=settings["do_lower_case"],
+        strip_accents=settings["strip_accents"],
+        handle_chinese_chars=settings["tokenize_chinese_chars"],
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    return tokenizer
+
+
 def special_tokens(settings: dict) -> list[str]:
     """All that tokenizer_config.json calls special, in the order in which they are numbered."""
-    named = {"bos_token": "", "eos_token": "", **NAMES}
-    named |= {key: value for key, value in settings.items() if key.endswith("_token")}
+    named = [token for name, token in settings.items() if name.endswith("_token")]
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    tokens = [*named.values(), *(extra.values() if isinstance(extra, dict) else extra)]
-    return [content(token) for token in tokens]
+    more = extra.values() if isinstance(extra, dict) else extra
+    return [*named, *map(content, more)]
 
 
 def listed_tokens(folder: Path, settings: dict, values: dict) -> dict[int, AddedToken]:
     """The added tokens that the files number; tokenizer.json's are in its `values`."""
-    of_json = {}
+    listed = {}
     for token in values.get("added_tokens") or []:
-        of_json[int(token["id"])] = AddedToken(**{name: token[name] for name in FIELDS})
-    if settings.get("added_tokens_decoder") is not None:
-        decoder = settings["added_tokens_decoder"].items()
-        own = {int(number): AddedToken(**token) for number, token in decoder}
-        return of_json | own if settings["tokenizer_class"] in FILE_CLASSES else own
-    special = special_tokens(settings)
-    own = {}
-    for text, number in read_if_there(folder / "added_tokens.json").items():
-        is_special = text in special
-        own[int(number)] = AddedToken(text, normalized=not is_special, special=is_special)
-    return own | of_json
+        number = token.pop("id")
+        listed[number] = AddedToken(**token)
+    decoder = settings.get("added_tokens_decoder")
+    if decoder is None:
+        special = special_tokens(settings)
+        for text, number in read_if_there(folder / "added_tokens.json").items():
+            listed.setdefault(number, AddedToken(text, normalized=text not in special))
+        return listed
+    if settings["tokenizer_class"] not in FILE_CLASSES:
+        listed = {}
+    for number, token in decoder.items():
+        listed[int(number)] = AddedToken(**token)
+    return listed
 
 
 def add_tokens(
@@ -208,36 +213,23 @@ def add_tokens(
     for token in tokens:
         token.special = token.special or token.content in special
     tokenizer.add_tokens(tokens)
-    for text in dict.fromkeys(special):
+    for text in special:
         has_row = tokenizer.token_to_id(text) is not None or tokenizer.get_vocab_size() < rows
         if text and text not in texts and has_row:
             tokenizer.add_tokens([AddedToken(text, special=True)])
 
 
-def set_template(tokenizer: Tokenizer, names: dict) -> dict:
-    """[CLS] A [SEP] B [SEP]; returns it as tokenizer.json has it."""
-    cls, sep = names["cls_token"], names["sep_token"]
-    template = TemplateProcessing(
+def make_frame(tokenizer: Tokenizer, settings: dict, found: dict | None):
+    """What makes [CLS] A [SEP] B [SEP], in the newer form, or in the older one if it is found."""
+    cls, sep = settings["cls_token"], settings["sep_token"]
+    numbers = tokenizer.get_vocab()
+    if found and found.get("type") == "BertProcessing":
+        return BertProcessing((sep, numbers[sep]), (cls, numbers[cls]))
+    return TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+        special_tokens=[(cls, numbers[cls]), (sep, numbers[sep])],
     )
-    tokenizer.post_processor = template
-    return json.loads(template.__getstate__())
-
-
-def check_template(path: Path, found: dict, wanted: dict) -> None:
-    """Raises InputError for a tokenizer.json that frames the texts in another way than BERT."""
-    kind = found.get("type")
-    ids = {name: token["ids"] for name, token in wanted["special_tokens"].items()}
-    if kind == "TemplateProcessing":
-        theirs = {name: found["special_tokens"].get(name, {}).get("ids") for name in ids}
-        good = theirs == ids and all(found[form] == wanted[form] for form in ("single", "pair"))
-    else:
-        cls, sep = [[name, number] for name, (number,) in ids.items()]
-        good = kind == "BertProcessing" and (found["cls"], found["sep"]) == (cls, sep)
-    if not good:
-        raise InputError(f"{path}: post_processor {kind!s:.40} is not BERT's [CLS] A [SEP] B [SEP]")
 
 
 def check_numbers(path: Path, tokenizer: Tokenizer, vocab, listed: dict, rows: int) -> None:

@@ -109,7 +109,7 @@ def test_tokenizer_json_decides_where_the_class_says_so(tmp_path):
     assert not differences(ours, AutoTokenizer.from_pretrained(folder))
     assert ours.encode("A [URL]").tokens == ["[CLS]", "A", "[URL]", "[SEP]"]
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(InputError, match=r"holds no tokenizer, in tokenizer\.json$"):
+    with pytest.raises(InputError, match=r"holds no tokenizer; tokenizer\.json is missing$"):
         load_tokenizer(folder)
 
 
@@ -163,20 +163,10 @@ def test_a_vocabulary_without_mask(tmp_path):
         assert len(load_tokenizer(tmp_path).encode("[MASK]").ids) == found
 
 
-def test_without_a_post_processor_a_text_has_its_cls(tmp_path):
-    """As in transformers; but not where tokenizer.json decides: there it would have none."""
-    folder = small(tmp_path, {})
-    edit_json(folder / "tokenizer.json", post_processor=None)
-    assert not differences(load_tokenizer(folder), AutoTokenizer.from_pretrained(folder))
-    edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
-    with pytest.raises(InputError, match=r"tokenizer\.json: post_processor None is not BERT's"):
-        load_tokenizer(folder)
-
-
 @pytest.mark.parametrize("kind", ["BertTokenizer", "PreTrainedTokenizerFast"])
 def test_hostile_templates_are_refused(tmp_path, kind):
     """The library dies of some of them: "This should not happen"."""
-    folder = small(tmp_path, {"tokenizer_class": kind})
+    folder = small(tmp_path / "base", {"tokenizer_class": kind})
     values = json.loads((folder / "tokenizer.json").read_text())
     template = values["post_processor"]
     far = [*template["pair"][:3], {"Sequence": {"id": "B", "type_id": 7}}, template["pair"][4]]
@@ -192,13 +182,23 @@ def test_hostile_templates_are_refused(tmp_path, kind):
         ("type", 7),
     ):
         edit_json(folder / "tokenizer.json", post_processor=template | {name: value})
-        with pytest.raises(InputError, match=r"^.*tokenizer\.json: post_processor .*$"):
+        with pytest.raises(InputError, match=rf"json: the post_processor is not BERT's: {name} "):
             load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "PreTrainedTokenizerFast"])
+def test_the_older_form_of_the_template(tmp_path, kind):
+    folder = small(tmp_path / "base", {"tokenizer_class": kind})
     bert = {"type": "BertProcessing", "sep": ["[SEP]", 12], "cls": ["[CLS]", 11]}
     edit_json(folder / "tokenizer.json", post_processor=bert)
-    assert not differences(load_tokenizer(folder), AutoTokenizer.from_pretrained(folder))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert not differences(load_tokenizer(folder), theirs)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    copy_tokenizer(folder, copy)
+    assert not differences(Tokenizer.from_file(str(copy / "tokenizer.json")), theirs)
     edit_json(folder / "tokenizer.json", post_processor=bert | {"cls": ["[CLS]", 12]})
-    with pytest.raises(InputError, match="post_processor BertProcessing"):
+    with pytest.raises(InputError, match="the post_processor is not BERT's: cls"):
         load_tokenizer(folder)
 
 
@@ -218,9 +218,6 @@ def test_hostile_templates_are_refused(tmp_path, kind):
         ("tokenizer_config.json", "truncation_side", "left"),
         ("tokenizer_config.json", "do_lower_case", "false"),
         ("tokenizer_config.json", "do_lower_case", None),
-        ("tokenizer_config.json", "strip_accents", 1),
-        ("tokenizer_config.json", "cls_token", None),
-        ("tokenizer_config.json", "unk_token", {"content": ""}),
     ],
 )
 def test_what_would_make_other_tokens_is_named(tmp_path, file, field, value):
@@ -266,19 +263,33 @@ def test_tokens_that_the_model_does_not_know_are_refused(own):
         load_tokenizer(own)
 
 
-def test_tokenizers_of_another_kind_are_refused(own):
+@pytest.mark.parametrize("kind", ["BertTokenizer", "TokenizersBackend"])
+def test_tokenizers_of_another_kind_are_refused(own, kind):
+    (own / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
     path = own / "tokenizer.json"
     whole = json.loads(path.read_text(encoding="utf-8"))
-    for part, other in [
-        ("model", {"type": "BPE", "vocab": {}, "merges": []}),
-        ("normalizer", None),
-        ("normalizer", {"type": "Lowercase"}),
-        ("pre_tokenizer", {"type": "Whitespace"}),
+    for part, other, problem in [
+        ("model", {"type": "BPE", "vocab": {}, "merges": []}, "type 'BPE'"),
+        ("model", whole["model"] | {"max_input_chars_per_word": 7}, "max_input_chars_per_word 7"),
+        ("normalizer", {"type": "Lowercase"}, "type 'Lowercase'"),
+        ("normalizer", whole["normalizer"] | {"clean_text": False}, "clean_text False"),
+        ("pre_tokenizer", {"type": "Whitespace"}, "type 'Whitespace'"),
+        ("truncation", {"direction": "Left"}, "direction 'Left'"),
     ]:
         path.write_text(json.dumps(whole | {part: other}))
-        kind = other and other["type"]
-        with pytest.raises(InputError, match=f"tokenizer.json: not a BERT tokenizer, .*{kind}"):
+        with pytest.raises(InputError, match=f"json: the {part} is not BERT's: {problem}"):
             load_tokenizer(own)
+
+
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer", "post_processor"])
+def test_a_part_may_lack_where_tokenizer_json_does_not_decide(tmp_path, part):
+    """transformers takes the vocabulary alone from there; else it would have no [CLS], say."""
+    folder = small(tmp_path, {})
+    edit_json(folder / "tokenizer.json", **{part: None})
+    assert not differences(load_tokenizer(folder), AutoTokenizer.from_pretrained(folder))
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    with pytest.raises(InputError, match=rf"tokenizer\.json: has no {part}"):
+        load_tokenizer(folder)
 
 
 def test_spoilt_files_are_named_in_one_line(own):
@@ -292,13 +303,20 @@ def test_spoilt_files_are_named_in_one_line(own):
         '{"model": ["WordPiece"]}',
         json.dumps(whole | {"model": whole["model"] | {"vocab": without}}),
         json.dumps(whole | {"model": whole["model"] | {"vocab": {}}}),
+        json.dumps(whole | {"added_tokens": [{"content": "[URL]"}]}),
     ]:
         path.write_text(content)
         with pytest.raises(InputError, match=f"^{path}: .*$") as error:
             load_tokenizer(own)
         assert "\n" not in str(error.value)
+    path.write_text(json.dumps(whole))
+    for settings in {"cls_token": None}, {"unk_token": {"content": ""}}, {"strip_accents": 1}:
+        (own / "tokenizer_config.json").write_text(json.dumps(settings))
+        with pytest.raises(InputError, match=r"tokenizer.json: cannot be read \(.+\)$"):
+            load_tokenizer(own)
     path.unlink()
-    with pytest.raises(InputError, match=r"holds no tokenizer, in tokenizer.json or vocab.txt"):
+    (own / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError, match=r"holds no tokenizer; vocab.txt is missing"):
         load_tokenizer(own)
     (own / "vocab.txt").write_bytes(b"\xff\n[UNK]\n")
     with pytest.raises(InputError, match=r"vocab.txt: cannot be read"):
