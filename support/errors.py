@@ -1,9 +1,7 @@
 """Errors in one line: what a user reads when a file, a flag or a folder cannot be used."""
 
-import codecs
 import contextlib
 import io
-import json
 import os
 import re
 import sys
@@ -14,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 # What could steer a terminal, or turn the direction of writing, as JSON writes it.
-CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F)
-DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-ESCAPES = {code: f"\\u{code:04x}" for code in (*CONTROLS, *DIRECTIONS)}
+CONTROLS = (*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+ESCAPES = {code: f"\\u{code:04x}" for code in CONTROLS}
 ESCAPES_IN_LINES = ESCAPES | {ord("\t"): "\t", ord("\n"): "\n"}
 # What CUDA and MPS, cuBLAS and cuDNN, the CPU's allocator, C++, PyTorch, oneDNN, the loader and
 # OpenMP say.
@@ -79,44 +76,30 @@ def say(text: str) -> None:
         print(text.translate(ESCAPES_IN_LINES))
 
 
-def escape_as_json(error):
-    """What a stream's encoding lacks is printed as \\u7d20, so that JSON stays JSON."""
-    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
-
-
-codecs.register_error("escape_as_json", escape_as_json)
-
-
 def explain_from_here(name: str) -> None:
     """Makes one line of what ends the program `name` before its run_main, as a Ctrl-C does while
     it imports. A module that is only imported changes nothing."""
 
-    def complain_and_leave(kind, error, trace) -> None:
-        if not isinstance(error, KeyboardInterrupt):
-            complain(error)
-        os._exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+    def leave(kind, error, trace) -> None:
+        os._exit(end(error))
 
     if name == "__main__":
-        sys.excepthook = complain_and_leave
+        sys.excepthook = leave
 
 
 def run_main(main) -> None:
-    """Runs a program's main(). Every error becomes one line on stderr, and exit status 2."""
+    """Runs a program's main(). Every error becomes one line on stderr, and exit status 2.
+
+    Texts are printed in UTF-8, and what it has no form for as \\ud83d, so that JSON stays JSON.
+    """
     streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
     for stream in streams:
-        stream.reconfigure(errors="escape_as_json", line_buffering=True)
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     status = 0
     try:
         main()
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    except KeyboardInterrupt:
-        status = 130
-    except BrokenPipeError:  # the reader of the output (head, less) has left
-        pass
     except BaseException as error:  # not Exception: a panic in Rust is none
-        status = 2
-        complain(error)
+        status = end(error)
     for stream in streams:
         try:
             stream.flush()
@@ -127,6 +110,18 @@ def run_main(main) -> None:
         os._exit(status)
     if status:
         sys.exit(status)
+
+
+def end(error: BaseException) -> int:
+    """The exit status of a program that ends so; it prints the line that says why."""
+    if isinstance(error, SystemExit):
+        return int(error.code or 0)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, BrokenPipeError):  # the reader of the output (head, less) has left
+        return 0
+    complain(error)
+    return 2
 
 
 def complain(error: BaseException) -> None:

@@ -11,7 +11,6 @@ import sys
 import threading
 from pathlib import Path
 
-from support import glue
 from support.errors import InputError, first_line, listing, say
 
 SECONDS = 8.0  # within which the Hub has to answer
@@ -51,15 +50,14 @@ def data_folder(name: str | Path) -> Path:
     """A local path as it is, or a folder in GLUE's layout of `owner/name[/folder][@revision]`."""
     if Path(name).exists():
         return Path(name)
-    task = str(name).partition("@")[0].removeprefix("glue/")
-    if task in glue.TASKS:  # as it was called before the Hub's names had owners
-        raise InputError(f"{name}: no such file or directory; nyu-mll/glue/{task}?")
     parsed = re.fullmatch(r"(\w[^/@]*/\w[^/@]*)/?([^@]*?)/?(?:@(.+))?", str(name))
     if not parsed:
-        raise InputError(f"{name}: no such file, directory or Hub data set (owner/name/folder)")
+        form = "owner/name/folder, such as nyu-mll/glue/sst2"
+        raise InputError(f"{name}: no such file, directory or Hub data set ({form})")
     repository, inside, revision = parsed.groups()
-    places = [f"{inside}/"] if inside else ["", "data/"]
-    files = [f"{place}{split}*.parquet" for place in places for split in ("train", "validation")]
+    files = []
+    for place in [f"{inside}/"] if inside else ["", "data/"]:
+        files += [f"{place}train*.parquet", f"{place}validation*.parquet"]
     of = {"repo_id": repository, "repo_type": "dataset", "revision": revision}
     return snapshot(str(name), tuple(files), **of)
 
@@ -112,12 +110,10 @@ def out_of_reach() -> str:
 
     def ask() -> None:
         try:
-            hub.get_hf_file_metadata(hub.constants.ENDPOINT, timeout=SECONDS)
-            answers.append("")
+            answer = hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=SECONDS)
+            answers.append("" if answer.status_code < 500 else f"status {answer.status_code}")
         except Exception as error:
-            response = getattr(error, "response", None)
-            refused = response is not None and response.status_code < 500
-            answers.append("" if refused else first_line(error))
+            answers.append(first_line(error))
 
     thread = threading.Thread(target=ask, daemon=True)  # a name look-up has no limit of its own
     thread.start()

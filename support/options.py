@@ -29,9 +29,8 @@ def check(config) -> None:
     """Raises InputError for a value beyond its limits."""
     for f in fields(config):
         value = getattr(config, f.name)
-        for limit, holds in LIMITS.items():
-            bound = f.metadata.get(limit)
-            if bound is not None and not holds(value, bound):
+        for limit, bound in f.metadata.items():
+            if limit in LIMITS and not LIMITS[limit](value, bound):
                 wanted = f"{limit.replace('_', ' ')} {bound}"
                 raise InputError(f"{flag(f.name)} {value!s:.80} is not {wanted}")
 
@@ -49,10 +48,10 @@ def as_flags(values: dict) -> list[str]:
     """The words of a command line that give these options."""
     words = []
     for name, value in values.items():
-        word = f"{flag(name)}={value}"
         if isinstance(value, bool):
-            word = flag(name if value else f"no-{name}")
-        words.append(word)
+            words.append(flag(name if value else f"no-{name}"))
+        else:
+            words.append(f"{flag(name)}={value}")
     return words
 
 
@@ -74,12 +73,14 @@ def parse(cls: type[Any], arguments: list[str], description: str = "") -> dict:
     parser = OneLineParser(description, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help="a TOML file of these options; flags win")
     for f in sorted(fields(cls), key=attrgetter("kw_only")):  # those by name alone come last
-        kind: dict[str, Any] = {"type": f.type, "choices": f.metadata.get("choices")}
+        about: dict[str, Any] = {"type": f.type, "choices": f.metadata.get("choices")}
         if f.type is bool:
-            kind = {"action": argparse.BooleanOptionalAction}
-        default = f" (default: {f.default})" if f.default else ""
+            about = {"action": argparse.BooleanOptionalAction}
+        about["help"] = f.metadata["help"]
+        if f.default:
+            about["help"] += f" (default: {f.default})"
         names = [flag(name) for name in (f.name, f.metadata.get("also")) if name]
-        parser.add_argument(*names, dest=f.name, help=f.metadata["help"] + default, **kind)
+        parser.add_argument(*names, dest=f.name, **about)
     words = []
     for word in arguments:
         name, equals, value = word.partition("=")
@@ -104,6 +105,6 @@ def read_toml(cls: type[Any], path: str | Path) -> dict:
 
 
 def write_toml(values: dict) -> str:
-    """The values as TOML, which spells them as JSON does, except for DEL."""
+    """The values as TOML, which spells them as JSON does."""
     lines = [f"{name} = {json.dumps(v, ensure_ascii=False)}\n" for name, v in values.items()]
-    return "".join(lines).replace("\x7f", "\\u007f")
+    return "".join(lines)

@@ -79,11 +79,11 @@ def collective(operation, *arguments) -> None:
     except RuntimeError as error:
         if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
             raise
-        is_lost = not isinstance(error, distributed.DistBackendError) or LOST_FOR_NCCL in str(error)
-        if is_lost:
-            raise InputError(LOST) from error
-        reason = str(error).strip().splitlines()[-1]  # the first is a line of PyTorch's source
-        raise InputError(f"the processes cannot use their GPUs together: {reason}") from error
+        line = LOST
+        if isinstance(error, distributed.DistBackendError) and LOST_FOR_NCCL not in str(error):
+            reason = str(error).strip().splitlines()[-1]  # the first is a line of PyTorch's source
+            line = f"the processes cannot use their GPUs together: {reason}"
+        raise InputError(line) from error
 
 
 def is_first() -> bool:
@@ -119,8 +119,6 @@ def sum_gradients(parameters: list[Tensor], *counts: Tensor) -> tuple[Tensor, ..
 
 def all_max(*values: int) -> list[int]:
     """The largest of all processes' values, each for itself. No GPU is waited for."""
-    if SIZE == 1:
-        return list(values)
     tensor = torch.tensor(values)
     collective(distributed.all_reduce, tensor, distributed.ReduceOp.MAX)
     return tensor.tolist()

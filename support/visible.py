@@ -10,9 +10,8 @@ BLANK_LETTERS = "\u115f\u1160\u3164\uffa0\u2800"  # Hangul's fillers; Braille wi
 
 def is_blank(text: str) -> bool:
     """Whether a text has no visible character: empty, spaces, a NUL, U+200B, an accent alone."""
-    return not any(map(is_visible, text))
-
-
-def is_visible(character: str) -> bool:
-    category = unicodedata.category(character)
-    return category not in BLANK_CATEGORIES and character not in BLANK_LETTERS
+    for character in text:
+        is_letter = unicodedata.category(character) not in BLANK_CATEGORIES
+        if is_letter and character not in BLANK_LETTERS:
+            return False
+    return True

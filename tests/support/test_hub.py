@@ -118,13 +118,6 @@ def test_a_data_set_comes_by_name_and_folder(hub, tmp_path, name):
     assert refused(data_folder, f"{repository}/cola").startswith(wanted)
 
 
-@pytest.mark.parametrize("name", ["sst2", "glue/sst2", "stsb", "glue/mnli", "glue/rte@main"])
-def test_the_short_name_of_a_glue_task_is_answered_with_the_long_one(hub, name):
-    long = f"nyu-mll/glue/{name.removeprefix('glue/').partition('@')[0]}?"
-    assert refused(data_folder, name) == f"{name}: no such file or directory; {long}"
-    assert not hub.served
-
-
 def test_all_parts_of_a_data_set_come(hub, tmp_path):
     """As the Hub's own data sets have them, of today and of some years ago."""
     for n, end in enumerate(["", "-b42a775f407cee45"]):
@@ -144,12 +137,13 @@ def test_all_parts_of_a_data_set_come(hub, tmp_path):
         ]
 
 
-NO_DATA = "no such file, directory or Hub data set (owner/name/folder)"
+FORM = "owner/name/folder, such as nyu-mll/glue/sst2"
+NO_DATA = f"no such file, directory or Hub data set ({FORM})"
 NO_NAME = "no such directory, and no name of a Hub repository"
 
 
 @pytest.mark.parametrize("ask, problem, names", [
-    (data_folder, NO_DATA, ["reviews.csv", "/no/where", "a", "a//b", "./a/b", "a/../b", "a/-b/c"]),
+    (data_folder, NO_DATA, ["sst2", "a.csv", "/no/where", "a//b", "./a/b", "a/../b", "a/-b/c"]),
     (data_folder, NO_NAME, ["a/b*", "a/b\0", "a/b--c/d.csv"]),
     (folder, NO_NAME, ["me/tiny/extra", "/no/where", "./me", "a b", "me/ti*ny"]),
 ])  # fmt: skip
