@@ -39,7 +39,7 @@ def options_of(given: dict) -> dict:
     return own | {"dropout": dropout, "model": model}
 
 
-def same_classes(adapter: Path, theirs: list[str], found: list[str]) -> list[str]:
+def same_classes(adapter: str | Path, theirs: list[str], found: list[str]) -> list[str]:
     """The names of the classes, of which one side may have numbers alone; or InputError."""
     numbers = unnamed(len(found))
     if len(theirs) != len(found) or (theirs != found and numbers not in (theirs, found)):

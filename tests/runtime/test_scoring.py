@@ -168,7 +168,7 @@ def test_one_row(says, of_three, sentences, logits, tmp_path):
 
 
 def test_what_is_printed(says, of_three, sentences, logits, tmp_path):
-    """The rows that are shown are those of the highest loss; --out has them all, in their order."""
+    """The rows that are shown are those of the highest loss, with which --out begins."""
     labels = np.random.default_rng(0).integers(0, 3, len(sentences))
     table = {"review": sentences, "stars": [NAMES[label] for label in labels]}
     file = write_table(tmp_path / "test.csv", table)
@@ -188,7 +188,7 @@ def test_what_is_printed(says, of_three, sentences, logits, tmp_path):
         [n, *map(str, row)] for n, row in zip(NAMES, expected["confusion"], strict=True)
     ]
 
-    rows = csv.read_csv(out).to_pylist()
+    rows = sorted(csv.read_csv(out).to_pylist(), key=lambda row: row["row"])
     probabilities = torch.from_numpy(logits).softmax(-1).numpy()
     assert [row["text"] for row in rows] == sentences
     assert [row["label"] for row in rows] == table["stars"]
@@ -201,21 +201,6 @@ def test_what_is_printed(says, of_three, sentences, logits, tmp_path):
     assert [int(words[0]) - 1 for words in worst] == order.tolist()
     assert [words[1] for words in worst] == [NAMES[labels[row]] for row in order]
     assert [words[2] for words in worst] == [NAMES[logits[row].argmax()] for row in order]
-
-
-@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
-def test_the_table_in_other_formats(says, of_three, sentences, tmp_path, suffix):
-    file = write_table(tmp_path / "t.csv", {"text": sentences, "label": ["good"] * len(sentences)})
-    tables = []
-    for end in "csv", suffix:
-        out = tmp_path / f"scored.{end}"
-        says("--adapter", of_three, "--file", file, "--score", "--out", out)
-        tables.append(out)
-    expected = csv.read_csv(tables[0]).to_pylist()
-    if suffix == "parquet":
-        assert parquet.read_table(tables[1]).to_pylist() == expected
-    else:
-        assert [json.loads(line) for line in tables[1].read_text().splitlines()] == expected
 
 
 # Which label is which class.
@@ -302,9 +287,9 @@ def test_pairs_and_a_whole_model(says, fails, tiny, sentences, tmp_path):
     for model in ["--adapter", of_pairs], ["--model", tmp_path / "merged"]:
         found = json.loads(says(*model, "--file", file, "--score", "--json"))
         assert_same(found, expected)
-    says("--adapter", of_pairs, "--file", file, "--score", "--out", tmp_path / "scored.parquet")
-    rows = parquet.read_table(tmp_path / "scored.parquet").to_pylist()
-    assert [(row["text"], row["text_pair"]) for row in rows] == pairs
+    says("--adapter", of_pairs, "--file", file, "--score", "--out", tmp_path / "scored.csv")
+    rows = csv.read_csv(tmp_path / "scored.csv").to_pylist()
+    assert [(row["text"], row["text_pair"]) for row in rows] == [pairs[r["row"] - 1] for r in rows]
     words = ["--adapter", of_pairs, "--file", file, "--score", "--text-column", "sentence1"]
     assert "classifies pairs of texts" in fails(*words)
 
@@ -383,6 +368,7 @@ def test_several_labels_a_text(says, tiny, sentences, tmp_path, way, quantile):
     assert found["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
     says(*words, "--out", tmp_path / "scored.csv")
     rows = csv.read_csv(tmp_path / "scored.csv").to_pylist()
+    rows.sort(key=lambda row: row["row"])
     assert [(row["label"] or "").split(",") for row in rows] == [row or [""] for row in given]
     answers = [",".join(np.array(names)[row]) for row in predicted]
     assert [row["answer"] or "" for row in rows] == answers
@@ -459,11 +445,14 @@ def test_more_classes_than_are_shown(says, tiny, sentences, tmp_path):
         (["--file", "{file}", "--label-column", "a"], "--label-column goes with --score alone"),
         (["--file", "{file}", "--score", "--label-column", "a"], "no column a among text, label"),
         (["--file", "{file}", "--score", "--out", "{file}"], "is there already"),
-        (["--file", "{file}", "--score", "--out", "a.tsv"], "must end in .csv, .parquet, .jsonl"),
+        (["--file", "{file}", "--score", "--out", "a.tsv"], "--score the name must end in .csv"),
         (["--file", "{file}", "--score", "--prefix", "a_"], "--prefix goes with --out alone"),
-        (["--file", "{file}", "--score", "--label-names", "a,b"], "the model has 3 classes"),
-        (["--file", "{file}", "--score", "--label-names", "a,a,b"], "each needs a name of its own"),
-        (["--file", "{file}", "--score", "--label-names", "a,b,c"], "the model has names, bad"),
+        (
+            ["--file", "{file}", "--score", "--label-names", "a,b"],
+            "so-so, good (3), and the data a, b (2)",
+        ),
+        (["--file", "{file}", "--score", "--label-names", "a,a,b"], "and the data a, b (2)"),
+        (["--file", "{file}", "--score", "--label-names", "a,b,c"], "has the classes bad"),
         (["--file", "{file}", "--score", "--label-columns", "bad"], "the model has the labels bad"),
         (["--file", "{file}", "--score", "--glue", "--out", "a.tsv"], "give one of them"),
         (["--file", "{file}", "--score", "--out", "no/a.csv"], "no/a.csv: there is no folder no"),
@@ -560,7 +549,7 @@ def test_a_run_ends_with_the_report_of_its_best(quick, says, tiny, sentences, tm
     assert_same(found, best)
 
     says(*words, "--out", tmp_path / "scored.csv")
-    expected = sorted(csv.read_csv(tmp_path / "scored.csv").to_pylist(), key=lambda r: -r["loss"])
+    expected = csv.read_csv(tmp_path / "scored.csv").to_pylist()
     rows = csv.read_csv(out / "validation_predictions.csv").to_pylist()
     assert [row["loss"] for row in rows] == pytest.approx([r["loss"] for r in expected], abs=1e-5)
     assert [r["row"] for r in sorted(rows, key=lambda r: r["row"])] == [*range(1, 61)]
@@ -592,15 +581,13 @@ def test_every_report_is_a_picture_and_a_text(tmp_path, name):
     task, C, labels = PICTURES[name]
     logits = torch.randn(len(labels), C, generator=torch.Generator().manual_seed(0))
     given = [("a text\nof two \x1b lines",)] * len(labels)
-    figures = scoring.make_report(task, logits, labels)
-    table = scoring.make_table(task, given, logits, labels)
+    figures, table = scoring.assess(task, given, logits, labels)
     assert report.draw(tmp_path / "report.png", partial(scoring.paint, figures, table)) == ""
     drawn = image.imread(tmp_path / "report.png")
     for half in drawn[:, :600, :3], drawn[:, 600:, :3]:
         assert half.min() < 0.5
     shown = scoring.as_text(figures, table)
     assert "\x1b" not in shown and "of two \\u001b lines" in shown
-    scoring.write_table(table, tmp_path / "table.csv", ".csv")
-    quoted = csv.ParseOptions(newlines_in_values=True)
-    rows = csv.read_csv(tmp_path / "table.csv", parse_options=quoted)
-    assert rows["row"].to_pylist() == [*range(1, len(labels) + 1)]
+    losses = table["loss"].to_pylist()
+    assert losses == sorted(losses, reverse=True)
+    assert sorted(table["row"].to_pylist()) == [*range(1, len(labels) + 1)]
