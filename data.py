@@ -57,7 +57,7 @@ def load_data(
     data = dataset.load(Path(path), **options)
     if not data.validation.texts:
         texts = data.train.texts
-        data.hold_out(token_keys(tokenizer, texts) if tokenizer else texts, holdout)
+        data.hold_out(row_keys(encode(tokenizer, texts)) if tokenizer else texts, holdout)
     return data
 
 
@@ -92,13 +92,15 @@ class Encoded:
 def encode(tokenizer: Tokenizer, texts: list[tuple[str, ...]], labels=None) -> Encoded:
     """Tokenizes N texts or pairs; `labels` (N,) go along."""
     pairs = len(texts[0]) == 2
-    ids, types = [], []
+    ids = []
+    types = []
     for start in range(0, len(texts), 512):  # in pieces: an encoding takes a kilobyte, or far more
         piece = excerpts(tokenizer, texts[start : start + 512])
         encodings = tokenizer.encode_batch_fast(piece if pairs else [text for (text,) in piece])
-        ids += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-        if pairs:
-            types += [np.array(encoding.type_ids, dtype=np.uint8) for encoding in encodings]
+        for encoding in encodings:
+            ids.append(np.array(encoding.ids, dtype=np.int32))
+            if pairs:
+                types.append(np.array(encoding.type_ids, dtype=np.uint8))
     lengths = np.array([len(row) for row in ids])  # (N,)
     return Encoded(
         input_ids=torch.from_numpy(np.concatenate(ids)),
@@ -109,12 +111,8 @@ def encode(tokenizer: Tokenizer, texts: list[tuple[str, ...]], labels=None) -> E
     )
 
 
-def token_keys(tokenizer: Tokenizer, texts: list[tuple[str, ...]]) -> list[bytes]:
-    """What a model sees of each text: its tokens."""
-    return row_keys(encode(tokenizer, texts))
-
-
 def row_keys(data: Encoded) -> list[bytes]:
+    """What a model sees of each text: its tokens."""
     ends = data.starts + data.lengths
     ids = data.input_ids.cpu().numpy()
     return [ids[start:end].tobytes() for start, end in zip(data.starts, ends, strict=True)]

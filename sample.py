@@ -19,7 +19,6 @@ from support import errors
 
 errors.explain_from_here(__name__)  # the imports take a second, in which much can go wrong
 
-import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -30,10 +29,10 @@ from tokenizers import Tokenizer
 from bert import BertForSequenceClassification
 from data import encode, load_tokenizer
 from lora import merge_lora_weights
-from runtime import adapters, devices, texts
+from runtime import adapters, devices, texts, whole_table
 from support import hub, parallel
 from support.errors import InputError
-from support.options import OneLineParser, flag
+from support.options import OneLineParser
 from support.tasks import Task, task_of
 
 
@@ -71,15 +70,14 @@ def open_model(
     elif base:
         raise InputError(f"{name}: is a whole model and no adapter; leave out --model")
     else:
-        with errors.reading(folder):
-            model = BertForSequenceClassification.from_pretrained(folder)
+        model = adapters.open_base(folder)
         if model.newly_initialized:
             kind = ", ".join(model.config.architectures or ["a BERT"])
             problem = f"{kind} has no trained classifier of texts; name an adapter: --adapter"
             raise InputError(f"{name}: {problem}")
     positions = model.config.max_position_embeddings
-    if max_length and max_length > positions:
-        raise InputError(f"--max-length {max_length}: {name} has {positions} positions")
+    if max_length is not None and not 3 <= max_length <= positions:  # [CLS], a token and [SEP]
+        raise InputError(f"--max-length {max_length}: {name} takes from 3 to {positions} tokens")
     model.requires_grad_(False)
     notes = []
     if merge:
@@ -120,18 +118,9 @@ def show(models: list[Model], given: list[texts.Text], as_json: bool) -> None:
                 print(errors.plain(f"{model.task.as_text(answer)}  {said}"))
 
 
-# What is done with a whole table, and the options that go with it.
-GO_WITH = {
-    "score": ["json", "out", "text_column", "batch_tokens"],
-    "glue": ["out", "text_column", "batch_tokens"],
-    "out": ["out", "text_column", "batch_tokens", "prefix", "scores"],
-}
-GO_WITH["score"] += ["label_column", "label_names", "label_separator", "label_columns"]
-
-
 def parse():
-    """The command line. Raises InputError for options that do not go together."""
-    parser = OneLineParser(description=__doc__.partition("\n")[0])
+    """The command line. Raises InputError for what is no option."""
+    parser = OneLineParser(description=__doc__)
     one = parser.add_mutually_exclusive_group().add_argument
     one("texts", nargs="*", metavar="TEXT", default=[], help='to classify; "-": standard input')
     one("--pair", nargs=2, action="append", metavar="TEXT", help="two texts, for a model of pairs")
@@ -144,51 +133,25 @@ def parse():
     add("--json", action="store_true", help="print JSON lines, with every class's probability")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], help="(default: cpu; of a table auto)")
     add("--dtype", choices=["auto", *devices.DTYPES], help="of the matrix products")
-    add("--out", help="label --file, a .parquet .csv .tsv .jsonl or .txt, into this new file")
-    add("--score", action="store_true", help="say how good the answers to a --file with labels are")
-    for option in "--label-column", "--label-names", "--label-separator", "--label-columns":
-        add(option, default="", help="with --score: as in train.py")
     add("--threshold", type=float, help="of several labels those above it are given (default: 0.5)")
-    add("--glue", action="store_true", help="write --out as GLUE's server takes it: SST-2.tsv")
-    add("--text-column", "--text-columns", default="", help="of a table: the column, of pairs a,b")
-    add("--prefix", default="", help="with --out: before the new columns' names, as in predicted_")
-    add("--scores", action="store_true", help="with --out: also a column for each class")
-    add("--batch-tokens", type=int, help="of a table: tokens in a batch, padding included")
-    given = parser.parse_args()
-    use = next((way for way in GO_WITH if getattr(given, way)), "")
-    for name in sorted({*itertools.chain(*GO_WITH.values())}):
-        if getattr(given, name) and name not in GO_WITH.get(use, ["json"]):
-            ways = [flag(way) for way, names in GO_WITH.items() if name in names]
-            raise InputError(f"{flag(name)} goes with {' or '.join(ways)} alone")
-    if use and (not given.file or len(given.adapter or []) > 1):
-        raise InputError(f"{flag(use)} takes a whole --file, and one --adapter")
-    if given.score and given.glue:
-        raise InputError("--score and --glue: give one of them")
-    if given.glue and not given.out:
-        raise InputError("--glue takes the name of the file to write: --out SST-2.tsv")
-    if not use and given.file and given.file.endswith((".parquet", ".csv", ".jsonl")):
-        raise InputError(f"{given.file}: a table; --out labels it, and --score scores it")
-    for name, least in ("batch_tokens", 1), ("max_length", 3):  # [CLS], a token and [SEP]
-        value = getattr(given, name)
-        if value is not None and not least <= value < 2**31:
-            raise InputError(f"{flag(name)} {value}: at least {least}")
-    return given
+    whole_table.add_options(parser)
+    return parser.parse_args()
 
 
 def main() -> None:
     parallel.start()  # torchrun may label one table by several processes
     given = parse()
+    work = whole_table.choose_work(given)
     names = given.adapter or [given.model or "out/best"]
     if names == ["out/best"] and not Path("out/best").is_dir():
         raise InputError("out/best: no adapter yet; `make train`, or name one with --adapter")
-    whole = bool(given.out or given.score)  # a table, not a few texts
     settings = {
         "base": given.model if given.adapter else "",
         "max_length": given.max_length,
-        "device": given.device or ("auto" if whole else "cpu"),
-        "dtype": given.dtype or ("auto" if whole else "float32"),
+        "device": given.device or ("auto" if work else "cpu"),
+        "dtype": given.dtype or ("auto" if work else "float32"),
         "bases": {},
-        "merge": whole,
+        "merge": bool(work),
         "threshold": given.threshold,
     }
     models = [open_model(name, **settings) for name in names]
@@ -200,19 +163,12 @@ def main() -> None:
     def switch(name: str) -> None:
         models[:] = [open_model(name, **settings)]
 
-    if given.score or given.glue:
-        from runtime import scoring  # late: Arrow takes a while to import
-
-        act = scoring.score if given.score else scoring.submit
-        act(models[0], given)
-    elif given.out:
-        from runtime import labelling  # late: Arrow takes a while to import
-
-        labelling.label(models[0], given)
-    elif given.texts not in ([], ["-"]) or given.pair or given.demo:
-        single: list[texts.Text] = [(text,) for text in given.texts or texts.DEMO]
-        several = [tuple(pair) for pair in given.pair or []]
-        show(models, texts.checked(several or single), given.json)
+    if work:
+        work(models[0], given)
+    elif given.pair:
+        show(models, texts.checked([tuple(pair) for pair in given.pair]), given.json)
+    elif given.demo or given.texts not in ([], ["-"]):
+        show(models, texts.checked([(text,) for text in given.texts or texts.DEMO]), given.json)
     elif given.file or given.texts or not sys.stdin.isatty():
         show(models, texts.read_lines(given.file or "-", pairs), given.json)
     else:

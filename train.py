@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from bert import BertForSequenceClassification
 from data import (
+    Data,
     Encoded,
     Split,
     batches_by_length,
@@ -37,35 +38,25 @@ from data import (
     plan_batches,
     predict,
 )
-from lora import apply_lora_to_model, mark_only_lora_as_trainable, open_adapter, save_adapter
+from lora import apply_lora_to_model, mark_only_lora_as_trainable, save_adapter
 from runtime import adapters, devices, report, run_folder
 from runtime.data_notes import data_notes
 from runtime.run import Run, open_run
 from runtime.run_folder import RunOptions
 from support import glue, hub, offline, options, parallel
-from support.metrics import METRICS
+from support.dataset import DataOptions
 from support.options import option
 from support.tasks import Task
 
 
 @dataclass
-class Config(RunOptions):
+class Config(RunOptions, DataOptions):
     """Every field is a flag (--batch-size) and a key of the --config file (batch_size)."""
 
     model: str = option(offline.OFFICIAL_MODEL, "base model: a directory, or owner/name[@revision]")
     data: str = option(
         offline.OFFICIAL_DATA,
         "a table, a directory with train and validation files, a Hub data set",
-    )
-    text_columns: str = option("", "column of the text, or of a pair: a,b", also="text-column")
-    label_column: str = option("label", "column of the label: a number from 0, or a name")
-    label_names: str = option("", "names of the classes 0, 1, …: a,b,c (default: the data's)")
-    label_separator: str = option("", "sign between several labels of a text")
-    label_columns: str = option("", "columns of 0 and 1, one for each of several labels: a,b,c")
-    validation: str = option("", "file to validate on")
-    holdout: float = option(0.1, "fraction to validate on where nothing else is", above=0, below=1)
-    metric: str = option(
-        "", "chooses best/; pearson and spearman train a regression", choices=["", *METRICS]
     )
     init_adapter: str = option("", "adapter to go on training: a directory, or owner/name")
     epochs: int = option(3, "passes over the training data", at_least=1, also="num-epochs")
@@ -139,21 +130,11 @@ def set_up(config: Config, rewrite=None) -> Setup:
     data = load_data(
         hub.data_folder(config.data),
         tokenizer,
-        text_columns=options.split_list(config.text_columns),
-        label_column=config.label_column,
-        label_names=options.split_list(config.label_names),
-        label_separator=config.label_separator,
-        label_columns=options.split_list(config.label_columns),
-        validation=config.validation,
-        holdout=config.holdout,
-        metric=config.metric,
         name=glue.name_of(config.data),
+        **config.data_settings(),
     )
     torch.manual_seed(config.seed)
-    model = build_model(config, base, data.task.names, pairs=len(data.columns) == 2)
-    data.task.names = [*model.config.id2label.values()]  # those of --init-adapter, maybe
-    adapters.check_kind(config, model.config, data.task)
-    model.config.problem_type = data.task.problem_type
+    model = build_model(config, base, data)
     if rewrite is not None:
         model = rewrite(model)
     placement = devices.place(
@@ -196,22 +177,17 @@ def set_up(config: Config, rewrite=None) -> Setup:
     )
 
 
-def build_model(
-    config: Config, base: Path, label_names: list[str], pairs: bool
-) -> BertForSequenceClassification:
+def build_model(config: Config, base: Path, data: Data) -> BertForSequenceClassification:
     """The base with adapters, fresh or those of --init-adapter, and the rest frozen."""
     if config.init_adapter:
-        adapter = hub.folder(config.init_adapter)
-        with errors.reading(adapter):
-            model = open_adapter(adapter, base, config.dropout)
-        label_names = adapters.same_classes(adapter, [*model.config.id2label.values()], label_names)
+        model = adapters.open_to_train(config, base, data.task)
     else:
-        with errors.reading(base):
-            model = BertForSequenceClassification.from_pretrained(base, label_names)
-    adapters.check_fit(model.config, config, pairs)
-    model.config.id2label = dict(enumerate(label_names))
-    model.config.text_pairs = pairs
+        model = adapters.open_base(base, data.task.names)
+    model.config.id2label = dict(enumerate(data.task.names))
+    model.config.problem_type = data.task.problem_type
+    model.config.text_pairs = len(data.columns) == 2
     model.config.model_max_length = config.max_length
+    adapters.check_fit(model.config, config)
     if config.rank and not config.init_adapter:
         targets = options.split_list(config.targets) or [""]  # which is refused: it matches nothing
         apply_lora_to_model(

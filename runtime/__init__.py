@@ -14,6 +14,7 @@
     bank        many adapters on one base
     texts       texts to classify: from the command line, a file, standard input
     scoring     how good a model is on texts with labels
+    whole_table what sample.py does with a whole table, and the options for that
     labelling   a whole table labelled in pieces, which goes on after a kill
 
 None of these imports train.py or sample.py.

@@ -4,6 +4,7 @@ python -m runtime.adapters merge out/best merged        # a plain BERT, in a new
 python -m runtime.adapters push out/best you/my-adapter  # to the Hugging Face Hub
 """
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -39,6 +40,21 @@ def options_of(given: dict) -> dict:
     return own | {"dropout": dropout, "model": model}
 
 
+def open_to_train(config, base: Path, task: Task) -> BertForSequenceClassification:
+    """The --init-adapter on its base. The task takes the names that its classes have.
+
+    Raises InputError for an adapter of other classes, or of another kind of task.
+    """
+    adapter = hub.folder(config.init_adapter)
+    with errors.reading(adapter):
+        model = open_adapter(adapter, base, config.dropout)
+    task.names = same_classes(adapter, [*model.config.id2label.values()], task.names)
+    told = model.config.problem_type
+    if told not in (None, task.problem_type):
+        raise InputError(f"{adapter}: is of {told}, and the data of {task.problem_type}")
+    return model
+
+
 def same_classes(adapter: str | Path, theirs: list[str], found: list[str]) -> list[str]:
     """The names of the classes, of which one side may have numbers alone; or InputError."""
     numbers = unnamed(len(found))
@@ -48,20 +64,12 @@ def same_classes(adapter: str | Path, theirs: list[str], found: list[str]) -> li
     return found if theirs == numbers else theirs
 
 
-def check_kind(config, model_config: BertConfig, task: Task) -> None:
-    """Raises InputError for an --init-adapter of another kind of task than the data's."""
-    told = model_config.problem_type
-    if config.init_adapter and told not in (None, task.problem_type):
-        kinds = f"is of {told}, and the data of {task.problem_type}"
-        raise InputError(f"{config.init_adapter}: {kinds}")
-
-
-def check_fit(model_config: BertConfig, config, pairs: bool) -> None:
+def check_fit(model_config: BertConfig, config) -> None:
     """Raises InputError for texts that the base has no positions or segments for."""
     positions = model_config.max_position_embeddings
     if config.max_length > positions:
         raise InputError(f"--max-length {config.max_length}: the base has {positions} positions")
-    if pairs and model_config.type_vocab_size < 2:
+    if model_config.text_pairs and model_config.type_vocab_size < 2:
         raise InputError(f"{config.model} takes no pairs of texts: it has no second segment")
 
 
@@ -81,6 +89,21 @@ def text_length(config: BertConfig, source: Path) -> int:
     return positions
 
 
+def open_base(folder: Path, label_names: list[str] | None = None) -> BertForSequenceClassification:
+    """BertForSequenceClassification.from_pretrained, whose errors become InputError.
+
+    Raises it too for numbers in config.json that no BERT has: a hostile one would fill the memory.
+    """
+    with errors.reading(folder):
+        path = folder / "config.json"
+        config = BertConfig.from_json(path)
+        for f in fields(config):
+            value = getattr(config, f.name)
+            if f.type in (int, float, float | None) and not 0 <= (value or 0) < 2**20:
+                raise InputError(f"{path}: {f.name} {value!r:.60} is not supported")
+        return BertForSequenceClassification.from_pretrained(folder, label_names)
+
+
 def open_with_base(folder: Path, base: str = "", bases: dict | None = None) -> tuple:
     """The adapter in `folder` on the base that it names, or on another; and the base's folder.
 
@@ -91,8 +114,7 @@ def open_with_base(folder: Path, base: str = "", bases: dict | None = None) -> t
         base = base or named_base(folder)
     source = hub.folder(base)
     if base not in bases:
-        with errors.reading(source):
-            bases[base] = BertForSequenceClassification.from_pretrained(source)
+        bases[base] = open_base(source)
     with errors.reading(folder):
         return open_adapter(folder, bases[base]), source
 

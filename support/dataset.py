@@ -1,7 +1,7 @@
 """A data set: which rows are trained and validated on, with which labels, for which task."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,32 @@ import numpy as np
 
 from support import glue
 from support.errors import InputError
-from support.metrics import NUMBER_METRICS
+from support.metrics import METRICS, NUMBER_METRICS
+from support.options import option, split_list
 from support.tasks import Classification, MultiLabel, Regression, Task
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """How a data set is read: train.py's options for data.load_data."""
+
+    text_columns: str = option("", "column of the text, or of a pair: a,b", also="text-column")
+    label_column: str = option("label", "column of the label: a number from 0, or a name")
+    label_names: str = option("", "names of the classes 0, 1, …: a,b,c (default: the data's)")
+    label_separator: str = option("", "sign between several labels of a text")
+    label_columns: str = option("", "columns of 0 and 1, one for each of several labels: a,b,c")
+    validation: str = option("", "file to validate on")
+    holdout: float = option(0.1, "fraction to validate on where nothing else is", above=0, below=1)
+    metric: str = option(
+        "", "chooses best/; pearson and spearman train a regression", choices=["", *METRICS]
+    )
+
+    def data_settings(self) -> dict:
+        """The options under their names, lists as lists."""
+        settings = {f.name: getattr(self, f.name) for f in fields(DataOptions)}
+        for name in ("text_columns", "label_names", "label_columns"):
+            settings[name] = split_list(settings[name])
+        return settings
 
 
 @dataclass

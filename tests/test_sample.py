@@ -380,7 +380,7 @@ def test_a_bad_file_is_one_line(fails, whole, tmp_path, content, problem):
         (["--file", "a.csv", "--out", "b.csv", "--label-names", "a,b"], "--label-names goes with"),
         (["--file", "a.csv", "--out", "b.csv", "--json"], "--json goes with --score alone"),
         (["--file", "a.csv", "--score", "--scores"], "--scores goes with --out alone"),
-        (["--file", "a.csv", "--glue"], "--glue takes the name of the file to write"),
+        (["--file", "a.csv", "--glue"], "--glue takes an --out of one of these names"),
         (["--file", "a.parquet"], "a.parquet: a table; --out labels it, and --score scores it"),
         (["good", "--out", "b.csv"], "--out takes a whole --file, and one --adapter"),
     ],
@@ -393,7 +393,7 @@ def test_bad_arguments_are_one_line(fails, whole, arguments, problem):
 
 def test_more_tokens_than_positions_are_refused_before_the_first_text(fails, tiny):
     error = fails("--model", tiny, "--max-length", "41", "a short one")
-    assert f"--max-length 41: {tiny} has 40 positions" in error
+    assert f"--max-length 41: {tiny} takes from 3 to 40 tokens" in error
 
 
 def test_a_bad_model_or_adapter_is_one_line(fails, adapter, whole, minilm, tmp_path):

@@ -292,12 +292,13 @@ def test_an_adapter_goes_on_with_its_own_classes(theirs, found, names):
 
 
 def test_what_does_not_fit_a_base():
-    small = BertConfig(max_position_embeddings=40, type_vocab_size=1)
-    adapters.check_fit(small, Config(model="b", max_length=40), pairs=False)
+    small = BertConfig(max_position_embeddings=40, type_vocab_size=1, text_pairs=False)
+    adapters.check_fit(small, Config(model="b", max_length=40))
     with pytest.raises(InputError, match=r"^--max-length 41: the base has 40 positions$"):
-        adapters.check_fit(small, Config(model="b", max_length=41), pairs=False)
+        adapters.check_fit(small, Config(model="b", max_length=41))
+    small.text_pairs = True
     with pytest.raises(InputError, match=r"^b takes no pairs of texts: it has no second segment$"):
-        adapters.check_fit(small, Config(model="b", max_length=40), pairs=True)
+        adapters.check_fit(small, Config(model="b", max_length=40))
 
 
 def test_a_push_takes_an_adapter_and_a_name():

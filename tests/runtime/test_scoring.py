@@ -454,7 +454,10 @@ def test_more_classes_than_are_shown(says, tiny, sentences, tmp_path):
         (["--file", "{file}", "--score", "--label-names", "a,a,b"], "and the data a, b (2)"),
         (["--file", "{file}", "--score", "--label-names", "a,b,c"], "has the classes bad"),
         (["--file", "{file}", "--score", "--label-columns", "bad"], "the model has the labels bad"),
-        (["--file", "{file}", "--score", "--glue", "--out", "a.tsv"], "give one of them"),
+        (
+            ["--file", "{file}", "--score", "--glue", "--out", "a.tsv"],
+            "not allowed with argument --score",
+        ),
         (["--file", "{file}", "--score", "--out", "no/a.csv"], "no/a.csv: there is no folder no"),
         (["--file", "{file}"], "--out labels it, and --score scores it"),
         (["--file", "nowhere.csv", "--score"], "nowhere.csv: cannot be read"),
@@ -515,11 +518,11 @@ def test_answers_for_glue(says, tiny, sentences, tmp_path, name, turned):
 def test_another_file_or_model_for_glue_is_refused(fails, of_three, sentences, tmp_path):
     file = write_table(tmp_path / "test.csv", {"text": sentences})
     words = ["--adapter", of_three, "--file", file, "--glue", "--out"]
-    assert "GLUE's files are called CoLA.tsv, SST-2.tsv" in fails(*words, tmp_path / "sst2.tsv")
+    assert "one of these names: CoLA.tsv, SST-2.tsv" in fails(*words, tmp_path / "sst2.tsv")
     said = fails(*words, tmp_path / "SST-2.tsv")
     assert "the model answers bad, so-so, good, and sst2 takes negative, positive" in said
     assert "stsb takes a number" in fails(*words, tmp_path / "STS-B.tsv")
-    assert "--glue takes the name of the file to write" in fails(
+    assert "--glue takes an --out of one of these names: CoLA.tsv" in fails(
         "--adapter", of_three, "--file", file, "--glue"
     )
 
