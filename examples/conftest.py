@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shutil
 import sys
 from pathlib import Path
 
@@ -80,3 +81,21 @@ def adapters(tmp_path_factory) -> dict[str, str]:
         model.config.model_max_length = 24 if name == "two" else None
         save_adapter(model, folder / name, base)
     return {name: str(folder / name) for name in kinds}
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A Chromium without a window, in a folder of its own; it keeps what a page says."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs Debian's packages chromium and chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    size, folder = "--window-size=760,540", f"--user-data-dir={tmp_path}"
+    for argument in "--headless=new", "--no-sandbox", size, folder:
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
+        yield browser

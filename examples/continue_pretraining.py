@@ -5,17 +5,18 @@
 
 BERT's own training (Devlin et al., 2018, section 3.1) goes on, on texts of the task (Gururangan et
 al., 2020, arXiv:2004.10964), and is merged: out-read-on is a base like any other. The head is the
-checkpoint's, cls.predictions. MiniLM has none: it gets a new one, trained too, and thrown away.
+checkpoint's, or a new one, as MiniLM has none; it learns too, and is thrown away.
 """
 
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lora
-from bert import BertModel, PretrainedModel
+from bert import BertModel, BertOutput, PretrainedModel, plain_name
 from data import encode, load_data, load_tokenizer, make_batch, plan_batches
 from support import errors, files, offline
 from support.wordpiece import copy_tokenizer
@@ -26,37 +27,31 @@ class BertForMaskedLM(PretrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        D = config.hidden_size
         self.bert = BertModel(config)
-        self.cls = nn.ModuleDict({"predictions": nn.Module()})
-        self.cls.predictions.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.cls.predictions.transform = nn.ModuleDict(
-            {"dense": nn.Linear(D, D), "LayerNorm": nn.LayerNorm(D, config.layer_norm_eps)}
-        )
+        head = nn.Module()
+        head.transform = BertOutput(config.hidden_size, config)  # its dense and its LayerNorm
+        head.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.cls = nn.ModuleDict({"predictions": head})
 
-    def forward(self, input_ids, attention_mask=None, hidden=None) -> Tensor:
-        """Logits (B, S, vocabulary), or of the M tokens where `hidden` (B, S) is true (M, …)."""
+    def forward(self, input_ids, attention_mask, hidden) -> Tensor:
+        """Logits (M, vocabulary) of the M tokens where `hidden` (B, S) is true."""
         states, _ = self.bert(input_ids, attention_mask)  # (B, S, D)
         head = self.cls.predictions
-        x = states if hidden is None else states[hidden]  # (M, D)
-        x = head.transform.LayerNorm(F.gelu(head.transform.dense(x)))
+        x = head.transform.LayerNorm(F.gelu(head.transform.dense(states[hidden])))  # (M, D)
         return F.linear(x, self.bert.embeddings.word_embeddings.weight, head.bias)
 
 
-def open_reader(base: str) -> BertForMaskedLM:
-    """A base with LoRA on its encoder, and with its own head, frozen, or a new one."""
-    try:
-        model = BertForMaskedLM.from_pretrained(base)
-    except ValueError as error:
-        if "cls.predictions" not in str(error):
-            raise
-        encoder = BertModel.from_pretrained(base)
-        model = BertForMaskedLM(encoder.config)
-        model.bert = encoder
-        parts = "", ".transform.dense", ".transform.LayerNorm"
-        model.newly_initialized = tuple(f"cls.predictions{part}" for part in parts)
-    lora.apply_lora_to_model(model, r"bert\.encoder\..*(query|key|value|dense)")  # all linear ones
+def open_reader(base: str | Path) -> BertForMaskedLM:
+    """A base and its head, if its file has one, with LoRA on every linear layer of the encoder."""
+    encoder = BertModel.from_pretrained(base)
+    model = BertForMaskedLM(encoder.config)
+    model.bert = encoder
+    file = load_file(Path(base, "model.safetensors"))
+    head = {plain_name(key): tensor for key, tensor in file.items() if "cls." in key}
+    model.load_state_dict(head, strict=False)
+    lora.apply_lora_to_model(model, r"bert\.encoder\..*(query|key|value|dense)")
     lora.mark_only_lora_as_trainable(model)
+    model.cls.requires_grad_()
     return model
 
 
@@ -72,40 +67,27 @@ def hide(input_ids: Tensor, mask_id: int, vocab_size: int) -> tuple[Tensor, Tens
     return torch.where(hidden & (chance < 0.8), mask_id, read), hidden
 
 
-def loss_of(model, data, rows, mask_id: int) -> Tensor:
-    input_ids, mask, _, _ = make_batch(data, rows)  # (B, S)
-    read, hidden = hide(input_ids, mask_id, model.config.vocab_size)
-    return F.cross_entropy(model(read, mask, hidden), input_ids[hidden].long())
-
-
-@torch.no_grad()
-def say_loss(when: str, model, data, mask_id: int) -> None:
-    torch.manual_seed(0)  # the same words are hidden each time
-    plan = plan_batches(data.lengths, batch_size=100, seed=0, epoch=0)
-    losses = [loss_of(model.eval(), data, rows, mask_id).item() for rows in plan]
-    print(f"{when}: loss {sum(losses) / len(losses):.3f} of hidden words of held-out reviews")
-
-
 def main() -> None:
     files.refuse_existing("out-read-on")
-    base, reviews = offline.offline_pair()
-    tokenizer, splits = load_tokenizer(base, 128), load_data(reviews)
-    mask_id = tokenizer.token_to_id("[MASK]")
-    data, held_out = (encode(tokenizer, s.texts) for s in (splits.train, splits.validation))
     torch.manual_seed(0)
-    model = open_reader(base)
-    say_loss("before", model, held_out, mask_id)
-    optimizer = torch.optim.AdamW(lora.trained_parameters(model).values())
-    plan = plan_batches(data.lengths, batch_size=32, seed=0, epoch=0)
-    for step, rows in enumerate(plan):
-        optimizer.param_groups[0]["lr"] = 1e-3 * min(1, step / 20) * (1 - step / len(plan))
-        loss_of(model.train(), data, rows, mask_id).backward()
+    base, reviews = offline.offline_pair()
+    tokenizer = load_tokenizer(base, max_length=128)
+    data = encode(tokenizer, load_data(reviews).train.texts)
+    model = open_reader(base).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []  # each of texts that were not read before
+    for rows in plan_batches(data.lengths, batch_size=32, seed=0, epoch=0):
+        input_ids, mask, _, _ = make_batch(data, rows)  # (B, S)
+        read, hidden = hide(input_ids, tokenizer.token_to_id("[MASK]"), model.config.vocab_size)
+        loss = F.cross_entropy(model(read, mask, hidden), input_ids[hidden].long())
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    say_loss(f"after {len(data.lengths):,} reviews", model, held_out, mask_id)
-    with files.written_whole("out-read-on", new=True) as folder:
-        lora.merge_lora_weights(model).bert.save_pretrained(folder)
-        copy_tokenizer(Path(base), folder)
+        losses.append(loss.item())
+        if len(losses) % 20 == 0:
+            print(f"batch {len(losses)}: loss {sum(losses[-20:]) / 20:.3f}", flush=True)
+    lora.merge_lora_weights(model).bert.save_pretrained("out-read-on")
+    copy_tokenizer(Path(base), Path("out-read-on"))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from support.errors import InputError, run_main
 from support.options import OneLineParser
 
 PAGE = Path(__file__).with_name("browser")
+SHARED = Path(__file__).with_name("page")  # with serve.py
 PACKAGES = PAGE / "node_modules"
 LIBRARY = {  # of the packages; the last two are what transformers.min.js asks for
     "transformers.min.js": "@huggingface/transformers/dist",
@@ -33,6 +34,7 @@ def build_site(source: Path, site: Path, packages: Path = PACKAGES) -> int:
     wanted = {f"lib/{name}": packages / place / name for name, place in LIBRARY.items()}
     wanted |= {f"model/{name}": source / name for name in MODEL}
     wanted |= {name: PAGE / name for name in ("index.html", "page.js")}
+    wanted |= {name: SHARED / name for name in ("style.css", "bars.js")}
     for path in wanted.values():
         if not path.is_file():
             raise InputError(f"{path}: is not there; `python -m examples.in_browser --help`")

@@ -9,12 +9,14 @@ batches is in gather.py.
 
 import asyncio
 import contextlib
+from pathlib import Path
 from typing import Annotated
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from pydantic import BaseModel, Field
 
@@ -25,6 +27,7 @@ from support.options import OneLineParser
 # Of a request. gather.py limits how many texts wait, and cuts each as its adapter's training did.
 MAX_BYTES = 2**16
 MAX_TEXTS = 32
+PAGE = Path(__file__).with_name("page")
 SECONDS = Histogram("bert_lora_seconds", "From a request to its answer")
 ANSWERS = Counter("bert_lora_answers", "Answers by their HTTP status", ["status"])
 
@@ -37,6 +40,7 @@ async def lifespan(app: FastAPI):
 
 
 app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None)  # those pages load foreign code
+app.mount("/page", StaticFiles(directory=PAGE))
 
 
 class Question(BaseModel):
@@ -56,7 +60,7 @@ def adapters() -> dict[str, list[str]]:
 
 @app.get("/")
 def page() -> FileResponse:
-    return FileResponse(__file__.removesuffix("py") + "html")
+    return FileResponse(PAGE / "serve.html")
 
 
 @app.get("/health")

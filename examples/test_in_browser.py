@@ -55,53 +55,38 @@ def int8_scores(folder, text: str) -> dict[str, float]:
 
 
 @needs_npm
-def test_the_page_answers_in_a_browser(site, tmp_path):
-    folder, address = site
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs Debian's packages chromium and chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.common.by import By
+def test_the_page_answers_in_a_browser(site, browser):
     from selenium.webdriver.support.ui import WebDriverWait
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    arguments = ["--headless=new", "--no-sandbox", "--window-size=760,560"]
-    for argument in [*arguments, f"--user-data-dir={tmp_path}"]:
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
-
-        def find(selector: str):
-            return browser.find_element(By.CSS_SELECTOR, selector)
-
-        wait = WebDriverWait(browser, 120)
-        browser.get(address)
-        wait.until(lambda _: find("button").is_enabled() or find("[role=alert]").text)
-        assert not find("[role=alert]").text
-        spent = []
-        for text in TEXTS * 3:
-            find("textarea").clear()
-            find("textarea").send_keys(text)
-            browser.execute_script("document.querySelector('[role=status]').textContent = ''")
-            find("button").click()
-            wait.until(lambda _: find("[role=status]").text)
-            spent.append(float(find("[role=status]").text.removesuffix(" ms")))
-            rows = [bar.text.split("\n") for bar in browser.find_elements(By.CSS_SELECTOR, ".bar")]
-            shown = {label: float(percent.rstrip("%")) / 100 for label, percent in rows}
-            expected = int8_scores(folder, text)
-            assert max(shown, key=shown.get) == max(expected, key=expected.get)
-            assert all(abs(shown[label] - expected[label]) < 0.03 for label in expected), shown
-        if "SCREENSHOT" in os.environ:
-            browser.save_screenshot(os.environ["SCREENSHOT"])
-        script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
-        fetched = [url for url in browser.execute_script(script) if not url.startswith("blob:")]
-        assert len(fetched) >= 6 and all(url.startswith(address) for url in fetched), fetched
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        print(f"{size / 1e6:.1f} MB, {np.median(spent):.1f} ms a text")
-        # An image of another place is not fetched: the page's policy holds.
-        browser.execute_script("new Image().src = 'http://127.0.0.1:1/x.png'")
-        wait.until(lambda _: [e for e in browser.get_log("browser") if "Security" in e["message"]])
+    folder, address = site
+    find = functools.partial(browser.find_element, "css selector")
+    wait = WebDriverWait(browser, 120)
+    browser.get(address)
+    wait.until(lambda _: find("button").is_enabled() or find("[role=alert]").text)
+    assert not find("[role=alert]").text
+    spent = []
+    for text in TEXTS * 3:
+        find("textarea").clear()
+        find("textarea").send_keys(text)
+        browser.execute_script("document.querySelector('[role=status]').textContent = ''")
+        find("button").click()
+        wait.until(lambda _: find("[role=status]").text)
+        spent.append(float(find("[role=status]").text.removesuffix(" ms")))
+        rows = [bar.text.split("\n") for bar in browser.find_elements("css selector", ".bar")]
+        shown = {label: float(percent.rstrip("%")) / 100 for label, percent in rows}
+        expected = int8_scores(folder, text)
+        assert max(shown, key=shown.get) == max(expected, key=expected.get)
+        assert all(abs(shown[label] - expected[label]) < 0.03 for label in expected), shown
+    if "SCREENSHOT" in os.environ:
+        browser.save_screenshot(os.environ["SCREENSHOT"])
+    script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    fetched = [url for url in browser.execute_script(script) if not url.startswith("blob:")]
+    assert len(fetched) >= 6 and all(url.startswith(address) for url in fetched), fetched
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{size / 1e6:.1f} MB, {np.median(spent):.1f} ms a text")
+    # An image of another place is not fetched: the page's policy holds.
+    browser.execute_script("new Image().src = 'http://127.0.0.1:1/x.png'")
+    wait.until(lambda _: [e for e in browser.get_log("browser") if "Security" in e["message"]])
 
 
 def test_what_is_missing_is_named(tmp_path):

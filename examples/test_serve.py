@@ -1,8 +1,8 @@
 """serve.py and gather.py in a process of their own: over HTTP, by a browser, by bad clients."""
 
+import functools
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -144,6 +144,8 @@ def test_the_other_answers(server):
     page = httpx.get(f"{server.url}/")
     assert page.headers["content-type"].startswith("text/html")
     assert "http" not in page.text  # nothing from elsewhere
+    assert httpx.get(f"{server.url}/page/style.css").status_code == 200
+    assert httpx.get(f"{server.url}/page/%2e%2e/serve.py").status_code == 404
 
 
 def good(adapter="two", texts=("great film",)) -> dict:
@@ -256,53 +258,35 @@ def test_sigterm_finishes_what_has_begun(adapters):
         server.ask("two", ["great film"])
 
 
-def test_the_page_in_a_browser(server, adapters, tmp_path):
+def test_the_page_in_a_browser(server, adapters, browser):
     """Chromium writes a text, chooses an adapter, and sees bars as sample.py's answer says."""
-    chromium = shutil.which("chromium")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs Debian's packages chromium and chromium-driver")
-    from selenium import webdriver
-    from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    arguments = ["--headless=new", "--no-sandbox", "--window-size=760,520"]
-    for argument in [*arguments, f"--user-data-dir={tmp_path}"]:
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
-        wait = WebDriverWait(browser, 30)
-        browser.get(server.url)
-
-        def find(selector: str):
-            return browser.find_element(By.CSS_SELECTOR, selector)
-
-        def find_all(selector: str) -> list:
-            return browser.find_elements(By.CSS_SELECTOR, selector)
-
-        wait.until(lambda _: len(Select(find("select")).options) == 2)
-        assert [option.text for option in Select(find("select")).options] == [*LABELS]
-        text = "a gripping, <i>beautifully</i> acted film"
-        for name, labels in LABELS.items():
-            Select(find("select")).select_by_visible_text(name)
-            find("textarea").clear()
-            find("textarea").send_keys(text)
-            find("button").click()
-            p = probabilities(adapters[name], [text])[0]  # (C,)
-            wait.until(lambda _, labels=labels: len(find_all(".bar")) == len(labels))
-            shown = [bar.text.split("\n") for bar in find_all(".bar")]
-            assert [label for label, _ in shown] == labels
-            percents = np.array([float(percent.rstrip("%")) for _, percent in shown])
-            assert np.abs(percents - 100 * p).max() < 0.06
-            widths = np.array([bar.rect["width"] for bar in find_all(".bar i")])
-            assert np.abs(widths / widths.sum() - p).max() < 0.02
-        if "SCREENSHOT" in os.environ:
-            browser.save_screenshot(os.environ["SCREENSHOT"])
+    find = functools.partial(browser.find_element, "css selector")
+    find_all = functools.partial(browser.find_elements, "css selector")
+    wait = WebDriverWait(browser, 30)
+    browser.get(server.url)
+    wait.until(lambda _: len(Select(find("select")).options) == 2)
+    assert [option.text for option in Select(find("select")).options] == [*LABELS]
+    text = "a gripping, <i>beautifully</i> acted film"
+    for name, labels in LABELS.items():
+        Select(find("select")).select_by_visible_text(name)
         find("textarea").clear()
-        find("textarea").send_keys("\u200b")
+        find("textarea").send_keys(text)
         find("button").click()
-        wait.until(lambda _: "empty" in find("[role=alert]").text)
-        messages = [entry["message"] for entry in browser.get_log("browser")]
-        assert not [said for said in messages if "422" not in said and "favicon" not in said]
+        p = probabilities(adapters[name], [text])[0]  # (C,)
+        wait.until(lambda _, labels=labels: len(find_all(".bar")) == len(labels))
+        shown = [bar.text.split("\n") for bar in find_all(".bar")]
+        assert [label for label, _ in shown] == labels
+        percents = np.array([float(percent.rstrip("%")) for _, percent in shown])
+        assert np.abs(percents - 100 * p).max() < 0.06
+        widths = np.array([bar.rect["width"] for bar in find_all(".bar i")])
+        assert np.abs(widths / widths.sum() - p).max() < 0.02
+    if "SCREENSHOT" in os.environ:
+        browser.save_screenshot(os.environ["SCREENSHOT"])
+    find("textarea").clear()
+    find("textarea").send_keys("\u200b")
+    find("button").click()
+    wait.until(lambda _: "empty" in find("[role=alert]").text)
+    messages = [entry["message"] for entry in browser.get_log("browser")]
+    assert not [said for said in messages if "422" not in said and "favicon" not in said]

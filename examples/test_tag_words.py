@@ -14,7 +14,7 @@ import lora
 import sample
 from data import load_tokenizer
 from examples import tag_words
-from examples.tag_words import TAGS, encode, open_tagger, write
+from examples.tag_words import TAGS, TRAINING, compute_logits, open_tagger, write
 from support import offline
 from support.errors import run_main
 
@@ -81,24 +81,26 @@ def test_opens_an_adapter_of_peft(base, tmp_path):
     assert all(torch.equal(saved[name], mine[name]) for name in saved)
 
 
-def test_a_label_stands_at_the_first_piece_of_its_word():
+def test_the_logits_of_a_word_are_those_of_its_first_piece():
     """As transformers' tokenizer says which piece is of which word."""
-    base, _ = offline.offline_pair()
-    sentences = [*write(kind=0, count=20), (["engrossing", "Kaohsiung"], ["O", "B-LOC"])]
-    ids, labels = encode(load_tokenizer(base), sentences)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-    words = [words for words, _ in sentences]
-    theirs = tokenizer(words, is_split_into_words=True, padding="longest", return_tensors="pt")
-    assert torch.equal(ids, theirs["input_ids"])
-    assert torch.equal((ids != 0).long(), theirs["attention_mask"])
-    for row, (_, tags) in enumerate(sentences):
-        of, seen = theirs.word_ids(row), set()
-        for place, label in enumerate(labels[row].tolist()):
-            begins = of[place] is not None and of[place] not in seen
-            assert label == (TAGS.index(tags[of[place]]) if begins else -100)
-            seen.add(of[place])
-    assert any(tag.startswith("I-") for _, tags in sentences for tag in tags)
-    assert (labels[-1] == -100).sum() - (ids[-1] == 0).sum() > 2  # a word in several pieces
+    folder, _ = offline.offline_pair()
+    tokenizer = load_tokenizer(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    model = open_tagger(folder, **SETTINGS).eval()
+    for words in write(TRAINING)[0], ["engrossing", "Kaohsiung", "it's", "a"]:
+        encoding = theirs(words, is_split_into_words=True, return_tensors="pt")
+        of = encoding.word_ids(0)
+        first = [of.index(number) for number in range(len(words))]
+        expected = model(encoding["input_ids"])[0, first]
+        assert torch.equal(compute_logits(model, tokenizer, words), expected)
+    assert len(of) > len(words) + 4  # words in several pieces
+
+
+def test_the_tags_of_names_begin_and_go_on():
+    parts = {"PER": ["Lin Yi Chen"], "LOC": ["Oslo"], "": ["PER left LOC"]}
+    words, tags = write(parts)
+    assert words == ["Lin", "Yi", "Chen", "left", "Oslo"]
+    assert tags == ["B-PER", "I-PER", "I-PER", "O", "B-LOC"]
 
 
 def test_the_program_and_sample_py_refuses_its_adapter(tmp_path, monkeypatch, capsys):
