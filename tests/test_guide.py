@@ -33,7 +33,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCKS = [BLOCK.findall(text) for text in TEXTS]
 GUIDE, HOWTO = (BLOCK.findall(page.read_text(encoding="utf-8")) for page in PAGES[0])
 PROSE = [re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE) for text in TEXTS]
-TABLES = "comments.csv", "messages.csv"  # in their order
+TABLES = "messages.csv", "comments.csv"  # in their order
 CHINESE = "google-bert/bert-base-chinese"
 OTHERS = {"--nproc-per-node", "--logdir"}  # flags of torchrun and of TensorBoard
 FEW = ["--epochs", "1", "--max-length", "12", "--batch-size", "8"]
