@@ -11,13 +11,11 @@ share the pieces, and the first one reads the table again and joins its rows wit
 """
 
 import contextlib
-import filecmp
 import hashlib
 import math
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +44,8 @@ def label(model, given) -> None:
     parallel.same_everywhere(repr([work.identity.digest(), work.table.stamp[0]]))
     pack(model)
     with contextlib.ExitStack() as at_end:
-        rows, missing = parallel.broadcast(partial(work.begin, at_end))
-        try:
-            work.answer(rows, parallel.own_part(missing))
-        except KeyboardInterrupt:
-            errors.say("stopped; the same command goes on")
-            raise
+        missing = parallel.broadcast(lambda: work.begin(at_end))
+        work.answer(dict(parallel.own_part(missing)))
         parallel.barrier()
         if parallel.is_first():
             work.join()
@@ -60,13 +54,20 @@ def label(model, given) -> None:
 # Answering.
 
 
+def pack(model) -> None:
+    """Makes a Model that open_model has merged faster on a CPU; it cannot be trained any more."""
+    names = [name for name, _ in model.model.named_parameters() if ".lora." in name]
+    if not names and model.placement.device.type == "cpu":
+        fast.pack(model.model)
+
+
 def answer_columns(model, texts: list[Text]) -> dict[str, list]:
     """The columns that N texts get in a table: label and confidence, or of a regression score.
 
     `model` is a Model of sample.py. A text in which nothing can be seen, or that is no string,
     gets None.
     """
-    logits = answer(model, len(texts), *encode_texts(model, texts))  # (N, C)
+    logits = logits_of(model, len(texts), *encode_texts(model, texts))  # (N, C)
     columns = model.task.columns(logits)
     return {name: masked(values, logits).to_pylist() for name, values in columns.items()}
 
@@ -74,10 +75,12 @@ def answer_columns(model, texts: list[Text]) -> dict[str, list]:
 def encode_texts(model, texts: list[Text]) -> tuple[list[int], Encoded | None]:
     """Which of the texts are there, and their tokens."""
     rows = [row for row, text in enumerate(texts) if all(map(is_text, text))]
-    return rows, encode(model.tokenizer, [texts[row] for row in rows]) if rows else None
+    if not rows:
+        return rows, None
+    return rows, encode(model.tokenizer, [texts[row] for row in rows])
 
 
-def answer(model, count: int, rows: list[int], encoded, batch_tokens=None) -> Tensor:
+def logits_of(model, count: int, rows: list[int], encoded, batch_tokens=None) -> Tensor:
     """Logits (N, C) of so many texts: NaN, except in the `rows` that are encoded."""
     logits = torch.full((count, model.model.config.num_labels), math.nan)
     if rows:
@@ -88,13 +91,6 @@ def answer(model, count: int, rows: list[int], encoded, batch_tokens=None) -> Te
 def masked(values: list, logits: Tensor, kind: pa.DataType | None = None) -> pa.Array:
     """A column of answers, null where the logits are NaN."""
     return pa.array(values, kind, mask=logits[:, 0].isnan().numpy())
-
-
-def pack(model) -> None:
-    """Makes a Model that open_model has merged faster on a CPU; it cannot be trained any more."""
-    names = [name for name, _ in model.model.named_parameters() if ".lora." in name]
-    if not names and model.placement.device.type == "cpu":
-        fast.pack(model.model)
 
 
 # Pieces.
@@ -129,78 +125,73 @@ class Labelling:
     def parts(self, end: str = "") -> list[Path]:
         return [*self.folder.glob(f"*-{'[0-9a-f]' * 32}.part{end}")]
 
-    def pieces(self, numbers=None, columns=None) -> Iterator:
+    def pieces(self, some=None, columns=None) -> Iterator[tuple[Path, pa.Table, list[Text]]]:
         """The path of each piece's part, its rows and their texts; perhaps of some pieces alone."""
         for number, piece in enumerate(self.table.pieces(columns)):
-            if numbers is None or number in numbers:
+            if some is None or number in some:
                 texts = self.table.texts(piece, first=number * pieces.PIECE)
                 key = self.identity.copy()
                 for text in texts:
                     key.update(repr(text).encode())
                 yield self.folder / f"{number:06}-{key.hexdigest()[:32]}.part", piece, texts
 
-    def begin(self, at_end: contextlib.ExitStack) -> tuple[int, list[int]]:
-        """Claims the folder; the number of rows, and the numbers of the pieces to answer.
+    def begin(self, at_end: contextlib.ExitStack) -> list[tuple[int, int]]:
+        """Claims the folder; the numbers of the pieces to answer, each with its number of rows.
 
         Reads everything: what cannot be read must not end a run after hours.
         """
-        if self.done.exists():
-            self.tidy_up()
-        if not self.folder.is_dir():
-            files.refuse_existing(self.out)
-            self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
         at_end.enter_context(files.locked(self.folder))
         at_end.callback(lambda: self.parts() or self.tidy_up())
-        rows = 0
-        fit = []
-        for path, _, texts in self.pieces():
-            rows += len(texts)
-            fit.append(read_part(path) is not None)
-        if not rows:
+        if self.done.exists() and self.out.exists():  # a run was killed while it tidied up
+            self.tidy_up()
+        files.refuse_existing(self.out)
+        count = 0
+        missing = []
+        for number, (path, _, texts) in enumerate(self.pieces()):
+            count += 1
+            if read_part(path) is None:
+                missing.append((number, len(texts)))
+        if not count:
             raise InputError(f"{self.table.path}: holds no rows")
-        missing = [number for number, fits in enumerate(fit) if not fits]
-        if missing:
-            files.refuse_existing(self.out)
-        if any(fit):
-            errors.say(f"going on: {sum(fit)} of {len(fit)} pieces are there")
-        if len(self.parts()) > sum(fit):
+        found = count - len(missing)
+        errors.say(f"{found} of {count} pieces are there; after a stop the same command goes on")
+        unfit = len(self.parts()) - found
+        if unfit:
             reason = "damaged, or of another model or other texts"
-            errors.say(f"{self.folder}: {len(self.parts()) - sum(fit)} parts not taken: {reason}")
-        return rows, missing
+            errors.say(f"{self.folder}: {unfit} parts not taken: {reason}")
+        return missing
 
-    def answer(self, rows: int, numbers) -> None:
-        """Answers some pieces, while a thread reads and tokenizes the next one."""
+    def answer(self, sizes: dict[int, int]) -> None:
+        """Answers the pieces of these numbers, while a thread reads and tokenizes the next one.
 
-        def encoded() -> Iterator:
-            is_told = not parallel.is_first()
-            for path, _, texts in self.pieces({*numbers}, self.table.columns):
-                rows, tokens = encode_texts(self.model, texts)
-                if tokens and not is_told:  # of the first piece
-                    given = [texts[row] for row in rows]
-                    for note in token_notes(self.model.tokenizer, given, tokens):
-                        errors.say(f"note on the first {len(given):,} texts: {note}")
-                    is_told = True
-                yield path, len(texts), rows, tokens
+        `sizes` has the number of rows of each, for the bar.
+        """
+
+        def encoded() -> Iterator[tuple]:
+            for path, _, texts in self.pieces(sizes, self.table.columns):
+                yield path, texts, *encode_texts(self.model, texts)
 
         def advance(module, inputs, logits) -> None:  # what a hook returns would replace the logits
             bar.update(len(logits))
 
-        hidden = not (numbers and sys.stderr and parallel.is_first())
-        total = sum(min(pieces.PIECE, rows - number * pieces.PIECE) for number in numbers)
-        bar = tqdm(total=total, unit=" rows", dynamic_ncols=True, disable=hidden or None)
-        hook = self.model.model.register_forward_hook(advance)
-        for done, (path, count, *texts) in enumerate(ahead(encoded()), 1):
-            write_part(path, answer(self.model, count, *texts, self.given.batch_tokens))
-            bar.update(count - len(texts[0]))
-            if bar.disable:  # None: where there is no terminal
-                errors.say(f"{done} of {len(numbers)} pieces answered")
-        hook.remove()
-        bar.close()
+        total = sum(sizes.values())
+        is_shown = parallel.is_first() and sys.stderr and sys.stderr.isatty()
+        bar = tqdm(total=total, unit=" rows", dynamic_ncols=True, disable=not is_shown)
+        with bar, self.model.model.register_forward_hook(advance):
+            for done, (path, texts, there, tokens) in enumerate(ahead(encoded()), 1):
+                if done == 1 and tokens and parallel.is_first():
+                    some = [texts[row] for row in there]
+                    for note in token_notes(self.model.tokenizer, some, tokens):
+                        errors.say(f"note on the first {len(some):,} texts: {note}")
+                logits = logits_of(self.model, len(texts), there, tokens, self.given.batch_tokens)
+                write_part(path, logits)
+                if not is_shown:
+                    errors.say(f"{done} of {len(sizes)} pieces answered")
 
     def join(self) -> None:
         """Makes OUT of the table and the parts."""
         rows = blank = 0
-        first_blank = []
 
         def labelled() -> Iterator[pa.Table]:
             nonlocal rows, blank
@@ -213,29 +204,21 @@ class Labelling:
                 columns = self.model.task.columns(logits, self.given.scores)
                 for field, values in zip(self.table.answers, columns.values(), strict=True):
                     piece = piece.append_column(field, masked(values, logits, field.type))
-                without = logits[:, 0].isnan().nonzero()[:, 0]  # (N,)
-                first_blank.extend((rows + 1 + without[:3]).tolist())
-                blank += len(without)
                 rows += len(texts)
+                blank += int(logits[:, 0].isnan().sum())
                 yield piece
 
-        with files.written_whole(self.out) as path:
+        with files.written_whole(self.out, new=True) as path:
             pieces.write(labelled(), self.table, path, self.out.suffix)
             self.table.refuse_changed()
-            # A run that is killed between this and tidying up finds at OUT the same again.
-            if not (self.out.is_file() and filecmp.cmp(path, self.out, shallow=False)):
-                files.refuse_existing(self.out)
+            self.done.touch()  # so that a run which is killed from here on leaves nothing of worth
         self.tidy_up()
-        said = f"{self.out}: {rows:,} rows labelled"
-        if blank:
-            named = ", ".join(map(str, first_blank[:3])) + ", …" * (blank > 3)
-            said += f", {blank:,} without a text left empty (row {named})"
-        errors.say(said)
+        empty = f", {blank:,} of them without a text and left empty" if blank else ""
+        errors.say(f"{self.out}: {rows:,} rows labelled{empty}")
 
     def tidy_up(self) -> None:
         """Removes what runs have left in the folder, and it, unless it holds other files too."""
         with contextlib.suppress(OSError):
-            self.done.touch()  # a run that is killed from here on leaves nothing of worth
             for path in [*self.parts(end="*"), self.folder / ".lock", self.done]:
                 path.unlink(missing_ok=True)
             self.folder.rmdir()

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,21 +120,32 @@ def quick(tiny, some_reviews):
 
 
 @pytest.fixture
-def refused(monkeypatch, capsys):
+def refusal(capsys):
+    """refusal(program, *arguments): the one line on stderr with which a program refuses these."""
+
+    def refusal(program, *arguments, **more) -> str:
+        with pytest.raises(SystemExit) as exit:
+            program(*arguments, **more)
+        shown = capsys.readouterr()
+        assert exit.value.code == 2 and shown.err.startswith("error: "), shown
+        assert shown.err.count("\n") == 1, shown
+        return shown.err
+
+    return refusal
+
+
+@pytest.fixture
+def refused(monkeypatch, refusal):
     """The one line on stderr with which train.py refuses these arguments."""
     import train
     from support.errors import run_main
 
-    def refused(*arguments) -> str:
+    def start(*arguments) -> None:
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit, signals_restored():
+        with signals_restored():
             run_main(train.main)
-        error = capsys.readouterr().err
-        assert exit.value.code == 2 and error.startswith("error: "), error
-        assert error.count("\n") == 1, error
-        return error
 
-    return refused
+    return partial(refusal, start)
 
 
 @pytest.fixture

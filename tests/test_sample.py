@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -100,18 +101,9 @@ def says(monkeypatch, capsys):
 
 
 @pytest.fixture
-def fails(says, capsys):
+def fails(says, refusal):
     """The one line on stderr with which sample.py refuses these arguments."""
-
-    def fails(*arguments, **stdin) -> str:
-        with pytest.raises(SystemExit) as exit:
-            says(*arguments, **stdin)
-        shown = capsys.readouterr()
-        assert (exit.value.code, shown.out) == (2, "")
-        assert shown.err.startswith("error: ") and shown.err.count("\n") == 1, shown.err
-        return shown.err
-
-    return fails
+    return partial(refusal, says)
 
 
 @torch.inference_mode()

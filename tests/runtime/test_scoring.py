@@ -64,18 +64,9 @@ def says(monkeypatch, capsys):
 
 
 @pytest.fixture
-def fails(says, capsys):
+def fails(says, refusal):
     """The one line with which sample.py refuses these arguments."""
-
-    def fails(*arguments) -> str:
-        with pytest.raises(SystemExit):
-            says(*arguments)
-        shown = capsys.readouterr()
-        assert shown.out == "" and shown.err.startswith("error: "), shown
-        assert shown.err.count("\n") == 1
-        return shown.err
-
-    return fails
+    return partial(refusal, says)
 
 
 @pytest.fixture(scope="session")
