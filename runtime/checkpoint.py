@@ -29,7 +29,8 @@ MAY_CHANGE = ("epochs", "patience", "number of", "device", "code of")  # and is 
 def describe(setup) -> dict:
     """What a run is, which is compared where it goes on."""
     place = setup.placement
-    base = hub.folder(setup.config.model) / "model.safetensors"
+    with open(hub.folder(setup.config.model) / "model.safetensors", "rb") as file:
+        base = hashlib.file_digest(file, "sha256").hexdigest()  # the model may be in another type
     splits = (setup.train_set, setup.validation_set, setup.mismatched_set)
     facts = run_folder.deciding(setup.config)
     for name in INDIRECT:
@@ -37,7 +38,7 @@ def describe(setup) -> dict:
     facts |= {
         "metric": setup.task.metric,
         "classes": setup.task.names,
-        "contents of --model": hash_file(base),  # not the model's, which may be in another type
+        "contents of --model": base[:16],
         "contents of --data": [hash_arrays(vars(split)) for split in splits if split],
         "device, dtype, compiled": [place.device.type, str(place.dtype), place.compiled],
         "number of processes": parallel.SIZE,
@@ -55,12 +56,6 @@ def hash_arrays(values: dict) -> str:
             array = torch.as_tensor(value).detach().cpu().flatten()
             sha256.update(array.view(torch.uint8).numpy())
     return sha256.hexdigest()[:16]
-
-
-def hash_file(path: Path) -> str:
-    """The first digits of a hash of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def hash_code(name: str) -> str:

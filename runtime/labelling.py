@@ -156,10 +156,6 @@ class Labelling:
             raise InputError(f"{self.table.path}: holds no rows")
         found = count - len(missing)
         errors.say(f"{found} of {count} pieces are there; after a stop the same command goes on")
-        unfit = len(self.parts()) - found
-        if unfit:
-            reason = "damaged, or of another model or other texts"
-            errors.say(f"{self.folder}: {unfit} parts not taken: {reason}")
         return missing
 
     def answer(self, sizes: dict[int, int]) -> None:

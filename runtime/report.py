@@ -144,6 +144,8 @@ def write_card(setup, folder: Path, history: list[dict]) -> None:
     config = replace(config, **local)
     defaults = deciding(type(config))
     changed = {name: v for name, v in deciding(config).items() if v != defaults[name]}
+    base = config.model.partition("@")[0]
+    data_set = "/".join(config.data.partition("@")[0].split("/")[:2])  # without its folder
     name = config.hub_model_id or "/".join(folder.absolute().parts[-2:])
     scores = validation_scores(history)
     method = "every weight trained"
@@ -151,8 +153,20 @@ def write_card(setup, folder: Path, history: list[dict]) -> None:
     if config.rank:
         usage = ADAPTER_USAGE
         method = f"LoRA (rank {config.rank}, alpha {config.alpha:g}, on {config.targets})"
+    metadata = {
+        "base_model": "" if "model" in local else base,
+        "datasets": [] if "data" in local else [data_set],
+        "library_name": "peft" if config.rank else "transformers",
+        "license": config.license,
+        "metrics": [score for score in scores if score != "loss"],
+        "pipeline_tag": "text-classification",
+    }
+    given = [f"{key}: {json.dumps(value)}" for key, value in metadata.items() if value]
+    words = [plain(" ".join(part.split()))[:200] for part in setup.validation_texts[0]]
+    if len(words) == 2:
+        words.insert(0, "--pair")
     text = CARD.format(
-        metadata=card_metadata(config, local, scores),
+        metadata="\n".join(given),
         config=config,
         method=method,
         step=history[-1]["step"],
@@ -160,32 +174,7 @@ def write_card(setup, folder: Path, history: list[dict]) -> None:
         scores=spell(scores),
         metric=metric_in_words(setup.task),
         command=shlex.join(["python", "train.py", *options.as_flags(changed)]),
-        use=shlex.join(["python", "sample.py", "--adapter", name, *example_words(setup)]),
-        usage=usage.format(name=name, base=config.model.partition("@")[0]),
+        use=shlex.join(["python", "sample.py", "--adapter", name, *words]),
+        usage=usage.format(name=name, base=base),
     )
     files.write_text(folder / "README.md", text)
-
-
-def example_words(setup) -> list[str]:
-    """The words of a command line that give the first validation text, or a pair."""
-    text = setup.validation_texts[0]
-    words = [plain(" ".join(part.split()))[:200] for part in text]
-    return ["--pair", *words] if len(words) == 2 else words
-
-
-def card_metadata(config, local: dict, scores: dict[str, float]) -> str:
-    """What the Hub sorts models by, as YAML: without the names of what is `local`."""
-    names = config.data.partition("@")[0].split("/")
-    task = {"type": names[-1], "name": names[-1]}
-    metrics = [{"type": name, "value": round(score, 4)} for name, score in scores.items()]
-    result = {"task": {"type": "text-classification"}, "dataset": task, "metrics": metrics}
-    metadata = {
-        "base_model": "" if "model" in local else config.model.partition("@")[0],
-        "datasets": [] if "data" in local else ["/".join(names[:2])],
-        "library_name": "peft" if config.rank else "transformers",
-        "license": config.license,
-        "metrics": [name for name in scores if name != "loss"],
-        "pipeline_tag": "text-classification",
-        "model-index": [{"name": config.hub_model_id or names[-1], "results": [result]}],
-    }
-    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in metadata.items() if value)

@@ -93,8 +93,6 @@ def test_the_hub_reads_the_card(tiny, tmp_path, rank):
     assert read.data.base_model is None  # a directory is no base on the Hub
     assert read.data.license == "mit" and read.data.pipeline_tag == "text-classification"
     assert read.data.metrics == ["accuracy"]
-    results = {result.metric_type: result.metric_value for result in read.data.eval_results}
-    assert results == {"loss": 0.6, "accuracy": 0.75}
     assert "--lr=0.002" in read.text and "--hub-model-id" not in read.text
     assert "loss 0.6000  accuracy 0.7500" in read.text and "; 2 of 2 steps." in read.text
     assert "sample.py --adapter you/rte 'It'\"'\"'s a film'\n" in read.text
