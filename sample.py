@@ -132,7 +132,7 @@ def parse():
     add("--max-length", type=int, help="tokens that a text is cut to (default: as in training)")
     add("--json", action="store_true", help="print JSON lines, with every class's probability")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], help="(default: cpu; of a table auto)")
-    add("--dtype", choices=["auto", *devices.DTYPES], help="of the matrix products")
+    add("--dtype", choices=["auto", *devices.DTYPES], help="(default: float32; of a table auto)")
     add("--threshold", type=float, help="of several labels those above it are given (default: 0.5)")
     whole_table.add_options(parser)
     return parser.parse_args()

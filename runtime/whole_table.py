@@ -30,7 +30,8 @@ def add_options(parser) -> None:
     add("--text-column", "--text-columns", default="", help="of a table: the column, of pairs a,b")
     add("--prefix", default="", help="with --out: before the new columns' names, as in predicted_")
     add("--scores", action="store_true", help="with --out: also a column for each class")
-    add("--batch-tokens", type=int, help="of a table: tokens in a batch, padding included")
+    tokens = "of a table: tokens in a batch, padding included (default: 1024; of a GPU 16384)"
+    add("--batch-tokens", type=int, help=tokens)
 
 
 def choose_work(given) -> Callable | None:

@@ -77,7 +77,7 @@ def parse(cls: type[Any], arguments: list[str], description: str = "") -> dict:
         if f.type is bool:
             about = {"action": argparse.BooleanOptionalAction}
         about["help"] = f.metadata["help"]
-        if f.default:
+        if f.default != "":
             about["help"] += f" (default: {f.default})"
         names = [flag(name) for name in (f.name, f.metadata.get("also")) if name]
         parser.add_argument(*names, dest=f.name, **about)

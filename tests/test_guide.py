@@ -208,7 +208,8 @@ def test_what_is_named_in_the_prose_exists(prose):
     named = {flag for text in quoted for flag in re.findall(FLAG, text)}
     known = {options.flag(field.name) for field in fields(train.Config)}
     known |= {options.flag(field.metadata.get("also", "")) for field in fields(train.Config)}
-    programs = "sample.py", "experiments/run.py", "examples/look_inside.py"
+    programs = ["sample.py", "support/options.py", "runtime/adapters.py"]
+    programs += ["experiments/run.py", "examples/look_inside.py"]
     known |= {*re.findall(FLAG, "".join(map(read, programs)))}
     assert named and named <= known | OTHERS, named - known
     targets = {*re.findall(r"^(\w+):", read("Makefile"), re.MULTILINE)}
