@@ -31,7 +31,8 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 def macro_f1_of_sets(predicted: np.ndarray, labels: np.ndarray) -> float:
     """The mean F1 of the C labels, each of which counts alike."""
-    return float(np.mean([f1(*of_label) for of_label in zip(predicted.T, labels.T, strict=True)]))
+    pairs = zip(predicted.T, labels.T, strict=True)
+    return float(np.mean([f1(found, wanted) for found, wanted in pairs]))
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:

@@ -36,8 +36,9 @@ class Task(Protocol):
     def describe(self) -> str: ...
     def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor: ...  # (N,) of logits (N, C)
     def predict(self, logits: Tensor) -> Tensor: ...  # what is answered, in the form of labels
-    def commonest(self, labels: np.ndarray) -> np.ndarray: ...  # the best constant answer
+    def commonest(self, labels: np.ndarray): ...  # the best constant answer
     def spell(self, labels) -> list: ...  # names, lists of names, or numbers
+    def report(self, logits: Tensor, labels: Tensor) -> dict: ...  # all figures, as JSON has them
     def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]: ...
     def as_text(self, answer: dict) -> str: ...  # of 17 characters, or more
     def reader(self): ...  # of the labels of a file to score
@@ -72,10 +73,6 @@ class Task(Protocol):
         loss = self.row_losses(logits, labels).mean().item()
         return {"loss": loss, **self.scores(self.predict(logits).numpy(), labels.numpy())}
 
-    def report(self, logits: Tensor, labels: Tensor) -> dict:
-        """All figures of logits (N, C), on the CPU, and their labels, as JSON holds them."""
-        return self.evaluation(logits, labels)
-
     def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple:
         """The answer that suits the labels `train` best, and its scores on other labels."""
         constant = self.commonest(train)
@@ -94,7 +91,7 @@ class Task(Protocol):
 class ClassTask(Task, Protocol):
     """A task with C classes, each of which has a probability."""
 
-    def probabilities(self, logits: Tensor) -> Tensor: ...  # (…, C)
+    def probabilities(self, logits: Tensor) -> Tensor: ...  # (…, C), float64 on the CPU
     def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict[str, list]: ...
 
     def marks(self, labels: np.ndarray) -> np.ndarray:
@@ -108,9 +105,9 @@ class ClassTask(Task, Protocol):
     def report(self, logits: Tensor, labels: Tensor) -> dict:
         predicted, wanted = self.predict(logits).numpy(), labels.numpy()
         figures = metrics.class_figures(self.marks(predicted), self.marks(wanted))
-        bins = self.calibration(self.probabilities(logits.double()), wanted)
+        bins = self.calibration(self.probabilities(logits), wanted)
         return {
-            **super().report(logits, labels),
+            **self.evaluation(logits, labels),
             "calibration_error": metrics.calibration_error(bins),
             "classes": dict(zip(self.names, figures, strict=True)),
             "calibration": bins,
@@ -123,17 +120,17 @@ class ClassTask(Task, Protocol):
         `scores` also how probable each class is.
         """
         predicted = self.predict(logits)
-        probabilities = self.probabilities(logits.double())  # (N, C)
+        probabilities = self.probabilities(logits)  # (N, C)
         is_given = torch.from_numpy(self.marks(predicted.numpy()))  # (N, C)
-        confidence = probabilities.where(is_given, 1 - probabilities).amin(-1)  # (N,)
-        columns = {"label": self.spell(predicted), "confidence": rounded(confidence)}
+        decided = probabilities.where(is_given, 1 - probabilities)  # (N, C)
+        columns = {"label": self.spell(predicted), "confidence": rounded(decided.amin(-1))}
         if scores:
             for name, column in zip(self.names, probabilities.T, strict=True):
                 columns[f"score_{name}"] = rounded(column)
         return columns
 
     def answer(self, logits: Tensor) -> dict:
-        scores = rounded(self.probabilities(logits.double()))
+        scores = rounded(self.probabilities(logits))
         return super().answer(logits) | {"scores": dict(zip(self.names, scores, strict=True))}
 
     def as_text(self, answer: dict) -> str:
@@ -150,8 +147,7 @@ class Classification(ClassTask):
 
     def __init__(self, names: list[str], metric: str = ""):
         usual = glue.usual_metric(names)
-        two = len(names) == 2
-        known = metrics.TWO_CLASS_METRICS if two else metrics.CLASS_METRICS
+        known = metrics.TWO_CLASS_METRICS if len(names) == 2 else metrics.CLASS_METRICS
         super().__init__(names, metric or usual, known)
         self.metrics = {name: known[name] for name in ("accuracy", self.metric, usual)}
         self.weights: Tensor | None = None
@@ -187,7 +183,8 @@ class Classification(ClassTask):
         if not class_weights:
             return
         if class_weights == "balanced":
-            weights = 1 / np.maximum(1, self.marks(labels).sum(0))  # (C,)
+            rows = np.bincount(labels, minlength=len(self.names))  # (C,)
+            weights = 1 / np.maximum(1, rows)
         else:
             with reading(f"--class-weights {class_weights}"):
                 weights = np.array(class_weights.split(","), dtype=float)
@@ -203,10 +200,10 @@ class Classification(ClassTask):
         return logits.argmax(-1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.softmax(-1)
+        return logits.double().softmax(-1)
 
-    def commonest(self, labels: np.ndarray) -> np.ndarray:
-        return self.marks(labels).sum(0).argmax()
+    def commonest(self, labels: np.ndarray):
+        return np.bincount(labels).argmax()
 
     def spell(self, labels) -> list:
         return [self.names[number] for number in labels.tolist()]
@@ -249,12 +246,12 @@ class MultiLabel(ClassTask):
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
 
     def predict(self, logits: Tensor) -> Tensor:
-        return self.probabilities(logits) > self.threshold
+        return logits.sigmoid() > self.threshold
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid()
+        return logits.double().sigmoid()
 
-    def commonest(self, labels: np.ndarray) -> np.ndarray:
+    def commonest(self, labels: np.ndarray):
         """The labels that most rows have."""
         return labels.mean(0) > 0.5
 
@@ -298,7 +295,7 @@ class Regression(Task):
     def predict(self, logits: Tensor) -> Tensor:
         return logits[:, 0]
 
-    def commonest(self, labels: np.ndarray) -> np.ndarray:
+    def commonest(self, labels: np.ndarray):
         return labels.mean(dtype=np.float64)
 
     def spell(self, labels) -> list:
@@ -310,7 +307,7 @@ class Regression(Task):
 
     def report(self, logits: Tensor, labels: Tensor) -> dict:
         error = (self.predict(logits) - labels).abs().double().mean().item()
-        return {**super().report(logits, labels), "mean_absolute_error": error}
+        return {**self.evaluation(logits, labels), "mean_absolute_error": error}
 
     def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]:
         """Raises InputError for `scores`, which a number has none of."""
@@ -349,7 +346,8 @@ def task_of(config, threshold: float | None = None) -> Task:
     task = kinds[told](names)
     if threshold is not None:
         if not isinstance(task, MultiLabel) or not 0 < threshold < 1:
-            wanted = "between 0 and 1, of several labels a text"
-            raise InputError(f"--threshold {threshold:g}: {wanted}")
+            raise InputError(
+                f"--threshold {threshold:g}: between 0 and 1, of several labels a text"
+            )
         task.threshold = threshold
     return task
