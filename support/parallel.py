@@ -157,6 +157,6 @@ def broadcast(value):
         (size,) = all_max(len(text))
     if not size:
         sys.exit(2)
-    content = torch.tensor([*(text or bytes(size))], dtype=torch.uint8)
+    content = torch.frombuffer(bytearray(text or bytes(size)), dtype=torch.uint8)
     broadcast_tensors([content])
-    return json.loads(bytes(content.tolist()))
+    return json.loads(content.numpy().tobytes())

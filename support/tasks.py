@@ -92,7 +92,7 @@ class ClassTask(Task, Protocol):
     """A task with C classes, each of which has a probability."""
 
     def probabilities(self, logits: Tensor) -> Tensor: ...  # (…, C), float64 on the CPU
-    def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict[str, list]: ...
+    def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict: ...
 
     def marks(self, labels: np.ndarray) -> np.ndarray:
         """Whether each of N rows has each of the classes, (N, C)."""
@@ -105,12 +105,10 @@ class ClassTask(Task, Protocol):
     def report(self, logits: Tensor, labels: Tensor) -> dict:
         predicted, wanted = self.predict(logits).numpy(), labels.numpy()
         figures = metrics.class_figures(self.marks(predicted), self.marks(wanted))
-        bins = self.calibration(self.probabilities(logits), wanted)
         return {
             **self.evaluation(logits, labels),
-            "calibration_error": metrics.calibration_error(bins),
             "classes": dict(zip(self.names, figures, strict=True)),
-            "calibration": bins,
+            **self.calibration(self.probabilities(logits), wanted),
         }
 
     def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]:
@@ -208,7 +206,7 @@ class Classification(ClassTask):
     def spell(self, labels) -> list:
         return [self.names[number] for number in labels.tolist()]
 
-    def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict[str, list]:
+    def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict:
         confidence, predicted = probabilities.max(-1)  # (N,), (N,)
         return metrics.calibration(confidence.numpy(), predicted.numpy() == labels)
 
@@ -262,7 +260,7 @@ class MultiLabel(ClassTask):
         names = np.array(self.names, dtype=object)
         return [names[row].tolist() for row in np.asarray(labels, dtype=bool)]
 
-    def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict[str, list]:
+    def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict:
         """That of the N · C probabilities, whatever the threshold."""
         return metrics.calibration(probabilities.numpy().ravel(), labels.ravel())
 

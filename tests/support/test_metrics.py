@@ -1,5 +1,7 @@
 """Metrics against scikit-learn's and scipy's."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -11,7 +13,6 @@ from support.metrics import (
     SET_METRICS,
     TWO_CLASS_METRICS,
     calibration,
-    calibration_error,
     class_figures,
     confusion,
 )
@@ -124,7 +125,8 @@ def test_figures_of_each_class_are_those_of_sklearn(rows, most, least):
         expected = sklearn.metrics.precision_recall_fscore_support(
             labels, predicted, labels=range(10), zero_division=0
         )
-        found = [[*figures.values()] for figures in class_figures(*sets)]
+        figures = json.loads(json.dumps(class_figures(*sets)))
+        found = [[*figures_of_class.values()] for figures_of_class in figures]
         assert np.array(found) == pytest.approx(np.array(expected).T, abs=1e-12)
         table = sklearn.metrics.confusion_matrix(labels, predicted, labels=range(10))
         assert confusion(predicted, labels, 10).tolist() == table.tolist()
@@ -138,7 +140,8 @@ def test_the_calibration_is_that_of_sklearn(rows):
         confidence = random.random(rows) ** power
         confidence[:2] = [0.2, 1.0][:rows]  # an edge of two bins, and the last
         right = random.random(rows) < 0.6
-        bins = calibration(confidence, right)
+        found = calibration(confidence, right)
+        bins = found["calibration"]
         expected = sklearn.calibration.calibration_curve(right, confidence, n_bins=15)
         full = np.array(bins["rows"]) > 0
         assert sum(bins["rows"]) == rows
@@ -146,10 +149,12 @@ def test_the_calibration_is_that_of_sklearn(rows):
         assert np.array(bins["confidence"])[full] == pytest.approx(expected[1], abs=1e-12)
         share = np.array(bins["rows"])[full] / rows
         error = (share * abs(expected[0] - expected[1])).sum()
-        assert calibration_error(bins) == pytest.approx(error, abs=1e-12)
+        assert found["calibration_error"] == pytest.approx(error, abs=1e-12)
 
 
 def test_who_is_always_right_and_sure_errs_in_nothing():
-    bins = calibration(np.ones(3), np.ones(3, dtype=bool))
-    assert calibration_error(bins) == 0 and bins["rows"] == [0] * 14 + [3]
-    assert calibration_error(calibration(np.ones(4), np.array([True, False, True, False]))) == 0.5
+    found = calibration(np.ones(3), np.ones(3, dtype=bool))
+    assert found["calibration_error"] == 0
+    assert found["calibration"]["rows"] == [0] * 14 + [3]
+    half = calibration(np.ones(4), np.array([True, False, True, False]))
+    assert half["calibration_error"] == 0.5
