@@ -29,13 +29,8 @@ from torch.overrides import TorchFunctionMode
 gelu_tanh = partial(F.gelu, approximate="tanh")
 tanh_forms = dict.fromkeys(["gelu_new", "gelu_fast", "gelu_pytorch_tanh"], gelu_tanh)
 ACTIVATIONS = {"gelu": F.gelu, "gelu_python": F.gelu, "relu": F.relu, **tanh_forms}
-SUPPORTED = {  # what these fields of config.json may say
-    "model_type": ["bert"],
-    "position_embedding_type": ["absolute"],
-    "is_decoder": [False],
-    "add_cross_attention": [False],
-    "hidden_act": [*ACTIVATIONS],
-}
+# What config.json may say of these, if it has them.
+SUPPORTED = {"model_type": "bert", "position_embedding_type": "absolute", "is_decoder": False}
 ENCODER = ("embeddings.", "encoder.", "pooler.")
 
 
@@ -69,19 +64,21 @@ class BertConfig:
 
     @classmethod
     def from_json(cls, path: str | Path) -> "BertConfig":
-        """Reads a config.json. Raises ValueError naming a field that this encoder cannot honour."""
+        """Reads a config.json. Raises ValueError naming a field that this encoder cannot honour.
+
+        The classes must have the numbers 0, 1, 2, …: KeyError.
+        """
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         values = {name: value for name, value in values.items() if value is not None}
         for name, supported in SUPPORTED.items():
-            if values.get(name, supported[0]) not in supported:
+            if values.get(name, supported) != supported:
                 raise ValueError(f"{path}: {name} {values[name]!r:.60} is not supported")
+        if values.get("hidden_act", "gelu") not in ACTIVATIONS:
+            raise ValueError(f"{path}: hidden_act {values['hidden_act']!r:.60} is not supported")
         labels = values.get("id2label")
         if not labels:
             labels = {str(n): f"LABEL_{n}" for n in range(values.get("num_labels", 2))}
-        numbers = range(len(labels))
-        if {*labels} != {*map(str, numbers)}:
-            raise ValueError(f"{path}: id2label must name the classes 0, 1, 2, …")
-        values["id2label"] = {number: str(labels[str(number)]) for number in numbers}
+        values["id2label"] = {n: str(labels[str(n)]) for n in range(len(labels))}
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def to_json(self, path: str | Path, **more) -> None:
@@ -236,8 +233,9 @@ class PretrainedModel(nn.Module):
     def from_pretrained(cls, name: str | Path, label_names: list[str] | None = None):
         """Opens a directory or a repository of the Hub, `owner/name[@revision]`, in eval mode.
 
-        The file's classifier is left out if it is of other classes than `label_names`, or of
-        another task. Raises ValueError for a file of another model.
+        A pooler or a classifier that model.safetensors lacks is initialised at random, as is a
+        classifier of other classes than `label_names`, or of another task; `newly_initialized`
+        names them. Raises ValueError for an encoder with tensors missing, surplus or misshapen.
         """
         folder = Path(name) if Path(name).is_dir() else download(str(name))
         config = BertConfig.from_json(folder / "config.json")
@@ -248,36 +246,32 @@ class PretrainedModel(nn.Module):
             with_classifier = False
         with NoInit():  # the file brings the numbers
             model = cls(config)
-        model.load_weights(folder / "model.safetensors", with_classifier)
-        return model.eval()
 
-    def load_weights(self, path: Path, with_classifier: bool = True) -> None:
-        """Takes the tensors of a file, in float32.
-
-        A pooler or a classifier that the file lacks is initialised at random; `newly_initialized`
-        names them. Raises ValueError for an encoder with tensors missing, surplus or misshapen.
-        """
-        names = {plain_name(name): name for name in self.state_dict()}
+        # What the file has for this model, under the model's names.
+        names = {plain_name(name): name for name in model.state_dict()}
         state = {}
-        for key, tensor in load_file(path).items():
+        for key, tensor in load_file(folder / "model.safetensors").items():
             name = plain_name(key)
             if name.startswith("classifier.") and not with_classifier:
                 continue
-            if name in names or name.startswith(ENCODER):  # not the heads for other tasks
+            if name in names or name.startswith(ENCODER):
                 state[names.get(name, name)] = tensor
         state.pop("embeddings.position_ids", None)  # a buffer of early transformers
-        for name, layer in self.named_modules():
+
+        # What it lacks, and the rest.
+        for name, layer in model.named_modules():
             is_head = name.endswith(("pooler.dense", "classifier"))
             if is_head and not any(key.startswith(name) for key in state):
-                nn.init.normal_(layer.weight, std=self.config.initializer_range)
+                nn.init.normal_(layer.weight, std=config.initializer_range)
                 nn.init.zeros_(layer.bias)
                 state |= layer.state_dict(prefix=f"{name}.")
-                self.newly_initialized += (name,)
+                model.newly_initialized += (name,)
         try:
-            self.load_state_dict(state, assign=True)
-        except RuntimeError as error:  # whose lines name the tensors
-            raise ValueError(f"{path}: {' '.join(str(error).split()):.600}") from None
-        self.float()
+            model.load_state_dict(state, assign=True)
+        except RuntimeError as error:  # in many lines, which name the tensors
+            problem = " ".join(str(error).split())
+            raise ValueError(f"{folder}/model.safetensors: {problem:.600}") from None
+        return model.float().eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, which transformers opens as its own."""

@@ -34,8 +34,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from support import dataset
-from support.dataset import Data as Data
-from support.dataset import Split as Split
+from support.dataset import Data
 from support.excerpts import excerpts
 from support.wordpiece import load_tokenizer as load_tokenizer
 

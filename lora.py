@@ -206,16 +206,16 @@ def merge_lora_weights(model: PretrainedModel) -> PretrainedModel:
 
 # Adapters in memory and on disk, under PEFT's names: a format, and nothing new about LoRA.
 
-# What adapter_config.json may say without changing what is computed. The first is what we write.
+# What adapter_config.json may say beside KNOWN, as it changes nothing that is computed here.
 HARMLESS = {
     "bias": ["none"],
     "inference_mode": [True],
     "init_lora_weights": [True, "gaussian", "orthogonal", "eva"],
     "megatron_core": ["megatron.core"],
+    "modules_to_save": ["classifier", "score", "pooler"],
     "peft_type": ["LORA"],
     "qalora_group_size": [16],
     "task_type": ["SEQ_CLS"],
-    "modules_to_save": ["classifier", "score", "pooler"],  # those of them that there are
 }
 KNOWN = {"target_modules", "r", "lora_alpha", "lora_dropout", "use_rslora", "revision"}
 KNOWN |= {"base_model_name_or_path", "auto_mapping", "peft_version"}
@@ -255,12 +255,16 @@ def save_adapter(model: PretrainedModel, folder: str | Path, base: str) -> None:
     if Path(base).is_dir():
         name = str(Path(base).absolute())
         revision = ""
-    config: dict = {field: values[0] for field, values in HARMLESS.items()}
-    config["modules_to_save"] = ["classifier", "score"]
-    if POOLER in fully_trained(model):
-        config["modules_to_save"] += ["pooler"]
-    config |= model.lora_config or {}
-    config |= {"base_model_name_or_path": name, "revision": revision or None}
+    saved = ["classifier", "score"] + ["pooler"] * (POOLER in fully_trained(model))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": name,
+        "revision": revision or None,
+        "modules_to_save": saved,
+        "inference_mode": True,
+        **(model.lora_config or {}),
+    }
     model.config.to_json(folder / "config.json", architectures=[type(model).__name__])
     write_json(folder / "adapter_config.json", config)
     write_tensors(folder / "adapter_model.safetensors", get_lora_state_dict(model))
@@ -327,10 +331,10 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
 def named_base(folder: Path) -> str:
     """The base that an adapter names: a directory, or `owner/name[@revision]`."""
     config = read_adapter_config(folder)
-    base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if not base or not isinstance(base, str):
+    base = config.get("base_model_name_or_path")
+    if not base:
         raise ValueError(f"{folder}: adapter_config.json names no base model; give one (--model)")
-    return f"{base}@{revision}" if revision else base
+    return f"{base}@{config['revision']}" if config.get("revision") else str(base)
 
 
 def shared_copy(model: nn.Module):

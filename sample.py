@@ -30,7 +30,7 @@ from bert import BertForSequenceClassification
 from data import encode, load_tokenizer
 from lora import merge_lora_weights
 from runtime import adapters, devices, texts, whole_table
-from support import hub, parallel
+from support import parallel
 from support.errors import InputError
 from support.options import OneLineParser
 from support.tasks import Task, task_of
@@ -64,30 +64,20 @@ def open_model(
     an adapter makes many answers faster. Of several labels a text those above the `threshold` are
     given, 0.5 if it is None.
     """
-    folder = source = hub.folder(name)
-    if (folder / "adapter_config.json").is_file():
-        model, source = adapters.open_with_base(folder, base, bases)
-    elif base:
-        raise InputError(f"{name}: is a whole model and no adapter; leave out --model")
-    else:
-        model = adapters.open_base(folder)
-        if model.newly_initialized:
-            kind = ", ".join(model.config.architectures or ["a BERT"])
-            problem = f"{kind} has no trained classifier of texts; name an adapter: --adapter"
-            raise InputError(f"{name}: {problem}")
+    model, source = adapters.open_any(name, base, bases)
     positions = model.config.max_position_embeddings
     if max_length is not None and not 3 <= max_length <= positions:  # [CLS], a token and [SEP]
         raise InputError(f"--max-length {max_length}: {name} takes from 3 to {positions} tokens")
     model.requires_grad_(False)
-    notes = []
     if merge:
         try:
             merge_lora_weights(model)
         except ValueError as error:  # a form of LoRA was edited
-            notes.append(f"note: {error}; the adapter stays beside its layers, which is slower")
+            problem = "the adapter stays beside its layers, which is slower"
+            print(f"note: {error}; {problem}", file=sys.stderr)
     tokenizer = load_tokenizer(source, max_length or adapters.text_length(model.config, source))
     placement = devices.place(model, device=device, dtype=dtype)
-    for note in notes + placement.notes:
+    for note in placement.notes:
         print(note, file=sys.stderr)
     return Model(name, model, tokenizer, task_of(model.config, threshold), placement)
 
@@ -108,14 +98,14 @@ def show(models: list[Model], given: list[texts.Text], as_json: bool) -> None:
     answers = [classify(model, given) for model in models]
     for text, *its_answers in zip(given, *answers, strict=True):
         for model, answer in zip(models, its_answers, strict=True):
-            name = model.name if len(models) > 1 else ""
+            fields = {"adapter": model.name} if len(models) > 1 else {}
             if as_json:
-                line = {"adapter": name} if name else {}
-                line |= zip(("text", "text_pair"), text, strict=False)  # as in HF's pipelines
-                print(errors.plain(json.dumps(line | answer, ensure_ascii=False)))
+                fields |= zip(("text", "text_pair"), text, strict=False)  # as in HF's pipelines
+                line = json.dumps(fields | answer, ensure_ascii=False)
             else:
-                said = f"{name}: {' | '.join(text)}" if name else " | ".join(text)
-                print(errors.plain(f"{model.task.as_text(answer)}  {said}"))
+                said = ": ".join([*fields.values(), " | ".join(text)])
+                line = f"{model.task.as_text(answer)}  {said}"
+            print(errors.plain(line))
 
 
 def parse():

@@ -27,9 +27,7 @@ from torch import Tensor, nn
 
 from bert import BertForSequenceClassification
 from data import (
-    Data,
     Encoded,
-    Split,
     batches_by_length,
     encode,
     load_data,
@@ -44,7 +42,7 @@ from runtime.data_notes import data_notes
 from runtime.run import Run, open_run
 from runtime.run_folder import RunOptions
 from support import glue, hub, offline, options, parallel
-from support.dataset import DataOptions
+from support.dataset import Data, DataOptions, Split
 from support.options import option
 from support.tasks import Task
 
@@ -61,12 +59,7 @@ class Config(RunOptions, DataOptions):
     init_adapter: str = option("", "adapter to go on training: a directory, or owner/name")
     epochs: int = option(3, "passes over the training data", at_least=1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", at_least=1)
-    patience: int = option(
-        0,
-        "evaluations in a row without a better one, after which to stop; the rate is still that of "
-        "--epochs (0: never)",
-        at_least=0,
-    )
+    patience: int = option(0, "stop after so many evaluations without a better one", at_least=0)
     grad_accum: int = option(1, "batches whose gradients are accumulated for a step", at_least=1)
     processes: int = option(1, "processes that share a step (torchrun sets it)", at_least=1)
     # Rate, warm-up, rank and alpha are those of the LoRA authors' script for RoBERTa-base on SST-2
@@ -161,7 +154,8 @@ def set_up(config: Config, rewrite=None) -> Setup:
     def encoded(split: Split) -> Encoded:
         return placement.move(encode(tokenizer, split.texts, split.labels))
 
-    train_set, validation_set = encoded(data.train), encoded(data.validation)
+    train_set = encoded(data.train)
+    validation_set = encoded(data.validation)
     return Setup(
         config=config,
         task=data.task,
@@ -189,10 +183,12 @@ def build_model(config: Config, base: Path, data: Data) -> BertForSequenceClassi
     model.config.model_max_length = config.max_length
     adapters.check_fit(model.config, config)
     if config.rank and not config.init_adapter:
-        targets = options.split_list(config.targets) or [""]  # which is refused: it matches nothing
+        targets = config.targets
+        if targets != "all-linear":
+            targets = options.split_list(targets) or [""]  # which matches nothing, and is refused
         apply_lora_to_model(
             model,
-            config.targets if config.targets == "all-linear" else targets,
+            targets,
             rank=config.rank,
             alpha=config.alpha,
             dropout=config.dropout,
@@ -222,7 +218,8 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
     Returns the loss, summed over the rows, and how many were answered right. Nothing here waits
     for a GPU.
     """
-    config, task, scaler = setup.config, setup.task, setup.placement.scaler
+    config = setup.config
+    scaler = setup.placement.scaler
     loss_sum = torch.zeros((), device=setup.placement.device)
     right = torch.zeros((), device=setup.placement.device)
 
@@ -236,10 +233,10 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
         *inputs, labels = make_batch(setup.train_set, batch)  # three (B, S), (B,)
         with setup.placement.autocast:
             logits = setup.model(*inputs).float()  # (B, C)
-        loss = task.training_loss(logits, labels)
+        loss = setup.task.training_loss(logits, labels)
         scaler.scale(loss / len(rows)).backward()
         loss_sum += loss.detach()
-        right += task.count_right(logits, labels)
+        right += setup.task.count_right(logits, labels)
     parameters = [p for group in setup.optimizer.param_groups for p in group["params"]]
     loss_sum, right = parallel.sum_gradients(parameters, loss_sum, right)
 
@@ -331,13 +328,13 @@ def main() -> None:
     parallel.start()
     given = options.parse(Config, sys.argv[1:], __doc__)
     given = parallel.broadcast(lambda: run_folder.former_options(Config, given)) | given
-    fallback, notice = {}, ""
+    usual = {"processes": parallel.SIZE}
+    notice = ""
     if given.get("offline_fallback") and not given.keys() & {"model", "data"}:
         fallback, notice = parallel.broadcast(offline.official_or_offline)
+        usual |= fallback
     of_adapter = adapters.options_of(given)  # of --init-adapter
-    usual = {"processes": parallel.SIZE}
-    config = Config(**usual | fallback | given | of_adapter)  # the later one wins
-    train(config, notice)
+    train(Config(**usual | given | of_adapter), notice)  # the later one wins
 
 
 if __name__ == "__main__":

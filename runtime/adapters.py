@@ -104,6 +104,24 @@ def open_base(folder: Path, label_names: list[str] | None = None) -> BertForSequ
         return BertForSequenceClassification.from_pretrained(folder, label_names)
 
 
+def open_any(name: str, base: str = "", bases: dict | None = None) -> tuple:
+    """The adapter `name` in its base, or a whole model; and the folder that has its tokenizer.
+
+    `base` and `bases` are those of open_with_base. Raises InputError for what answers no texts.
+    """
+    folder = hub.folder(name)
+    if (folder / "adapter_config.json").is_file():
+        return open_with_base(folder, base, bases)
+    if base:
+        raise InputError(f"{name}: is a whole model and no adapter; leave out --model")
+    model = open_base(folder)
+    if model.newly_initialized:
+        kind = ", ".join(model.config.architectures or ["a BERT"])
+        problem = f"{kind} has no trained classifier of texts; name an adapter: --adapter"
+        raise InputError(f"{name}: {problem}")
+    return model, folder
+
+
 def open_with_base(folder: Path, base: str = "", bases: dict | None = None) -> tuple:
     """The adapter in `folder` on the base that it names, or on another; and the base's folder.
 

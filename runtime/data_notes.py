@@ -5,7 +5,8 @@ import math
 import numpy as np
 from tokenizers import Tokenizer
 
-from data import Data, Encoded, encode, row_keys
+from data import Encoded, encode, row_keys
+from support.dataset import Data
 from support.errors import listing, plain
 
 FEW = 5  # rows of a class, on which its figures say little

@@ -338,9 +338,7 @@ UNSUPPORTED = {
     "hidden_act": "silu",
     "position_embedding_type": "relative_key",
     "is_decoder": True,
-    "add_cross_attention": True,
     "model_type": "t5",
-    "id2label": {"1": "yes"},
 }
 
 
@@ -348,6 +346,12 @@ UNSUPPORTED = {
 def test_unsupported_config_is_named(base, name):
     edit_json(base / "config.json", **{name: UNSUPPORTED[name]})
     with pytest.raises(ValueError, match=rf"config\.json: .*{name}"):
+        BertModel.from_pretrained(base)
+
+
+def test_a_class_without_a_name_is_refused(base):
+    edit_json(base / "config.json", id2label={"1": "no", "2": "yes"})
+    with pytest.raises(KeyError, match="0"):
         BertModel.from_pretrained(base)
 
 
