@@ -92,16 +92,20 @@ def text_length(config: BertConfig, source: Path) -> int:
 def open_base(folder: Path, label_names: list[str] | None = None) -> BertForSequenceClassification:
     """BertForSequenceClassification.from_pretrained, whose errors become InputError.
 
-    Raises it too for numbers in config.json that no BERT has: a hostile one would fill the memory.
+    Raises it too for numbers that no BERT has: a hostile file would fill the memory.
     """
     with errors.reading(folder):
         path = folder / "config.json"
         config = BertConfig.from_json(path)
         for f in fields(config):
             value = getattr(config, f.name)
-            if f.type in (int, float, float | None) and not 0 <= (value or 0) < 2**20:
+            is_number = f.type in (int, float, float | None) and value is not None
+            if is_number and not 0 <= value < 2**20:
                 raise InputError(f"{path}: {f.name} {value!r:.60} is not supported")
-        return BertForSequenceClassification.from_pretrained(folder, label_names)
+        model = BertForSequenceClassification.from_pretrained(folder, label_names)
+        if any(parameter.is_complex() for parameter in model.parameters()):
+            raise InputError(f"{folder}: model.safetensors holds complex numbers")
+        return model
 
 
 def open_any(name: str, base: str = "", bases: dict | None = None) -> tuple:
