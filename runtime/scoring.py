@@ -18,10 +18,10 @@ from torch import Tensor
 from data import encode
 from runtime import texts
 from runtime.adapters import same_classes
-from runtime.labelling import answer_columns, pack
+from runtime.labelling import pack
 from runtime.report import draw
 from runtime.texts import Text
-from support import errors, files, glue, parallel, pieces, tables
+from support import errors, files, parallel, pieces, tables
 from support.errors import InputError, listing, plain
 from support.options import split_list
 from support.tasks import Task
@@ -75,39 +75,6 @@ def score(model, given) -> None:
     if given.out:
         with files.written_whole(given.out, new=True) as path:
             csv.write_csv(worst, path)
-
-
-def submit(model, given) -> None:
-    """Answers the table `given.file` as GLUE's server takes it: "index<tab>prediction" in a line.
-
-    The name of the file `given.out` says for which task, as on https://gluebenchmark.com/faq:
-    SST-2.tsv, MNLI-mm.tsv. Raises InputError for another name, and for a model of another task.
-    """
-    out = Path(given.out or "")
-    if out.suffix != ".tsv" or out.stem not in glue.SUBMISSIONS:
-        known = ", ".join(f"{name}.tsv" for name in glue.SUBMISSIONS)
-        raise InputError(f"--glue takes an --out of one of these names: {known}")
-    task = glue.SUBMISSIONS[out.stem]
-    glue.check_submission(task, model.task.names)
-    table = pieces.Table(
-        path=Path(given.file),
-        text_columns=split_list(given.text_column),
-        pairs=model.model.config.text_pairs,
-        answers=pa.schema([]),
-    )
-    pack(model)
-    lines = ["index\tprediction"]
-    for piece in table.pieces():
-        first = len(lines) - 1
-        answers = answer_columns(model, table.texts(piece, first))
-        for row, answer in enumerate(next(iter(answers.values())), first):
-            if answer is None:
-                raise InputError(f"{given.file}: row {row + 1} has no text to answer")
-            lines.append(f"{row}\t{glue.submission_label(task, answer)}")
-    if parallel.is_first():
-        with files.written_whole(out, new=True) as path:
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        errors.say(f"{out}: {len(lines) - 1:,} rows answered")
 
 
 def report_run(setup, logits: Tensor, out: Path) -> str:

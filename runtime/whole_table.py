@@ -5,11 +5,11 @@ from collections.abc import Callable
 from support.errors import InputError
 from support.options import flag
 
-USES = ("score", "glue", "out")  # of several the first one: --score --out writes the scored rows
+USES = ("score", "out")  # of several the first one: --score --out writes the scored rows
 GO_WITH = {  # the uses of a table by which an option is honoured; "": texts that are no table
     "json": ["", "score"],
-    "text_column": ["score", "glue", "out"],
-    "batch_tokens": ["score", "glue", "out"],
+    "text_column": ["score", "out"],
+    "batch_tokens": ["score", "out"],
     "label_column": ["score"],
     "label_names": ["score"],
     "label_separator": ["score"],
@@ -22,9 +22,7 @@ GO_WITH = {  # the uses of a table by which an option is honoured; "": texts tha
 def add_options(parser) -> None:
     add = parser.add_argument
     add("--out", help="label --file, a .parquet .csv .tsv .jsonl or .txt, into this new file")
-    one = parser.add_mutually_exclusive_group().add_argument
-    one("--score", action="store_true", help="say how good the answers to a --file with labels are")
-    one("--glue", action="store_true", help="write --out as GLUE's server takes it: SST-2.tsv")
+    add("--score", action="store_true", help="say how good the answers to a --file with labels are")
     for option in "--label-column", "--label-names", "--label-separator", "--label-columns":
         add(option, default="", help="with --score: as in train.py")
     add("--text-column", "--text-columns", default="", help="of a table: the column, of pairs a,b")
@@ -58,4 +56,4 @@ def choose_work(given) -> Callable | None:
         return labelling.label
     from runtime import scoring  # late, likewise
 
-    return scoring.score if given.score else scoring.submit
+    return scoring.score

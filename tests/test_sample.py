@@ -367,16 +367,15 @@ def test_a_bad_file_is_one_line(fails, whole, tmp_path, content, problem):
         (["--max-length", "many", "good"], "invalid int value: 'many'"),
         (["--jsn", "good"], "unrecognized arguments: --jsn"),
         (["--device", "cuda", "good"], "--device cuda cannot be used here"),
-        (["great", "--text-column", "a"], "--text-column goes with --score or --glue or --out"),
+        (["great", "--text-column", "a"], "--text-column goes with --score or --out"),
         (["great", "--prefix", "a"], "--prefix goes with --out alone"),
         (["--file", "a.csv", "--out", "b.csv", "--label-names", "a,b"], "--label-names goes with"),
         (["--file", "a.csv", "--out", "b.csv", "--json"], "--json goes with --score alone"),
         (["--file", "a.csv", "--score", "--scores"], "--scores goes with --out alone"),
-        (["--file", "a.csv", "--glue"], "--glue takes an --out of one of these names"),
         (["--file", "a.parquet"], "a.parquet: a table; --out labels it, and --score scores it"),
         (["good", "--out", "b.csv"], "--out takes a whole --file, and one --adapter"),
     ],
-    ids=range(17),
+    ids=range(16),
 )
 def test_bad_arguments_are_one_line(fails, whole, arguments, problem):
     if "cuda" not in arguments or not torch.cuda.is_available():

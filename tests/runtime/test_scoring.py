@@ -445,77 +445,16 @@ def test_more_classes_than_are_shown(says, tiny, sentences, tmp_path):
         (["--file", "{file}", "--score", "--label-names", "a,a,b"], "and the data a, b (2)"),
         (["--file", "{file}", "--score", "--label-names", "a,b,c"], "has the classes bad"),
         (["--file", "{file}", "--score", "--label-columns", "bad"], "the model has the labels bad"),
-        (
-            ["--file", "{file}", "--score", "--glue", "--out", "a.tsv"],
-            "not allowed with argument --score",
-        ),
         (["--file", "{file}", "--score", "--out", "no/a.csv"], "no/a.csv: there is no folder no"),
         (["--file", "{file}"], "--out labels it, and --score scores it"),
         (["--file", "nowhere.csv", "--score"], "nowhere.csv: cannot be read"),
     ],
-    ids=range(15),
+    ids=range(14),
 )
 def test_bad_arguments_are_one_line(fails, of_three, tmp_path, arguments, problem):
     file = write_table(tmp_path / "a.csv", {"text": ["a", "b"], "label": ["good", "bad"]})
     words = [word.format(file=file) for word in arguments]
     assert problem in fails("--adapter", of_three, *words)
-
-
-# As GLUE's server takes it.
-
-GLUE_FILES = {  # the format of https://gluebenchmark.com/faq, by the name of a file
-    "CoLA.tsv": ["unacceptable", "acceptable"],
-    "MRPC.tsv": ["not_equivalent", "equivalent"],
-    "WNLI.tsv": ["not_entailment", "entailment"],
-    "RTE.tsv": ["entailment", "not_entailment"],
-    "MNLI-mm.tsv": ["entailment", "neutral", "contradiction"],
-    "STS-B.tsv": ["LABEL_0"],
-}
-SPELT_AS_NUMBERS = ("CoLA.tsv", "MRPC.tsv", "WNLI.tsv")
-
-
-@pytest.mark.parametrize("name", GLUE_FILES)
-@pytest.mark.parametrize("turned", [False, True])
-def test_answers_for_glue(says, tiny, sentences, tmp_path, name, turned):
-    """Of a test split, whose labels are -1; also of a model that has the classes turned round."""
-    names = GLUE_FILES[name][::-1] if turned else GLUE_FILES[name]
-    pairs = name != "CoLA.tsv"
-    adapter = make_adapter(tmp_path / "a", tiny, names, pairs=pairs)
-    adapters.merge(adapter, tmp_path / "merged")
-    given = list(zip(sentences[:30], sentences[30:], strict=True))
-    table = {"sentence1": sentences[:30], "sentence2": sentences[30:]}
-    if not pairs:
-        given, table = [(text,) for text in sentences], {"sentence": sentences}
-    count = {"label": [-1] * len(given), "idx": range(len(given))}
-    file = write_table(tmp_path / "test.parquet", table | count)
-    out = tmp_path / name
-    says("--adapter", adapter, "--file", file, "--out", out, "--glue")
-    logits = their_logits(tmp_path / "merged", given)
-    expected = [names[number] for number in logits.argmax(-1)]
-    if name in SPELT_AS_NUMBERS:
-        expected = [str(GLUE_FILES[name].index(answer)) for answer in expected]
-    head, *lines = out.read_text().splitlines()
-    assert head == "index\tprediction"
-    assert [line.split("\t")[0] for line in lines] == [str(n) for n in range(len(given))]
-    answers = [line.split("\t")[1] for line in lines]
-    if name == "STS-B.tsv":
-        assert [float(answer) for answer in answers] == pytest.approx(
-            logits[:, 0].clip(0, 5), abs=1e-3
-        )
-    else:
-        assert answers == expected and len({*answers}) > 1
-
-
-def test_another_file_or_model_for_glue_is_refused(fails, of_three, sentences, tmp_path):
-    file = write_table(tmp_path / "test.csv", {"text": sentences})
-    words = ["--adapter", of_three, "--file", file, "--glue", "--out"]
-    assert "one of these names: CoLA.tsv, SST-2.tsv" in fails(*words, tmp_path / "sst2.tsv")
-    said = fails(*words, tmp_path / "SST-2.tsv")
-    assert "the model answers bad, so-so, good, and sst2 takes negative, positive" in said
-    assert "stsb takes a number" in fails(*words, tmp_path / "STS-B.tsv")
-    assert "--glue takes an --out of one of these names: CoLA.tsv" in fails(
-        "--adapter", of_three, "--file", file, "--glue"
-    )
 
 
 # At the end of a training.
