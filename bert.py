@@ -235,7 +235,7 @@ class PretrainedModel(nn.Module):
 
         A pooler or a classifier that model.safetensors lacks is initialised at random, as is a
         classifier of other classes than `label_names`, or of another task; `newly_initialized`
-        names them. Raises ValueError for an encoder with tensors missing, surplus or misshapen.
+        names them. Raises RuntimeError for an encoder with tensors missing, surplus or misshapen.
         """
         folder = Path(name) if Path(name).is_dir() else download(str(name))
         config = BertConfig.from_json(folder / "config.json")
@@ -266,11 +266,7 @@ class PretrainedModel(nn.Module):
                 nn.init.zeros_(layer.bias)
                 state |= layer.state_dict(prefix=f"{name}.")
                 model.newly_initialized += (name,)
-        try:
-            model.load_state_dict(state, assign=True)
-        except RuntimeError as error:  # in many lines, which name the tensors
-            problem = " ".join(str(error).split())
-            raise ValueError(f"{folder}/model.safetensors: {problem:.600}") from None
+        model.load_state_dict(state, assign=True)
         return model.float().eval()
 
     def save_pretrained(self, folder: str | Path) -> None:

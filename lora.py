@@ -114,14 +114,15 @@ def find_targets(model: PretrainedModel, target_modules: Sequence[str]) -> dict[
     if target_modules == "all-linear":
         return layers
     if isinstance(target_modules, str):
-        found = {target_modules: [n for n in layers if re.fullmatch(target_modules, n)]}
+        found = {target_modules: {n for n in layers if re.fullmatch(target_modules, n)}}
     else:
-        found = {target: [n for n in layers if matches(n, target)] for target in target_modules}
+        found = {target: {n for n in layers if matches(n, target)} for target in target_modules}
     for target, names in found.items():
         if not names:
             ends = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
             raise ValueError(f"the target {target!r} matches no linear layer; they are {ends}")
-    return {n: layers[n] for n in layers if any(n in names for names in found.values())}
+    chosen = set().union(*found.values())
+    return {name: layer for name, layer in layers.items() if name in chosen}
 
 
 def matches(name: str, target: str) -> bool:

@@ -155,12 +155,8 @@ def main() -> None:
 
     if work:
         work(models[0], given)
-    elif given.pair:
-        show(models, texts.checked([tuple(pair) for pair in given.pair]), given.json)
-    elif given.demo or given.texts not in ([], ["-"]):
-        show(models, texts.checked([(text,) for text in given.texts or texts.DEMO]), given.json)
-    elif given.file or given.texts or not sys.stdin.isatty():
-        show(models, texts.read_lines(given.file or "-", pairs), given.json)
+    elif given_texts := texts.read(given, pairs):
+        show(models, given_texts, given.json)
     else:
         texts.prompt(answer, switch)
 

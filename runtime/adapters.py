@@ -102,7 +102,13 @@ def open_base(folder: Path, label_names: list[str] | None = None) -> BertForSequ
             is_number = f.type in (int, float, float | None) and value is not None
             if is_number and not 0 <= value < 2**20:
                 raise InputError(f"{path}: {f.name} {value!r:.60} is not supported")
-        model = BertForSequenceClassification.from_pretrained(folder, label_names)
+        try:
+            model = BertForSequenceClassification.from_pretrained(folder, label_names)
+        except RuntimeError as error:  # in many lines, which name the tensors
+            if errors.is_out_of_memory(error):
+                raise
+            problem = " ".join(str(error).split())
+            raise InputError(f"{folder}/model.safetensors: {problem:.600}") from error
         if any(parameter.is_complex() for parameter in model.parameters()):
             raise InputError(f"{folder}: model.safetensors holds complex numbers")
         return model

