@@ -33,6 +33,8 @@ from support import errors, files, parallel, pieces
 from support.errors import InputError
 from support.options import split_list
 
+PARTS = "*-????????????????????????????????.part"  # the names: numbers, and hashes
+
 
 def label(model, given) -> None:
     """Labels the table `given.file` into the new file `given.out`, by a Model of sample.py.
@@ -41,7 +43,7 @@ def label(model, given) -> None:
     InputError for a table that cannot be read, or cannot stand in such a file with its answers.
     """
     work = Labelling(model, given)
-    parallel.same_everywhere(repr([work.identity.digest(), work.table.stamp[0]]))
+    parallel.same_everywhere(repr([work.identity.digest(), work.table.path.stat().st_size]))
     pack(model)
     with contextlib.ExitStack() as at_end:
         missing = parallel.broadcast(lambda: work.begin(at_end))
@@ -122,9 +124,6 @@ class Labelling:
         decides = [config, model.tokenizer.to_str(), weights, code, place]
         self.identity = hashlib.sha256(repr(decides).encode())
 
-    def parts(self, end: str = "") -> list[Path]:
-        return [*self.folder.glob(f"*-{'[0-9a-f]' * 32}.part{end}")]
-
     def pieces(self, some=None, columns=None) -> Iterator[tuple[Path, pa.Table, list[Text]]]:
         """The path of each piece's part, its rows and their texts; perhaps of some pieces alone."""
         for number, piece in enumerate(self.table.pieces(columns)):
@@ -142,7 +141,7 @@ class Labelling:
         """
         self.folder.mkdir(exist_ok=True)
         at_end.enter_context(files.locked(self.folder))
-        at_end.callback(lambda: self.parts() or self.tidy_up())
+        at_end.callback(lambda: any(self.folder.glob(PARTS)) or self.tidy_up())
         if self.done.exists() and self.out.exists():  # a run was killed while it tidied up
             self.tidy_up()
         files.refuse_existing(self.out)
@@ -194,8 +193,8 @@ class Labelling:
             for path, piece, texts in self.pieces():
                 logits = read_part(path)
                 if logits is None:
-                    self.table.refuse_changed()
-                    raise InputError(f"{path}: missing, or damaged; the same command goes on")
+                    reason = f"missing, or damaged; or {self.table.path} was changed meanwhile"
+                    raise InputError(f"{path}: {reason}; the same command goes on")
                 logits = logits.reshape(len(texts), -1)  # (N, C)
                 columns = self.model.task.columns(logits, self.given.scores)
                 for field, values in zip(self.table.answers, columns.values(), strict=True):
@@ -206,7 +205,6 @@ class Labelling:
 
         with files.written_whole(self.out, new=True) as path:
             pieces.write(labelled(), self.table, path, self.out.suffix)
-            self.table.refuse_changed()
             self.done.touch()  # so that a run which is killed from here on leaves nothing of worth
         self.tidy_up()
         empty = f", {blank:,} of them without a text and left empty" if blank else ""
@@ -215,7 +213,7 @@ class Labelling:
     def tidy_up(self) -> None:
         """Removes what runs have left in the folder, and it, unless it holds other files too."""
         with contextlib.suppress(OSError):
-            for path in [*self.parts(end="*"), self.folder / ".lock", self.done]:
+            for path in [*self.folder.glob(f"{PARTS}*"), self.folder / ".lock", self.done]:
                 path.unlink(missing_ok=True)
             self.folder.rmdir()
 

@@ -32,7 +32,6 @@ class Table:
         self.path = path
         self.pairs = pairs
         self.answers = answers
-        self.stamp = stamp(path)
         self.schema, batches = tables.stream(path)
         names = self.schema.names
         if path.suffix == ".jsonl":
@@ -64,11 +63,6 @@ class Table:
             if name in names:
                 hint = f"as the answer would; --prefix predicted_ makes it predicted_{name}"
                 raise InputError(f"{where}: has a column {name!r}, {hint}")
-
-    def refuse_changed(self) -> None:
-        if stamp(self.path) != self.stamp:
-            hint = "the same command goes on"
-            raise InputError(f"{self.path}: was changed while it was labelled; {hint}")
 
     def pieces(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """All rows in order, PIECE at a time; of all columns, or of some."""
@@ -106,11 +100,6 @@ class Table:
         values = tables.parse_line(line, where)
         self.refuse_taken(values, where)
         return values
-
-
-def stamp(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 def is_string(kind: pa.DataType) -> bool:
