@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 
 from data import Encoded, encode, row_keys
@@ -19,7 +20,7 @@ def data_notes(data: Data, tokenizer: Tokenizer, train: Encoded, validation: Enc
     """The notes on the two splits, which are `train` and `validation` when encoded."""
     notes = [*data.notes, *token_notes(tokenizer, data.train.texts, train)]
 
-    counts = data.task.rows_of_classes(data.validation.labels)
+    counts = data.task.rows_of_classes(torch.from_numpy(data.validation.labels))
     few = [f"{name} ({count})" for name, count in counts.items() if count < FEW]
     if few:
         hint = "their figures say little; add rows, or give a larger --holdout"

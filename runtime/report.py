@@ -21,8 +21,8 @@ def summary(setup) -> str:
     """What is trained on what, what a constant answer would score, the table of parameters."""
     config = setup.config
     task, place = setup.task, setup.placement
-    train = setup.train_set.labels.cpu().numpy()
-    validation = setup.validation_set.labels.cpu().numpy()
+    train = setup.train_set.labels.cpu()
+    validation = setup.validation_set.labels.cpu()
     guess, scores = task.constant_scores(train, validation)
     dtype = str(place.dtype).removeprefix("torch.")
     lines = [

@@ -1,7 +1,7 @@
 """Tasks: each knows its loss, its answers and its scores, and nobody else asks which kind it is.
 
-The labels of N texts are (N,), or (N, C) where a text has several: tensors where there are logits,
-arrays in scores. The letters of the shapes are explained in bert.py.
+The labels of N texts are (N,), or (N, C) where a text has several. A loss is computed on any
+device, all else on the CPU. The letters of the shapes are explained in bert.py.
 """
 
 from typing import Protocol
@@ -36,8 +36,8 @@ class Task(Protocol):
     def describe(self) -> str: ...
     def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor: ...  # (N,) of logits (N, C)
     def predict(self, logits: Tensor) -> Tensor: ...  # what is answered, in the form of labels
-    def commonest(self, labels: np.ndarray): ...  # the best constant answer
-    def spell(self, labels) -> list: ...  # names, lists of names, or numbers
+    def commonest(self, labels: Tensor) -> Tensor: ...  # the best constant answer
+    def spell(self, labels: Tensor) -> list: ...  # names, lists of names, or numbers
     def report(self, logits: Tensor, labels: Tensor) -> dict: ...  # all figures, as JSON has them
     def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]: ...
     def as_text(self, answer: dict) -> str: ...  # of 17 characters, or more
@@ -65,21 +65,22 @@ class Task(Protocol):
         is_right = self.predict(logits) == labels
         return is_right.view(len(labels), -1).all(-1).sum()
 
-    def scores(self, predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        return {name: metric(predicted, labels) for name, metric in self.metrics.items()}
+    def scores(self, predicted: Tensor, labels: Tensor) -> dict[str, float]:
+        arrays = predicted.numpy(), labels.numpy()
+        return {name: metric(*arrays) for name, metric in self.metrics.items()}
 
     def evaluation(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """The mean loss and the scores of logits (N, C), on the CPU, and their labels."""
+        """The mean loss and the scores of logits (N, C) and their labels."""
         loss = self.row_losses(logits, labels).mean().item()
-        return {"loss": loss, **self.scores(self.predict(logits).numpy(), labels.numpy())}
+        return {"loss": loss, **self.scores(self.predict(logits), labels)}
 
-    def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple:
+    def constant_scores(self, train: Tensor, labels: Tensor) -> tuple:
         """The answer that suits the labels `train` best, and its scores on other labels."""
         constant = self.commonest(train)
         (spelled,) = self.spell(constant[None])
-        return spelled, self.scores(np.broadcast_to(constant, labels.shape), labels)
+        return spelled, self.scores(constant.expand_as(labels), labels)
 
-    def rows_of_classes(self, labels: np.ndarray) -> dict[str, int]:
+    def rows_of_classes(self, labels: Tensor) -> dict[str, int]:
         """How many of N rows each class has, where there are classes."""
         return {}
 
@@ -91,24 +92,24 @@ class Task(Protocol):
 class ClassTask(Task, Protocol):
     """A task with C classes, each of which has a probability."""
 
-    def probabilities(self, logits: Tensor) -> Tensor: ...  # (…, C), float64 on the CPU
-    def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict: ...
+    def probabilities(self, logits: Tensor) -> Tensor: ...  # (…, C), float64
+    def calibration(self, probabilities: Tensor, labels: Tensor) -> dict: ...
 
-    def marks(self, labels: np.ndarray) -> np.ndarray:
+    def marks(self, labels: Tensor) -> Tensor:
         """Whether each of N rows has each of the classes, (N, C)."""
-        return labels[:, None] == np.arange(len(self.names))
+        return labels[:, None] == torch.arange(len(self.names))
 
-    def rows_of_classes(self, labels: np.ndarray) -> dict[str, int]:
+    def rows_of_classes(self, labels: Tensor) -> dict[str, int]:
         counts = self.marks(labels).sum(0)
         return dict(zip(self.names, counts.tolist(), strict=True))
 
     def report(self, logits: Tensor, labels: Tensor) -> dict:
-        predicted, wanted = self.predict(logits).numpy(), labels.numpy()
-        figures = metrics.class_figures(self.marks(predicted), self.marks(wanted))
+        predicted = self.marks(self.predict(logits))  # (N, C)
+        figures = metrics.class_figures(predicted.numpy(), self.marks(labels).numpy())
         return {
             **self.evaluation(logits, labels),
             "classes": dict(zip(self.names, figures, strict=True)),
-            **self.calibration(self.probabilities(logits), wanted),
+            **self.calibration(self.probabilities(logits), labels),
         }
 
     def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]:
@@ -119,8 +120,7 @@ class ClassTask(Task, Protocol):
         """
         predicted = self.predict(logits)
         probabilities = self.probabilities(logits)  # (N, C)
-        is_given = torch.from_numpy(self.marks(predicted.numpy()))  # (N, C)
-        decided = probabilities.where(is_given, 1 - probabilities)  # (N, C)
+        decided = probabilities.where(self.marks(predicted), 1 - probabilities)  # (N, C)
         columns = {"label": self.spell(predicted), "confidence": rounded(decided.amin(-1))}
         if scores:
             for name, column in zip(self.names, probabilities.T, strict=True):
@@ -200,15 +200,15 @@ class Classification(ClassTask):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.double().softmax(-1)
 
-    def commonest(self, labels: np.ndarray):
-        return np.bincount(labels).argmax()
+    def commonest(self, labels: Tensor) -> Tensor:
+        return labels.bincount().argmax()
 
-    def spell(self, labels) -> list:
+    def spell(self, labels: Tensor) -> list:
         return [self.names[number] for number in labels.tolist()]
 
-    def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict:
+    def calibration(self, probabilities: Tensor, labels: Tensor) -> dict:
         confidence, predicted = probabilities.max(-1)  # (N,), (N,)
-        return metrics.calibration(confidence.numpy(), predicted.numpy() == labels)
+        return metrics.calibration(confidence.numpy(), (predicted == labels).numpy())
 
     def report(self, logits: Tensor, labels: Tensor) -> dict:
         predicted, wanted = self.predict(logits).numpy(), labels.numpy()
@@ -249,20 +249,20 @@ class MultiLabel(ClassTask):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.double().sigmoid()
 
-    def commonest(self, labels: np.ndarray):
+    def commonest(self, labels: Tensor) -> Tensor:
         """The labels that most rows have."""
         return labels.mean(0) > 0.5
 
-    def marks(self, labels: np.ndarray) -> np.ndarray:
-        return labels.astype(bool)
+    def marks(self, labels: Tensor) -> Tensor:
+        return labels.bool()
 
-    def spell(self, labels) -> list:
+    def spell(self, labels: Tensor) -> list:
         names = np.array(self.names, dtype=object)
-        return [names[row].tolist() for row in np.asarray(labels, dtype=bool)]
+        return [names[row].tolist() for row in labels.bool().numpy()]
 
-    def calibration(self, probabilities: Tensor, labels: np.ndarray) -> dict:
+    def calibration(self, probabilities: Tensor, labels: Tensor) -> dict:
         """That of the N · C probabilities, whatever the threshold."""
-        return metrics.calibration(probabilities.numpy().ravel(), labels.ravel())
+        return metrics.calibration(probabilities.flatten().numpy(), labels.flatten().numpy())
 
     def as_text(self, answer: dict) -> str:
         return super().as_text(answer | {"label": ",".join(answer["label"]) or "-"})
@@ -293,15 +293,15 @@ class Regression(Task):
     def predict(self, logits: Tensor) -> Tensor:
         return logits[:, 0]
 
-    def commonest(self, labels: np.ndarray):
-        return labels.mean(dtype=np.float64)
+    def commonest(self, labels: Tensor) -> Tensor:
+        return labels.double().mean()
 
-    def spell(self, labels) -> list:
+    def spell(self, labels: Tensor) -> list:
         return rounded(labels)
 
-    def constant_scores(self, train: np.ndarray, labels: np.ndarray) -> tuple:
+    def constant_scores(self, train: Tensor, labels: Tensor) -> tuple:
         mean, scores = super().constant_scores(train, labels)
-        return mean, {"loss": float(np.mean((mean - labels) ** 2)), **scores}
+        return mean, {"loss": F.mse_loss(labels, torch.full_like(labels, mean)).item(), **scores}
 
     def report(self, logits: Tensor, labels: Tensor) -> dict:
         error = (self.predict(logits) - labels).abs().double().mean().item()

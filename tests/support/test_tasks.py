@@ -127,7 +127,7 @@ def test_an_answer_is_a_column_of_text():
 
 def test_scores_are_the_accuracy_the_metric_and_what_glue_reports():
     random = np.random.default_rng(0)
-    predicted, labels = random.integers(0, 2, (2, 100))
+    predicted, labels = torch.from_numpy(random.integers(0, 2, (2, 100)))
     for metric in "accuracy", "f1", "matthews_correlation":
         scores = Classification(["a", "b"], metric).scores(predicted, labels)
         assert scores.keys() == {"accuracy", metric}
@@ -154,7 +154,8 @@ def test_one_answer_for_all_is_that_of_a_dummy(name):
         expected["f1"] = sklearn.metrics.f1_score(labels, predicted)
     if metric == "matthews_correlation":
         expected[metric] = sklearn.metrics.matthews_corrcoef(labels, predicted)
-    what, scores = Classification(names).constant_scores(train, labels)
+    given = map(torch.from_numpy, (train, labels))
+    what, scores = Classification(names).constant_scores(*given)
     assert what == names[1] and scores == pytest.approx(expected)
 
 
@@ -163,7 +164,8 @@ def test_one_number_for_all_is_that_of_a_dummy():
     train, labels = numbers[:600], numbers[600:]
     dummy = sklearn.dummy.DummyRegressor(strategy="mean").fit(train, train)
     loss = sklearn.metrics.mean_squared_error(labels, dummy.predict(labels))
-    what, scores = Regression(["LABEL_0"], "spearman").constant_scores(train, labels)
+    given = map(torch.from_numpy, (train, labels))
+    what, scores = Regression(["LABEL_0"], "spearman").constant_scores(*given)
     assert what == pytest.approx(dummy.constant_.item(), abs=1e-6)
     assert scores == pytest.approx({"loss": loss, "pearson": 0.0, "spearman": 0.0})
 
@@ -230,15 +232,15 @@ def test_several_labels_above_a_threshold():
         expected = {"accuracy": sklearn.metrics.accuracy_score(labels, given)}
         for average in "macro", "micro":
             expected[f"{average}_f1"] = sklearn.metrics.f1_score(labels, given, average=average)
-        found = task.scores(task.predict(logits).numpy(), labels.numpy())
+        found = task.scores(task.predict(logits), labels)
         assert found == pytest.approx(expected, abs=1e-12)
         assert task.count_right(logits, labels) / 200 == pytest.approx(expected["accuracy"])
 
 
 def test_the_labels_that_most_rows_have():
     task = MultiLabel(["toxic", "insult", "threat"])
-    train = np.float32([[1, 1, 0], [1, 1, 0], [1, 0, 1]])
-    labels = np.float32([[1, 1, 0], [0, 0, 0]])
+    train = torch.tensor([[1.0, 1, 0], [1, 1, 0], [1, 0, 1]])
+    labels = torch.tensor([[1.0, 1, 0], [0, 0, 0]])
     what, scores = task.constant_scores(train, labels)
     common = np.array([[1, 1, 0], [1, 1, 0]])
     micro = sklearn.metrics.f1_score(labels, common, average="micro")
