@@ -128,6 +128,7 @@ def read_settings(folder: Path, config: dict) -> dict:
     """tokenizer_config.json, with special_tokens_map.json where that counts; tokens as texts."""
     path = folder / "tokenizer_config.json"
     settings = USUAL | read_if_there(path)
+    settings.setdefault("extra_special_tokens", settings.get("additional_special_tokens"))
     if settings.get("added_tokens_decoder") is None:
         settings |= read_if_there(folder / "special_tokens_map.json")
     kind = settings.get("tokenizer_class") or config.get("tokenizer_class")
@@ -177,26 +178,27 @@ def assemble(vocab: dict[str, int], settings: dict) -> Tokenizer:
 def special_tokens(settings: dict) -> list[str]:
     """All that tokenizer_config.json calls special, in the order in which they are numbered."""
     named = [token for name, token in settings.items() if name.endswith("_token")]
-    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    extra = settings["extra_special_tokens"] or settings.get("additional_special_tokens") or []
     more = extra.values() if isinstance(extra, dict) else extra
     return [*named, *map(content, more)]
 
 
 def listed_tokens(folder: Path, settings: dict, values: dict) -> dict[int, AddedToken]:
-    """The added tokens that the files number; tokenizer.json's are in its `values`."""
+    """The added tokens that the files number, a later one in place of an earlier one.
+
+    Those of tokenizer.json are in its `values`.
+    """
     listed = {}
+    decoder = settings.get("added_tokens_decoder")
+    if decoder is None:
+        special = [settings[name] for name in USUAL if name.endswith("_token")]
+        special += map(content, settings["extra_special_tokens"] or [])
+        for text, number in read_if_there(folder / "added_tokens.json").items():
+            listed[number] = AddedToken(text, special=text in special)
     for token in values.get("added_tokens") or []:
         number = token.pop("id")
         listed[number] = AddedToken(**token)
-    decoder = settings.get("added_tokens_decoder")
-    if decoder is None:
-        special = special_tokens(settings)
-        for text, number in read_if_there(folder / "added_tokens.json").items():
-            listed.setdefault(number, AddedToken(text, normalized=text not in special))
-        return listed
-    if settings["tokenizer_class"] not in FILE_CLASSES:
-        listed = {}
-    for number, token in decoder.items():
+    for number, token in (decoder or {}).items():
         listed[int(number)] = AddedToken(**token)
     return listed
 
@@ -210,8 +212,6 @@ def add_tokens(
     """
     tokens = [listed[number] for number in sorted(listed)]
     texts = [token.content for token in tokens]
-    for token in tokens:
-        token.special = token.special or token.content in special
     tokenizer.add_tokens(tokens)
     for text in special:
         has_row = tokenizer.token_to_id(text) is not None or tokenizer.get_vocab_size() < rows

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import zoo
 from helpers import edit_json
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
 from support.errors import InputError
@@ -78,7 +78,7 @@ def small(folder, settings: dict | None = None, **of_json):
 
 def differences(ours: Tokenizer, theirs) -> list[str]:
     """The hostile texts whose tokens differ from those of transformers."""
-    texts = zoo.hostile_texts(60)
+    texts = [*zoo.hostile_texts(60), "a[url] [URL]b [User][USER]"]
     expected = theirs(texts, truncation=True, max_length=512)["input_ids"]
     ours.enable_truncation(512)
     found = [encoding.ids for encoding in ours.encode_batch(texts)]
@@ -113,9 +113,10 @@ def test_tokenizer_json_decides_where_the_class_says_so(tmp_path):
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("lower", [False, True])
 @pytest.mark.parametrize("form", ["added_tokens.json", "decoder", "extra", "special_tokens_map"])
-def test_added_tokens_are_honoured_and_copied(tmp_path, form):
-    folder = small(tmp_path / "base", {"do_lower_case": False})
+def test_added_tokens_are_honoured_and_copied(tmp_path, form, lower):
+    folder = small(tmp_path / "base", {"do_lower_case": lower})
     (folder / "tokenizer.json").unlink()
     number = len(zoo.vocabulary(keeps="everything"))
     token = {"content": "[URL]", "lstrip": False, "normalized": False, "rstrip": False}
@@ -131,8 +132,7 @@ def test_added_tokens_are_honoured_and_copied(tmp_path, form):
         (folder / "special_tokens_map.json").write_text(json.dumps(values))
     theirs = AutoTokenizer.from_pretrained(folder)
     ours = load_tokenizer(folder)
-    assert ours.encode("a [URL]").tokens == ["[CLS]", "a", "[URL]", "[SEP]"]
-    assert ours.token_to_id("[URL]") == number
+    assert ours.encode("[URL]").ids[1:-1] == [number] == [ours.token_to_id("[URL]")]
     assert not differences(ours, theirs)
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -143,6 +143,33 @@ def test_added_tokens_are_honoured_and_copied(tmp_path, form):
     (copy / "vocab.txt").unlink()
     assert not differences(ours, AutoTokenizer.from_pretrained(copy))
     assert not differences(Tokenizer.from_file(str(copy / "tokenizer.json")), theirs)
+
+
+@pytest.mark.parametrize("file", ["special_tokens_map.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("key", ["additional_special_tokens", "extra_special_tokens", "url_token",
+                                 "bos_token"])  # fmt: skip
+def test_special_tokens_are_taken_as_they_are_and_others_lower_cased(tmp_path, file, key):
+    """Among those of added_tokens.json; some are not special for transformers there."""
+    folder = small(tmp_path, {"do_lower_case": True})
+    (folder / "tokenizer.json").unlink()
+    number = len(zoo.vocabulary(keeps="everything"))
+    (folder / "added_tokens.json").write_text(json.dumps({"[USER]": number + 1, "[URL]": number}))
+    values = {key: "[URL]" if key.endswith("_token") else ["[URL]"]}
+    (folder / file).write_text(json.dumps({"do_lower_case": True} | values))
+    assert not differences(load_tokenizer(folder), AutoTokenizer.from_pretrained(folder))
+
+
+def test_which_file_says_of_what_kind_an_added_token_is(tmp_path):
+    """tokenizer.json before added_tokens.json, and tokenizer_config.json before both."""
+    folder = small(tmp_path, {}, added=[AddedToken("[URL]", normalized=False)])
+    number = len(zoo.vocabulary(keeps="everything"))
+    (folder / "added_tokens.json").write_text(json.dumps({"[URL]": number}))
+    assert not differences(load_tokenizer(folder), AutoTokenizer.from_pretrained(folder))
+    token = {"content": "[URL]", "lstrip": True, "normalized": True, "rstrip": True}
+    edit_json(folder / "tokenizer_config.json", added_tokens_decoder={number: token})
+    assert not differences(load_tokenizer(folder), AutoTokenizer.from_pretrained(folder))
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    assert not differences(load_tokenizer(folder), AutoTokenizer.from_pretrained(folder))
 
 
 def test_a_token_of_a_contradicting_number_is_refused(tmp_path):
