@@ -16,50 +16,41 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import lora
-from bert import BertModel, BertOutput, PretrainedModel, plain_name
+from bert import BertModel, BertOutput, plain_name
 from data import encode, load_data, load_tokenizer, make_batch, plan_batches
 from support import errors, files, offline
 from support.wordpiece import copy_tokenizer
 
 
-class BertForMaskedLM(PretrainedModel):
-    """BERT with the head that scores every word of the vocabulary, under the official names."""
+class Head(nn.Module):
+    """Scores every word of the vocabulary; cls.predictions in the official checkpoint."""
 
     def __init__(self, config):
-        super().__init__(config)
-        self.bert = BertModel(config)
-        head = nn.Module()
-        head.transform = BertOutput(config.hidden_size, config)  # its dense and its LayerNorm
-        head.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        self.cls = nn.ModuleDict({"predictions": head})
+        super().__init__()
+        self.transform = BertOutput(config.hidden_size, config)  # its dense and its LayerNorm
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, input_ids, attention_mask, hidden) -> Tensor:
-        """Logits (M, vocabulary) of the M tokens where `hidden` (B, S) is true."""
-        states, _ = self.bert(input_ids, attention_mask)  # (B, S, D)
-        head = self.cls.predictions
-        x = head.transform.LayerNorm(F.gelu(head.transform.dense(states[hidden])))  # (M, D)
-        return F.linear(x, self.bert.embeddings.word_embeddings.weight, head.bias)
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        """States `x` (M, D) to logits (M, vocabulary); `words` (vocabulary, D) are embeddings."""
+        x = self.transform.LayerNorm(F.gelu(self.transform.dense(x)))  # (M, D)
+        return F.linear(x, words, self.bias)
 
 
-def open_reader(base: str | Path) -> BertForMaskedLM:
-    """A base and its head, if its file has one, with LoRA on every linear layer of the encoder."""
+def open_reader(base: str | Path) -> tuple[BertModel, Head]:
+    """An encoder with LoRA on every linear layer; the head of its file, or else a new one."""
     encoder = BertModel.from_pretrained(base)
-    model = BertForMaskedLM(encoder.config)
-    model.bert = encoder
+    head = Head(encoder.config)
     file = load_file(Path(base, "model.safetensors"))
-    head = {plain_name(key): tensor for key, tensor in file.items() if "cls." in key}
-    model.load_state_dict(head, strict=False)
-    lora.apply_lora_to_model(model, r"bert\.encoder\..*(query|key|value|dense)")
-    lora.mark_only_lora_as_trainable(model)
-    model.cls.requires_grad_()
-    return model
+    own = {plain_name(key).removeprefix("cls.predictions."): t for key, t in file.items()}
+    head.load_state_dict(own, strict=False)
+    lora.apply_lora_to_model(encoder, r"encoder\..*(query|key|value|dense)")
+    lora.mark_only_lora_as_trainable(encoder)
+    return encoder, head
 
 
 def hide(input_ids: Tensor, mask_id: int, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """What the model reads, and which tokens (B, S) it must guess: 15 of 100, no special ones.
-
-    Of these 80 of 100 are [MASK], 10 another token, and 10 stay (appendix A.1).
-    """
+    """What the model reads, and which tokens (B, S) it must guess: 15 of 100, no special ones; of
+    these 80 of 100 are [MASK], 10 another token, and 10 stay (appendix A.1)."""
     hidden = (torch.rand(input_ids.shape) < 0.15) & (input_ids > mask_id)  # special: up to it
     chance = torch.rand(input_ids.shape)
     another = torch.randint_like(input_ids, mask_id + 1, vocab_size)
@@ -73,20 +64,23 @@ def main() -> None:
     base, reviews = offline.offline_pair()
     tokenizer = load_tokenizer(base, max_length=128)
     data = encode(tokenizer, load_data(reviews).train.texts)
-    model = open_reader(base).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    encoder, head = open_reader(base)
+    encoder.train()
+    words = encoder.embeddings.word_embeddings.weight  # (vocabulary, D)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1e-3)
     losses = []  # each of texts that were not read before
     for rows in plan_batches(data.lengths, batch_size=32, seed=0, epoch=0):
         input_ids, mask, _, _ = make_batch(data, rows)  # (B, S)
-        read, hidden = hide(input_ids, tokenizer.token_to_id("[MASK]"), model.config.vocab_size)
-        loss = F.cross_entropy(model(read, mask, hidden), input_ids[hidden].long())
+        read, hidden = hide(input_ids, tokenizer.token_to_id("[MASK]"), len(words))
+        states, _ = encoder(read, mask)  # (B, S, D)
+        loss = F.cross_entropy(head(states[hidden], words), input_ids[hidden].long())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
         if len(losses) % 20 == 0:
             print(f"batch {len(losses)}: loss {sum(losses[-20:]) / 20:.3f}", flush=True)
-    lora.merge_lora_weights(model).bert.save_pretrained("out-read-on")
+    lora.merge_lora_weights(encoder).save_pretrained("out-read-on")
     copy_tokenizer(Path(base), Path("out-read-on"))
 
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,11 +11,12 @@ import transformers
 from helpers import TINY, difference, draw, inputs, official_base, saved_base
 from pyarrow import parquet
 from safetensors.torch import load_file
+from torch import Tensor
 
 import lora
-from bert import BertForSequenceClassification
+from bert import BertForSequenceClassification, BertModel
 from examples import continue_pretraining
-from examples.continue_pretraining import BertForMaskedLM, hide, open_reader
+from examples.continue_pretraining import hide, open_reader
 from lora import LinearWithLoRA
 from support.errors import run_main
 from support.offline import offline_pair
@@ -30,68 +32,76 @@ def base(tmp_path_factory):
     return folder
 
 
+def logits_of(encoder, head, input_ids, mask, hidden) -> Tensor:
+    states, _ = encoder(input_ids, mask)  # (B, S, D)
+    return head(states[hidden], encoder.embeddings.word_embeddings.weight)  # (M, vocabulary)
+
+
 @torch.no_grad()
 def test_logits_and_losses_are_those_of_transformers(base):
     theirs = transformers.BertForMaskedLM.from_pretrained(base).eval()
-    ours = open_reader(str(base)).eval()
-    assert sum(isinstance(m, LinearWithLoRA) for m in ours.modules()) == 2 * 6
+    encoder, head = open_reader(base)
+    assert sum(isinstance(m, LinearWithLoRA) for m in encoder.modules()) == 2 * 6
     input_ids, mask = inputs(60, [9, 9, 4])
     hidden = (input_ids % 3 == 0) & mask.bool()
     labels = torch.where(hidden, input_ids, -100)
     expected = theirs(input_ids, mask, labels=labels)
-    everywhere = torch.ones_like(mask, dtype=torch.bool)
-    assert difference(ours(input_ids, mask, everywhere), expected.logits.flatten(0, 1)) < 1e-5
-    chosen = ours(input_ids, mask, hidden)
+    everywhere = torch.ones_like(hidden)
+    found = logits_of(encoder, head, input_ids, mask, everywhere)
+    assert difference(found, expected.logits.flatten(0, 1)) < 1e-5
+    chosen = logits_of(encoder, head, input_ids, mask, hidden)
     assert difference(chosen, expected.logits[hidden]) < 1e-5
     loss = F.cross_entropy(chosen, input_ids[hidden])
     assert loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
 
 
-def test_gradients_of_lora_are_those_of_peft(base):
-    import peft
-
-    ours = open_reader(str(base)).eval()
-    for seed, module in enumerate(m for m in ours.modules() if isinstance(m, LinearWithLoRA)):
+def test_gradients_of_lora_and_the_head_are_those_of_peft(base):
+    encoder, head = open_reader(base)
+    for seed, module in enumerate(m for m in encoder.modules() if isinstance(m, LinearWithLoRA)):
         draw(module.lora, seed)
-    settings = {**ours.lora_config, "lora_dropout": 0.0}
+    settings = {**encoder.lora_config, "lora_dropout": 0.0}
+    settings["target_modules"] = r"bert\." + settings["target_modules"]
     theirs = transformers.BertForMaskedLM.from_pretrained(base)
     theirs = peft.get_peft_model(theirs, peft.LoraConfig(**settings)).eval()
-    mine = {n: p for n, p in ours.named_parameters() if ".lora." in n}
+    theirs.cls.requires_grad_()
+    mine = {n: p for n, p in encoder.named_parameters() if ".lora." in n}
+    mine |= head.named_parameters()
+    twins = {}
     for name, parameter in theirs.named_parameters():
-        if "lora_" in name:
-            short = name.removeprefix("base_model.model.").replace(".default", "")
-            own = short.replace(".lora_", ".lora.lora_")
-            parameter.data.copy_(mine[own].data)
+        if "lora_" in name or (".cls.predictions." in name and "decoder" not in name):
+            short = name.removeprefix("base_model.model.").removeprefix("bert.")
+            short = short.removeprefix("cls.predictions.").replace(".default", "")
+            twins[short.replace(".lora_", ".lora.lora_")] = parameter
+    assert twins.keys() == mine.keys() and len(mine) == 5 + 2 * 2 * 6
+    for name, parameter in twins.items():
+        parameter.data.copy_(mine[name].data)
     input_ids, mask = inputs(60, [9, 4])
     hidden = mask.bool()
-    F.cross_entropy(ours(input_ids, mask, hidden), input_ids[hidden]).backward()
+    loss = F.cross_entropy(logits_of(encoder, head, input_ids, mask, hidden), input_ids[hidden])
+    loss.backward()
     theirs(input_ids, mask, labels=torch.where(hidden, input_ids, -100)).loss.backward()
-    for name, parameter in theirs.named_parameters():
-        if "lora_" in name:
-            short = name.removeprefix("base_model.model.").replace(".default", "")
-            gradient = mine[short.replace(".lora_", ".lora.lora_")].grad
-            assert gradient.abs().max() > 1e-6
-            assert difference(gradient, parameter.grad) < 1e-5
+    for name, parameter in twins.items():
+        gradient = mine[name].grad
+        assert gradient.abs().max() > 1e-6
+        assert difference(gradient, parameter.grad) < 1e-5
 
 
 def test_opens_the_official_names(tmp_path):
     """gamma and beta, and no decoder in the file, as in bert-base-uncased."""
     folder = official_base(tmp_path / "base")
-    model = BertForMaskedLM.from_pretrained(folder)
+    _, head = open_reader(folder)
     file = load_file(folder / "model.safetensors")
-    assert torch.equal(
-        model.cls.predictions.transform.LayerNorm.weight,
-        file["cls.predictions.transform.LayerNorm.gamma"],
-    )
-    assert torch.equal(model.cls.predictions.bias, file["cls.predictions.bias"])
+    gamma = file["cls.predictions.transform.LayerNorm.gamma"]
+    assert torch.equal(head.transform.LayerNorm.weight, gamma)
+    assert torch.equal(head.bias, file["cls.predictions.bias"])
 
 
-def test_a_base_without_a_head_gets_one_that_is_trained(tmp_path):
-    model = open_reader(str(saved_base(tmp_path / "base")))
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    head = {name for name in trained if name.startswith("cls.")}
-    assert len(head) == 5 and len(trained) == 5 + 2 * 2 * 6
-    assert not torch.equal(model.cls.predictions.transform.dense.weight, torch.zeros(32, 32))
+def test_a_base_without_a_head_gets_a_new_one(tmp_path):
+    encoder, head = open_reader(saved_base(tmp_path / "base"))
+    trained = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 * 6
+    assert len([p for p in head.parameters() if p.requires_grad]) == 5
+    assert not torch.equal(head.transform.dense.weight, torch.zeros(32, 32))
 
 
 def test_what_is_hidden():
@@ -130,12 +140,12 @@ def test_the_program_leaves_a_base(tmp_path, monkeypatch, capsys):
     assert after < before - 0.1
     model = BertForSequenceClassification.from_pretrained("out-read-on")
     assert (tmp_path / "out-read-on" / "tokenizer.json").exists()
-    started = BertForMaskedLM.from_pretrained(folder)
+    started = BertModel.from_pretrained(folder)
     name = "encoder.layer.1.intermediate.dense.weight"
-    moved = model.bert.state_dict()[name] - started.bert.state_dict()[name]
+    moved = model.bert.state_dict()[name] - started.state_dict()[name]
     assert 1 <= torch.linalg.matrix_rank(moved, rtol=1e-3) <= 8
     assert torch.equal(
-        model.bert.embeddings.word_embeddings.weight, started.bert.embeddings.word_embeddings.weight
+        model.bert.embeddings.word_embeddings.weight, started.embeddings.word_embeddings.weight
     )
     assert not [n for n, _ in model.named_parameters() if ".lora." in n]
     assert lora.count_lora_parameters(model) == 0
