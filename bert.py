@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -271,9 +271,10 @@ class PretrainedModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, which transformers opens as its own."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self.config.to_json(Path(folder, "config.json"), architectures=[type(self).__name__])
-        write_tensors(Path(folder, "model.safetensors"), self.state_dict())
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.to_json(folder / "config.json", architectures=[type(self).__name__])
+        save_file(self.state_dict(), folder / "model.safetensors", {"format": "pt"})
 
 
 class BertModel(PretrainedModel):
@@ -339,21 +340,9 @@ def plain_name(key: str) -> str:
     # DataParallel and torch.compile put a word of their own first. The official file of 2018 says
     # gamma and beta.
     name = key.removeprefix("module.").removeprefix("_orig_mod.").removeprefix("bert.")
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-    return name.replace("LayerNorm.beta", "LayerNorm.bias")
+    return name.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias")
 
 
 def write_json(path: Path, values: dict) -> None:
     text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
-    write_whole(path, f"{text}\n".encode())
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    write_whole(path, save(tensors, {"format": "pt"}))  # transformers asks for this word
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a new file, then renames it: nobody, not even after a kill, meets half of one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    path.write_bytes(f"{text}\n".encode())

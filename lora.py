@@ -29,16 +29,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bert import (
-    BertConfig,
-    BertForSequenceClassification,
-    PretrainedModel,
-    write_json,
-    write_tensors,
-)
+from bert import BertConfig, BertForSequenceClassification, PretrainedModel, write_json
 
 
 class LoRALayer(nn.Module):
@@ -268,7 +262,8 @@ def save_adapter(model: PretrainedModel, folder: str | Path, base: str) -> None:
     }
     model.config.to_json(folder / "config.json", architectures=[type(model).__name__])
     write_json(folder / "adapter_config.json", config)
-    write_tensors(folder / "adapter_model.safetensors", get_lora_state_dict(model))
+    tensors = get_lora_state_dict(model)
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
 def open_adapter(adapter: str | Path, base=None, dropout: float | None = None):

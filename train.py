@@ -41,7 +41,7 @@ from runtime import adapters, devices, report, run_folder
 from runtime.data_notes import data_notes
 from runtime.run import Run, open_run
 from runtime.run_folder import RunOptions
-from support import glue, hub, offline, options, parallel
+from support import files, glue, hub, offline, options, parallel
 from support.dataset import Data, DataOptions, Split
 from support.options import option
 from support.tasks import Task
@@ -183,12 +183,12 @@ def build_model(config: Config, base: Path, data: Data) -> BertForSequenceClassi
     model.config.model_max_length = config.max_length
     adapters.check_fit(model.config, config)
     if config.rank and not config.init_adapter:
-        targets = config.targets
-        if targets != "all-linear":
-            targets = options.split_list(targets) or [""]  # which matches nothing, and is refused
+        targets = options.split_list(config.targets) or [
+            ""
+        ]  # which matches nothing, and is refused
         apply_lora_to_model(
             model,
-            targets,
+            "all-linear" if targets == ["all-linear"] else targets,
             rank=config.rank,
             alpha=config.alpha,
             dropout=config.dropout,
@@ -300,11 +300,13 @@ def save_model(setup: Setup, run: Run, folder: Path) -> None:
     """The adapter, or with rank 0 the whole model, and its model card."""
     if not parallel.is_first():
         return
-    if setup.config.rank:
-        save_adapter(setup.model, folder, setup.config.model)
-    else:
-        setup.model.save_pretrained(folder)
-        adapters.copy_tokenizer(hub.folder(setup.config.model), folder, setup.config.max_length)
+    with files.written_whole(folder) as temporary:
+        if setup.config.rank:
+            save_adapter(setup.model, temporary, setup.config.model)
+        else:
+            setup.model.save_pretrained(temporary)
+            base = hub.folder(setup.config.model)
+            adapters.copy_tokenizer(base, temporary, setup.config.max_length)
     report.write_card(setup, folder, run.history)
 
 

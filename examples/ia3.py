@@ -16,9 +16,10 @@ These are D + D + I numbers a layer: 13,824 in MiniLM, where LoRA of rank 8 on q
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bert import BertForSequenceClassification, write_json, write_tensors
+from bert import BertForSequenceClassification, write_json
 from examples.beside_lora import train_beside_lora
 from lora import (
     POOLER,
@@ -87,7 +88,7 @@ def save_ia3(model: nn.Module, folder: str, base: str) -> None:
     Path(folder).mkdir(parents=True)
     model.config.to_json(Path(folder, "config.json"), architectures=[type(model).__name__])
     write_json(Path(folder, "adapter_config.json"), config)
-    write_tensors(Path(folder, "adapter_model.safetensors"), tensors)
+    save_file(tensors, Path(folder, "adapter_model.safetensors"), {"format": "pt"})
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from support.errors import InputError, reading
 def written_whole(path: str | Path, new: bool = False):
     """Yields a temporary path; the file or folder that the block makes there becomes `path`.
 
-    It replaces what was at `path`; for a `new` one there must be nothing, or InputError is raised.
+    It replaces what was at `path`, of a folder the files of the same names; for a `new` one there
+    must be nothing, or InputError is raised.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -30,7 +31,11 @@ def written_whole(path: str | Path, new: bool = False):
                     os.fsync(opened.fileno())
         if new:
             refuse_existing(path)
-        os.replace(temporary, path)
+        if path.is_dir():
+            for file in temporary.iterdir():
+                os.replace(file, path / file.name)
+        else:
+            os.replace(temporary, path)
     finally:
         remove(temporary)
 

@@ -36,6 +36,25 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
+def test_a_folder_that_is_there_keeps_its_other_files(tmp_path):
+    """And each of its files is whole, though the process dies while the new ones are written."""
+    best = tmp_path / "best"
+    best.mkdir()
+    for name in "mine", "a", "b":
+        (best / name).write_text("old")
+    write = "import os, sys, support.files as f\nwith f.written_whole(sys.argv[1]) as new:\n"
+    write += " new.mkdir(); (new / 'a').write_text('new'); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", write, best], cwd=ROOT).returncode == 9
+    assert {path.read_text() for path in best.iterdir()} == {"old"}
+    with written_whole(best) as temporary:
+        temporary.mkdir()
+        for name in "a", "b":
+            (temporary / name).write_text("new")
+    found = {path.name: path.read_text() for path in best.iterdir()}
+    assert found == {"mine": "old", "a": "new", "b": "new"}
+    assert os.listdir(tmp_path) == ["best"]
+
+
 def test_a_link_in_the_way_is_not_written_through(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / ".a.json.tmp").symlink_to(tmp_path / "mine")
