@@ -115,7 +115,6 @@ def parse():
     one("texts", nargs="*", metavar="TEXT", default=[], help='to classify; "-": standard input')
     one("--pair", nargs=2, action="append", metavar="TEXT", help="two texts, for a model of pairs")
     one("--file", help="texts, one a line, a pair with a tab between; or a table to label or score")
-    one("--demo", action="store_true", help="classify a few examples")
     add = parser.add_argument
     add("--adapter", action="append", help="a directory or Hub id (default: out/best); repeatable")
     add("--model", default="", help="another base than the adapter's; alone: a fine-tuned model")

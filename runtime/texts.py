@@ -16,18 +16,13 @@ from support.visible import is_blank
 
 Text = tuple[str, ...]
 
-DEMO = [
-    "a gripping, beautifully acted film that stays with you",
-    "two hours of my life that nobody will give back",
-]
-
 
 def read(given, pairs: bool) -> list[Text] | None:
     """The texts that sample.py's options give, or None where it is to ask for them."""
     if given.pair:
         return checked([tuple(pair) for pair in given.pair])
-    if given.demo or given.texts not in ([], ["-"]):
-        return checked([(text,) for text in given.texts or DEMO])
+    if given.texts not in ([], ["-"]):
+        return checked([(text,) for text in given.texts])
     if given.file or given.texts or not sys.stdin.isatty():
         return read_lines(given.file or "-", pairs)
     return None
@@ -38,8 +33,8 @@ def read_lines(name: str, pairs: bool) -> list[Text]:
     where = "standard input" if name == "-" else name
     with errors.reading(where):
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        lines = content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
-    return checked([split_line(line, pairs) for line in lines], f"{where}: line")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
+    return checked([split_line(line, pairs) for line in text.split("\n")], f"{where}: line")
 
 
 def split_line(line: str, pairs: bool) -> Text:
