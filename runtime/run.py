@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from support import errors, files, parallel
 from support.errors import InputError
 from support.tasks import metric_in_words
 
-PROGRESS = ("step", "best", "since_best", "history", "unlogged")  # what a checkpoint has of a Run
+PROGRESS = ("step", "best", "since_best", "history")  # what a checkpoint has of a Run
 
 
 @contextlib.contextmanager
@@ -34,6 +33,8 @@ def open_run(setup):
     N, C = len(setup.validation_set.lengths), setup.model.config.num_labels
     tensors = checkpoint.run_tensors(setup.model, setup.optimizer)
     tensors["best_logits"] = torch.zeros(N, C)
+    # Since the last log line: the sum of the losses, how many were right, of how many sentences.
+    tensors["unlogged"] = torch.zeros(3, device=setup.placement.device)
     run = Run(setup, facts, tensors)
     with contextlib.ExitStack() as stack:
 
@@ -66,7 +67,6 @@ class Run:
         self.best: list[float] = []  # the best score so far, and its validation loss, negative
         self.since_best = 0  # evaluations since then
         self.history = []  # the lines of metrics.jsonl
-        self.unlogged: list[Any] = [0, 0, 0]  # since a log line: sum of losses, right, sentences
         self.done = 0  # sentences since this start
         self.cost = 0.0  # of the last checkpoint, in seconds; all may take a hundredth of the time
         self.begun = self.saved = time.perf_counter()
@@ -107,16 +107,16 @@ class Run:
         """A step has been taken on `count` sentences."""
         self.step += 1
         self.done += count
-        sums = zip(self.unlogged, (loss_sum, right, count), strict=True)
-        self.unlogged = [so_far + more for so_far, more in sums]
+        self.tensors["unlogged"] += torch.stack([loss_sum, right, torch.full_like(right, count)])
 
-    def read_losses(self, *others: float) -> None:
+    def read_sums(self, *others: float) -> list[float]:
         """Copies the sums from the device. Raises InputError for a loss that is not finite."""
-        self.unlogged = [float(number) for number in self.unlogged]
-        if not all(map(math.isfinite, [self.unlogged[0], *others])):
+        sums = self.tensors["unlogged"].tolist()
+        if not all(map(math.isfinite, [*sums, *others])):
             hint = "try a lower learning rate, --lr"
             kept = f"the best adapter so far is kept in {self.out}" if self.best else "none is kept"
             raise InputError(f"the loss is not finite by step {self.step}: {hint}; {kept}")
+        return sums
 
     def record(self, split: str, scores: dict[str, float]) -> None:
         """Adds scores to the history."""
@@ -125,9 +125,8 @@ class Run:
 
     def log_steps(self) -> None:
         """Says and keeps the mean loss since the last log line, the speed and the time left."""
-        self.read_losses()
-        loss, right, count = self.unlogged
-        self.unlogged = [0, 0, 0]
+        loss, right, count = self.read_sums()
+        self.tensors["unlogged"].zero_()
         scores = {"loss": loss / count}
         if self.setup.task.step_metric:
             scores[self.setup.task.step_metric] = right / count
@@ -151,7 +150,7 @@ class Run:
         many epochs have the same accuracy, and the first of them has hardly begun to learn. The
         logits (N, C) of the best one are kept for the report at the end.
         """
-        self.read_losses(scores["loss"])
+        self.read_sums(scores["loss"])
         self.record("validation", scores)
         result = [scores[self.setup.task.metric], -scores["loss"]]
         is_best = result >= self.best
@@ -174,7 +173,7 @@ class Run:
         if not agreed and not self.stopped:
             return
         begun = time.perf_counter()
-        self.read_losses()
+        self.read_sums()
         if parallel.is_first():
             lines = [json.dumps(record) + "\n" for record in self.history]
             files.write_text(self.out / METRICS, "".join(lines))

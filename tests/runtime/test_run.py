@@ -24,7 +24,8 @@ def run(tmp_path) -> Run:
         steps=8,
         steps_per_epoch=4,
     )
-    return Run(setup, {}, {"parameter.w": torch.ones(2), "best_logits": torch.zeros(3, 2)})
+    tensors = {"best_logits": torch.zeros(3, 2), "unlogged": torch.zeros(3)}
+    return Run(setup, {}, tensors)
 
 
 def note(run: Run, loss: float, right: int = 1, count: int = 4) -> None:
@@ -73,7 +74,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(run, los
     for keep in run.log_steps, lambda: run.save_checkpoint(now=True):
         with pytest.raises(InputError, match=line):
             keep()
-    run.unlogged = [0, 0, 0]
+    run.tensors["unlogged"].zero_()
     with pytest.raises(InputError, match=line):
         run.note_scores({"loss": loss, "accuracy": 0.5}, torch.ones(3, 2))
     assert not run.best and not run.history and not [*run.out.iterdir()]
