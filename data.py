@@ -163,15 +163,14 @@ def make_batch(data: Encoded, rows: np.ndarray) -> tuple:
     None unless the texts are pairs.
     """
     device = data.input_ids.device
-    lengths, starts = data.lengths[rows], data.starts[rows]  # (B,), (B,)
+    lengths = data.lengths[rows]  # (B,)
     S = math.ceil(lengths.max() / data.multiple) * data.multiple
     is_padded = data.always_mask or lengths.min() < S
-    row, lengths, starts = (
-        torch.from_numpy(array).to(device, non_blocking=True) for array in (rows, lengths, starts)
-    )
+    numbers = torch.from_numpy(np.stack([rows, data.starts[rows], lengths]))  # (3, B)
+    row, start, length = numbers.to(device, non_blocking=True)  # in one copy; each (B,)
     position = torch.arange(S, device=device)  # (S,)
-    mask = position < lengths[:, None]  # (B, S)
-    place = (starts[:, None] + position).where(mask, 0)  # (B, S), in the flat array
+    mask = position < length[:, None]  # (B, S)
+    place = (start[:, None] + position).where(mask, 0)  # (B, S), in the flat array
     input_ids = data.input_ids[place].where(mask, 0)  # (B, S); 0 is [PAD] in BERT's vocabularies
     types = data.token_type_ids
     return (

@@ -270,8 +270,8 @@ def fit(setup: Setup, run: Run) -> None:
                 run.log_steps()
 
             # Evaluate, and keep what is best.
-            within = config.eval_every and run.step % config.eval_every == 0
-            evaluate_now = index == len(plan) or bool(within)
+            every = config.eval_every or len(plan)
+            evaluate_now = run.step % every == 0 or index == len(plan)
             if evaluate_now:
                 scores, logits = evaluate(setup, setup.validation_set)
                 if setup.mismatched_set is not None:

@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 
 from bert import BertConfig, BertForSequenceClassification
-from lora import merge_lora_weights, named_base, open_adapter, read_adapter_config
+from lora import (
+    merge_lora_weights,
+    named_base,
+    open_adapter,
+    read_adapter_config,
+    read_adapter_tensors,
+)
 from support import errors, files, hub, parallel
 from support.errors import InputError, listing
 from support.options import OneLineParser
@@ -46,8 +52,7 @@ def open_to_train(config, base: Path, task: Task) -> BertForSequenceClassificati
     Raises InputError for an adapter of other classes, or of another kind of task.
     """
     adapter = hub.folder(config.init_adapter)
-    with errors.reading(adapter):
-        model = open_adapter(adapter, base, config.dropout)
+    model = open_on(base, adapter, config.dropout)
     task.names = same_classes(adapter, [*model.config.id2label.values()], task.names)
     told = model.config.problem_type
     if told not in (None, task.problem_type):
@@ -132,6 +137,19 @@ def open_any(name: str, base: str = "", bases: dict | None = None) -> tuple:
     return model, folder
 
 
+def open_on(base, folder: Path, dropout: float | None = None) -> BertForSequenceClassification:
+    """lora.open_adapter, whose errors become InputError.
+
+    Raises it too for a rank that its tensors do not have: a hostile one would fill the memory.
+    """
+    with errors.reading(folder):
+        rank = read_adapter_config(folder)["r"]
+        tensors = read_adapter_tensors(folder).items()
+        if rank not in {len(tensor) for name, tensor in tensors if "lora_A" in name}:
+            raise InputError(f"{folder}: its tensors are not of rank {rank}")
+        return open_adapter(folder, base, dropout)
+
+
 def open_with_base(folder: Path, base: str = "", bases: dict | None = None) -> tuple:
     """The adapter in `folder` on the base that it names, or on another; and the base's folder.
 
@@ -143,8 +161,7 @@ def open_with_base(folder: Path, base: str = "", bases: dict | None = None) -> t
     source = hub.folder(base)
     if base not in bases:
         bases[base] = open_base(source)
-    with errors.reading(folder):
-        return open_adapter(folder, bases[base]), source
+    return open_on(bases[base], folder), source
 
 
 def merge(adapter: str, folder: str, base: str = "", dtype: str = "float32") -> None:

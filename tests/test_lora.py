@@ -31,6 +31,8 @@ from torch import nn
 import lora
 from bert import BertConfig, BertForSequenceClassification
 from lora import LinearWithLoRA, LoRALayer, apply_lora_to_model, open_adapter
+from runtime import adapters
+from support.errors import InputError
 from support.tasks import task_of
 
 # peft's own affair.
@@ -629,8 +631,10 @@ def test_a_target_of_a_list_may_match_nothing(adapter):
 
 def test_contradicting_rank_is_refused(adapter):
     edit_json(adapter / "adapter_config.json", r=4)
-    with pytest.raises(ValueError, match="tensors are not of rank 4"):
+    with pytest.raises(ValueError, match=r"lora_A.weight has the shape .*8, 32., expected .4, 32"):
         open_adapter(adapter)
+    with pytest.raises(InputError, match=f"^{adapter}: its tensors are not of rank 4"):
+        adapters.open_with_base(adapter)
 
 
 def test_an_adapter_without_its_classifier_is_refused(adapter):
