@@ -36,7 +36,7 @@ def submit(labelled: str, out: str) -> None:
         raise InputError(f"{out}: GLUE's files are called {', '.join(SUBMISSIONS)}, each with .tsv")
     _, classes, _ = TASKS[task]
     name = "predicted_label" if classes else "predicted_score"
-    columns, _ = tables.read_columns(Path(labelled))
+    columns = tables.Table(Path(labelled)).read()
     if name not in columns:
         raise InputError(f"{labelled}: has no column {name}, which {task} takes")
     lines = ["index\tprediction"]

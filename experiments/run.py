@@ -158,9 +158,9 @@ def take_rows(source: Path, count: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = splits.find_splits(source)
     for split in "train", "validation":
-        read = [tables.read_columns(path) for path in found[split]]
-        told = json.dumps({"info": {"features": read[0][1]}})  # the names of the classes
-        table = pa.concat_tables(pa.table(c, metadata={"huggingface": told}) for c, _ in read)
+        parts = [tables.Table(path) for path in found[split]]
+        table = pa.concat_tables(pa.table(part.read()) for part in parts)
+        table = table.replace_schema_metadata(parts[0].schema.metadata)  # the names of the classes
         if split == "train":
             order = np.random.default_rng(0).permutation(len(table))
             table = table.take(np.sort(order[:count]))

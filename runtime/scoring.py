@@ -21,7 +21,7 @@ from runtime.adapters import same_classes
 from runtime.labelling import pack
 from runtime.report import draw
 from runtime.texts import Text
-from support import errors, files, parallel, pieces, tables
+from support import errors, files, parallel, tables
 from support.errors import InputError, listing, plain
 from support.options import split_list
 from support.tasks import Task
@@ -57,7 +57,7 @@ def score(model, given) -> None:
     )
     rows.refuse_missing(model.task.names)
     texts.refuse_other_kind(model.name, model.model.config, rows.texts)
-    labels = torch.from_numpy(model.task.reader().read(rows))  # (N,), or of several labels (N, C)
+    labels = torch.from_numpy(model.task.read_labels(rows))  # (N,), or of several labels (N, C)
     if rows.splits:
         rows.notes.append("all rows are scored, whatever the column split says")
     for note in rows.notes:
@@ -108,7 +108,11 @@ def assess(task: Task, given: list[Text], logits: Tensor, labels: Tensor) -> tup
         "text": [text[0] for text in given],
         "text_pair": [text[1] for text in given] if len(given[0]) == 2 else None,
     }
-    cells = {name: [*map(pieces.as_cell, column)] for name, column in columns.items() if column}
+    cells = {
+        name: [",".join(value) if isinstance(value, list) else value for value in column]
+        for name, column in columns.items()
+        if column
+    }
     worst = pa.table(cells).sort_by([("loss", "descending"), ("row", "ascending")])
     return {"rows": len(given), **task.report(logits, labels)}, worst
 

@@ -74,7 +74,6 @@ class Data:
         is_held = splits.hold_out(keys, self.reader.groups(whole.labels), fraction)
         self.train = whole.select(~is_held)
         self.validation = whole.select(is_held)
-        self.reader.check_held_out(self.train.labels, self.validation.labels)
         rows = f"{is_held.sum():,} of {len(is_held):,} rows"
         self.notes.append(f"held out to validate on: {rows} (--holdout {fraction:g})")
 
@@ -120,20 +119,28 @@ def load(
     rows = splits.by_column(rows, notes)
     for each in rows.values():
         each.refuse_missing(label_names)
+        if label_names:  # numbers are those of these
+            each.class_names = []
 
     # The task, and the labels as it takes them.
     train = rows["train"]
+    has_lists = any(isinstance(label, list) for label in train.labels)
+    each = labels.each_label(train) if has_lists else train
+    if len({*map(labels.canonical, each.different)}) < 2:
+        problem = "all labels are the same, or there are none; there is nothing to learn"
+        raise InputError(f"{train.source}: {problem}")
     names = [*label_names] or [*label_columns]
-    if any(isinstance(label, list) for label in train.labels):
-        each = labels.each_label(train)
-        reader = labels.LabelSets(labels.ClassLabels(each, names, usual=[]))
-        task = MultiLabel(reader.names, metric)
+    if has_lists:
+        names = names or train.class_names or labels.found_names(each)
+        reader = labels.LabelSets(names, train)
+        task = MultiLabel(names, metric)
     elif (metric or usual_metric) in NUMBER_METRICS:
         reader = labels.NumberLabels() if metric else labels.NumberLabels(*glue.STSB_RANGE)
         task = Regression(names or ["LABEL_0"], metric or usual_metric)
     else:
-        reader = labels.ClassLabels(train, names, usual_names)
-        task = Classification(reader.names, metric or usual_metric)
+        names = names or train.class_names or usual_names or labels.found_names(train)
+        reader = labels.ClassLabels(names, train)
+        task = Classification(names, metric or usual_metric)
         notes += labels.lists_of_others(train.different)
     read = {split: Split(each.texts, reader.read(each)) for split, each in rows.items()}
 

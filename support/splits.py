@@ -1,7 +1,7 @@
 """What is trained on and what is validated on: by files, by a column, or held out."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
@@ -10,36 +10,38 @@ import numpy as np
 from support.errors import InputError, listing
 from support.tables import SUFFIXES, Rows
 
-SPLITS = ("train", "validation", "validation_mismatched")
-# In a column.
+# What a split may be called, as a file and in a column.
 NAMES = {name: name for name in ("train", "validation", "test")}
 NAMES |= {"training": "train", "dev": "validation", "val": "validation", "valid": "validation"}
+# A file's, of the Hub also that of a part, in its older data sets with a hash.
+FILE = re.compile(
+    r"(train|validation|dev|val|valid)(_matched|(?P<other>_mismatched))?"
+    r"(-(?P<part>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]{16})?)?"
+)
 
 
 def find_splits(path: Path) -> dict[str, list[Path]]:
-    """The files of each split of SPLITS. A single file is "train" alone. Raises InputError."""
+    """The files of "train", and if there are any of "validation" and "validation_mismatched".
+
+    A single file is "train" alone. Raises InputError for parts that are not there, or twice.
+    """
     if path.is_file():
         return {"train": [path]}
     splits = defaultdict(list, train=[])
+    parts = defaultdict(list, train=[])
     for file in sorted(path.iterdir()):
-        split = re.sub(r"(_matched)?(-\d{5}-of-\d{5}(-[0-9a-f]{16})?)?$", "", file.stem)
-        split = re.sub(r"^(dev|val|valid)(?=_|$)", "validation", split)
-        if split in SPLITS and file.suffix in SUFFIXES:
+        name = FILE.fullmatch(file.stem)
+        if name and file.suffix in SUFFIXES:
+            split = NAMES[name[1]] + (name["other"] or "")
             splits[split].append(file)
+            parts[split].append((int(name["part"] or 0), int(name["parts"] or 1)))
     for split, files in splits.items():
-        names = [file.name for file in files] or ["none"]
-        first = names[0] if files else f"{split}.csv"
-        parts = re.search(r"-of-(\d{5})", first)
-        numbers = range(int(parts[1])) if parts else [0]
-        expected = [re.sub(r"\d{5}-of", f"{number:05}-of", first) for number in numbers]
-        if without_hashes(names) != without_hashes(expected):
-            raise InputError(f"{path}: expected {listing(expected)}, found {listing(names)}")
+        count = max([1, *(of for _, of in parts[split])])
+        if parts[split] != [(number, count) for number in range(count)]:
+            expected = f"{count} parts of {split}" if count > 1 else f"one file {split}.csv"
+            found = listing([file.name for file in files]) or "none"
+            raise InputError(f"{path}: expected {expected}, found {found}")
     return dict(splits)
-
-
-def without_hashes(names: list[str]) -> list[str]:
-    """Names of files without what the Hub's older data sets have at their ends."""
-    return [re.sub(r"-[0-9a-f]{16}(?=\.)", "", name) for name in names]
 
 
 def by_column(rows: dict[str, Rows], notes: list[str]) -> dict[str, Rows]:
@@ -64,12 +66,11 @@ def by_column(rows: dict[str, Rows], notes: list[str]) -> dict[str, Rows]:
         raise InputError(f"{where} has no train in any row")
     if "validation" in told and "validation" in rows:
         raise InputError(f"{where} names rows to validate on, and so does a file; keep one")
-    chosen = [split for split in ("train", "validation") if split in told]
-    counts = [f"{told.count(split):,} rows {split}" for split in dict.fromkeys(told)]
+    counts = [f"{count:,} rows {split}" for split, count in Counter(told).items()]
     unused = "; test is not used" if "test" in told else ""
     notes.append(f"the column split has {', '.join(counts)}{unused}")
-    found = {split: train.select([each == split for each in told]) for split in chosen}
-    return rows | found
+    used = [split for split in ("train", "validation") if split in told]
+    return rows | {split: train.select([each == split for each in told]) for split in used}
 
 
 def hold_out(

@@ -41,7 +41,7 @@ class Task(Protocol):
     def report(self, logits: Tensor, labels: Tensor) -> dict: ...  # all figures, as JSON has them
     def columns(self, logits: Tensor, scores: bool = False) -> dict[str, list]: ...
     def as_text(self, answer: dict) -> str: ...  # of 17 characters, or more
-    def reader(self): ...  # of the labels of a file to score
+    def read_labels(self, rows) -> np.ndarray: ...  # those that tables.Rows say, as loss takes them
 
     def __init__(self, names: list[str], metric: str, known: dict):
         self.names = names
@@ -218,10 +218,10 @@ class Classification(ClassTask):
             "confusion": metrics.confusion(predicted, wanted, len(self.names)).tolist(),
         }
 
-    def reader(self):
-        from support.labels import KnownClasses  # late: Arrow takes a while to import
+    def read_labels(self, rows) -> np.ndarray:
+        from support.labels import ClassLabels  # late: Arrow takes a while to import
 
-        return KnownClasses(self.names)
+        return ClassLabels(self.names, rows).read(rows)
 
 
 class MultiLabel(ClassTask):
@@ -267,10 +267,10 @@ class MultiLabel(ClassTask):
     def as_text(self, answer: dict) -> str:
         return super().as_text(answer | {"label": ",".join(answer["label"]) or "-"})
 
-    def reader(self):
-        from support.labels import KnownClasses, LabelSets  # late: Arrow takes a while to import
+    def read_labels(self, rows) -> np.ndarray:
+        from support.labels import LabelSets  # late: Arrow takes a while to import
 
-        return LabelSets(KnownClasses(self.names))
+        return LabelSets(self.names, rows).read(rows)
 
 
 class Regression(Task):
@@ -316,10 +316,10 @@ class Regression(Task):
     def as_text(self, answer: dict) -> str:
         return "{score:<17.3f}".format_map(answer)
 
-    def reader(self):
-        from support.labels import KnownNumbers  # late: Arrow takes a while to import
+    def read_labels(self, rows) -> np.ndarray:
+        from support.labels import NumberLabels  # late: Arrow takes a while to import
 
-        return KnownNumbers()
+        return NumberLabels().read(rows)
 
 
 def metric_in_words(task: Task) -> str:

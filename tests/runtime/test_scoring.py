@@ -243,15 +243,15 @@ def test_a_model_without_names(says, fails, tiny, sentences, tmp_path):
     found = json.loads(says(*common, numbers))
     assert says.noted.err == ""
     assert json.loads(says(*common, told)) == found
-    assert "'bad', which is no class of the model: LABEL_0, LABEL_1" in fails(*common, words)
+    assert "'bad', expected one of LABEL_0, LABEL_1, LABEL_2; --label" in fails(*common, words)
     named = json.loads(says(*common, words, "--label-names", "bad,so-so,good"))
     assert named["confusion"] == found["confusion"] and list(named["classes"]) == NAMES
 
 
 @pytest.mark.parametrize("label, said", [
-    ("Good", "row 3 has the label 'Good', which is no class of the model: bad, so-so, good"),
-    ("3", "row 3 has the label '3', which is no class of the model"),
-    ("-1", "row 3 has the label '-1', which is no class"),
+    ("Good", "row 3 has the label 'Good', expected one of bad, so-so, good"),
+    ("3", "row 3 has the label '3', expected one of bad"),
+    ("-1", "row 3 has the label '-1', expected one of bad"),
     ("", "row 3"),
 ])  # fmt: skip
 def test_a_label_that_the_model_does_not_know(fails, of_three, sentences, tmp_path, label, said):

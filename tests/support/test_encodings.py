@@ -5,9 +5,8 @@ import subprocess
 
 import pytest
 
-from data import load_data
 from support.errors import InputError
-from support.tables import stream
+from support.tables import Table
 
 SENTENCES = {
     "BIG5": ["這部電影的故事很好看", "我不喜歡這個結局,太長了", "他們的表演是一流的"],
@@ -45,21 +44,10 @@ def test_the_likely_encoding_is_named_and_its_command_works(tmp_path, name, suff
     for content in text, text.partition("\n")[0] + "\n" + plain + text.partition("\n")[2]:
         path.write_bytes(content.encode(name))
         with pytest.raises(InputError, match="is no UTF-8, and probably") as error:
-            for _ in stream(path)[1]:
+            for _ in Table(path).batches():
                 pass
         assert "\n" not in str(error.value)
         found = re.search(r"probably (\S+); convert it: (.*)", str(error.value))
         assert found[1] == name
     subprocess.run(found[2], shell=True, check=True)
     assert (tmp_path / f"my table-utf8.{suffix}").read_text(encoding="utf-8") == content
-
-
-@pytest.mark.parametrize("name", ["UTF-16LE", "UTF-16BE"])
-def test_utf16_without_its_mark_is_named(tmp_path, name):
-    path = tmp_path / "a.csv"
-    content = "text,label\ngood,1\nbad,0\n"
-    path.write_bytes(content.encode(name))
-    with pytest.raises(InputError, match=f"probably {name}; convert it: iconv -f {name}") as error:
-        load_data(path)
-    subprocess.run(str(error.value).partition("convert it: ")[2], shell=True, check=True)
-    assert (tmp_path / "a-utf8.csv").read_text() == content

@@ -16,7 +16,7 @@ from data import load_data
 from support.dialects import BLOCK
 from support.errors import InputError
 from support.splits import find_splits
-from support.tables import stream
+from support.tables import Table
 
 GOOD = "Good, \"very\" 'good'"
 BAD = '"007" bad 1.0'
@@ -79,7 +79,7 @@ def test_directory(tmp_path, names):
 def test_files_that_are_missing_or_contradict_each_other_are_named(tmp_path):
     write_tables(tmp_path, ["train-00000-of-00003.csv", "train-00002-of-00003.csv"])
     write_tables(tmp_path, ["validation.csv"])
-    with pytest.raises(InputError, match=r"train-00001-of-.*, found train-00000.*, train-00002"):
+    with pytest.raises(InputError, match=r"expected 3 parts of train, found train-00000"):
         find_splits(tmp_path)
     write_tables(tmp_path, ["train-00001-of-00003.csv"])
     assert len(load_data(tmp_path).train.labels) == 6
@@ -98,7 +98,7 @@ def test_files_that_are_missing_or_contradict_each_other_are_named(tmp_path):
     assert [*find_splits(tmp_path)] == ["train"]
     for path in tmp_path.glob("train*"):
         path.unlink()
-    with pytest.raises(InputError, match=r"expected train.csv, found none"):
+    with pytest.raises(InputError, match=r"expected one file train.csv, found none"):
         find_splits(tmp_path)
 
 
@@ -199,7 +199,7 @@ LATIN = pa.StringArray.from_buffers(2, *pa.array([b"good", b"\xff\xfe"]).buffers
     ("t.csv", b'sentence,label\n"good,1\n' + b"bad,0\n" * 10**6, ": cannot be read .*good"),
     ("u.jsonl", b'{"sentence": "x", "label": 1\n', ": row 1: cannot be read"),
     ("v.jsonl", b'{"sentence": "good", "label": 1}\n[1]\n', ": row 2: is a JSON list"),
-    ("w.jsonl", b'{"sentence": ["good"], "label": 1}\n', ": cannot be read .*found a list"),
+    ("w.jsonl", b'{"sentence": ["good"], "label": 1}\n', ": cannot be read .*cast from list"),
     ("x.jsonl", b'{"sentence": "\\ud800", "label": 1}\n', ": cannot be read .*surrogates"),
 ])  # fmt: skip
 def test_spoilt_tables_are_named_in_one_line(tmp_path, name, table, problem):
@@ -227,12 +227,10 @@ ROWS = {"text": [f"{GOOD} {i}" for i in range(9000)], "label": [f"00{i}" for i i
 def test_a_stream_has_all_rows_in_order(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     write_table(path, ROWS)
-    schema, batches = stream(path)
-    assert schema == pa.schema({"text": pa.string(), "label": pa.string()})
-    assert pa.Table.from_batches(batches, schema).to_pydict() == ROWS
-    schema, batches = stream(path, columns=["label"])
-    assert schema.names == ["text", "label"]  # those of the file
-    assert pa.Table.from_batches(batches).to_pydict() == {"label": ROWS["label"]}
+    table = Table(path)
+    assert table.schema == pa.schema({"text": pa.string(), "label": pa.string()})
+    assert pa.Table.from_batches(table.batches()).to_pydict() == ROWS
+    assert pa.Table.from_batches(table.batches(["label"])).to_pydict() == {"label": ROWS["label"]}
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
@@ -243,9 +241,9 @@ def test_lines_are_streamed_as_they_stand(tmp_path, suffix):
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines[:3]).encode() + b"\n")
     with open(path, "ab") as file:
         file.write("\n".join(lines[3:]).encode())
-    schema, batches = stream(path)
-    assert schema == pa.schema({"line": pa.string()})
-    found = pa.Table.from_batches(batches, schema)["line"].to_pylist()
+    table = Table(path)
+    assert table.schema == pa.schema({"line": pa.string()})
+    found = pa.Table.from_batches(table.batches())["line"].to_pylist()
     assert found == [line for line in lines if line or suffix == "txt"]
 
 
@@ -255,7 +253,7 @@ def test_a_stream_needs_no_memory_for_the_whole(tmp_path):
     path.write_bytes(b"a film that is long\n".rjust(500) * 10**5 + b"\xff\n")
     tracemalloc.start()
     with pytest.raises(InputError, match=r"a.txt: is no UTF-8, and probably"):
-        for batch in stream(path)[1]:
+        for batch in Table(path).batches():
             assert batch.num_rows < 10**4
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
@@ -264,7 +262,7 @@ def test_a_stream_needs_no_memory_for_the_whole(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\n" + row * 20 + too_long)
     sizes = []
     with pytest.raises(InputError, match=r"a.csv: cannot be read \(.*block size"):
-        sizes.extend(batch.nbytes for batch in stream(tmp_path / "a.csv")[1])
+        sizes.extend(batch.nbytes for batch in Table(tmp_path / "a.csv").batches())
     assert sum(sizes) > 15 * 2**20 and max(sizes) < 9 * 2**20
 
 
