@@ -50,10 +50,8 @@ def token_notes(tokenizer: Tokenizer, texts: list[tuple[str, ...]], encoded: Enc
                 f"{longer:.1%} of the texts are longer than --max-length {limit}, and cut to it; "
                 f"99 % have at most {usual} tokens"
             )
-    added = tokenizer.num_special_tokens_to_add(encoded.token_type_ids is not None)
-    count = int(encoded.lengths.sum()) - added * len(encoded.lengths)
     unknown = tokenizer.token_to_id(tokenizer.model.unk_token)
-    share = np.count_nonzero(encoded.input_ids.cpu().numpy() == unknown) / max(1, count)
+    share = np.mean(encoded.input_ids.cpu().numpy() == unknown)
     if share >= 0.0005:
         notes.append(f"{share:.1%} of the tokens are [UNK], unknown to the vocabulary")
     if share > MUCH_UNKNOWN:

@@ -191,11 +191,10 @@ class Labelling:
         def labelled() -> Iterator[pa.Table]:
             nonlocal rows, blank
             for path, piece, texts in self.pieces():
-                logits = read_part(path)
+                logits = read_part(path)  # (N, C)
                 if logits is None:
                     reason = f"missing, or damaged; or {self.table.path} was changed meanwhile"
                     raise InputError(f"{path}: {reason}; the same command goes on")
-                logits = logits.reshape(len(texts), -1)  # (N, C)
                 columns = self.model.task.columns(logits, self.given.scores)
                 for field, values in zip(self.table.answers, columns.values(), strict=True):
                     piece = piece.append_column(field, masked(values, logits, field.type))
@@ -228,19 +227,17 @@ def ahead(items: Iterator) -> Iterator:
 
 
 def write_part(path: Path, logits: Tensor) -> None:
-    content = logits.numpy().tobytes()
-    with files.written_whole(path) as temporary:
-        temporary.write_bytes(checksum(path, content) + content)
+    """Writes logits (N, C) as NumPy's .npz, a zip file, which has a checksum.
+
+    What is in it is called as the part is, so that one under another's name is not taken.
+    """
+    with files.written_whole(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **{path.name: logits.numpy()})
 
 
 def read_part(path: Path) -> Tensor | None:
-    """The logits (N · C,) of a part, or None if it is missing or damaged."""
-    with contextlib.suppress(FileNotFoundError):
-        content = path.read_bytes()
-        if checksum(path, content[32:]) == content[:32]:
-            return torch.from_numpy(np.frombuffer(content, np.float32, offset=32).copy())
-    return None
-
-
-def checksum(path: Path, content: bytes) -> bytes:
-    return hashlib.sha256(path.name.encode() + content).digest()
+    """The logits (N, C) of a part, or None if it is missing or damaged."""
+    try:
+        return torch.from_numpy(np.load(path)[path.name])
+    except Exception:  # whatever a damaged zip file leads to
+        return None
