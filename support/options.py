@@ -15,13 +15,13 @@ from typing import Any
 from support.errors import InputError, reading
 
 LIMITS = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
+BOUNDS = {float: math.inf, int: 2**63}
 
 
 def option(default, help: str, **about):
     """A field of type int, float, str or bool, with its limits, `choices`, and `also` a name."""
-    bounds = {float: math.inf, int: 2**63}
-    if type(default) in bounds:
-        about = {"below": bounds[type(default)]} | about
+    if type(default) in BOUNDS:
+        about.setdefault("below", BOUNDS[type(default)])
     return field(default=default, metadata={"help": help} | about)
 
 
@@ -83,8 +83,10 @@ def parse(cls: type[Any], arguments: list[str], description: str = "") -> dict:
         parser.add_argument(*names, dest=f.name, **about)
     words = []
     for word in arguments:
-        name, equals, value = word.partition("=")
-        words.append(flag(name[2:]) + equals + value if word.startswith("--") else word)
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            word = flag(name) + equals + value
+        words.append(word)
     given = vars(parser.parse_args(words))
     if "config" in given:
         given = read_toml(cls, given.pop("config")) | given

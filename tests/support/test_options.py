@@ -92,7 +92,7 @@ def test_a_flag_wins_over_the_file_and_a_later_one_over_an_earlier_one(tmp_path)
     ("--batch-size 0", "--batch-size 0 is not at least 1"),
     ("--lr 0", "--lr 0.0 is not above 0"),
     ("--lr inf", "--lr inf is not below inf"),
-    ("--dropout nan", "--dropout nan is not below 1"),
+    ("--dropout nan", "--dropout nan is not at least 0"),
     ("--dropout 1", "--dropout 1.0 is not below 1"),
     ("--warmup-ratio 1.1", "--warmup-ratio 1.1 is not at most 1"),
     ("--seed -1", "--seed -1 is not at least 0"),
