@@ -325,7 +325,8 @@ def named_base(folder: Path) -> str:
     base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{folder}: adapter_config.json names no base model; give one (--model)")
-    return f"{base}@{config['revision']}" if config.get("revision") else str(base)
+    revision = config.get("revision")
+    return f"{base}@{revision}" if revision else str(base)
 
 
 def shared_copy(model: nn.Module):

@@ -5,10 +5,9 @@
     python train.py --config out/config.toml --out again          # a former run, repeated
     torchrun --nproc-per-node 2 train.py --batch-size 16          # two processes, one run
 
-It leaves in --out: best/ and final/ (adapters in PEFT's format), training_curves.png,
-training_log.txt, metrics.jsonl, config.toml, checkpoint/, from which --resume goes on, and how
-good best/ is: report.json, report.png, validation_predictions.csv.
-This file reads as a run goes: the options, the set-up, a step, the loop, the evaluation.
+It leaves in --out best/ and final/, adapters in PEFT's format, checkpoint/, from which --resume
+goes on, and a report. This file reads as a run goes: the options, the set-up, a step, the loop,
+the evaluation.
 """
 
 from support import errors
@@ -52,10 +51,7 @@ class Config(RunOptions, DataOptions):
     """Every field is a flag (--batch-size) and a key of the --config file (batch_size)."""
 
     model: str = option(offline.OFFICIAL_MODEL, "base model: a directory, or owner/name[@revision]")
-    data: str = option(
-        offline.OFFICIAL_DATA,
-        "a table, a directory with train and validation files, a Hub data set",
-    )
+    data: str = option(offline.OFFICIAL_DATA, "a table, a directory of tables, a Hub data set")
     init_adapter: str = option("", "adapter to go on training: a directory, or owner/name")
     epochs: int = option(3, "passes over the training data", at_least=1, also="num-epochs")
     batch_size: int = option(32, "sentences in a batch", at_least=1)
@@ -317,8 +313,8 @@ def train(config: Config, notice: str = "") -> None:
     parallel.broadcast(lambda: run_folder.check(config))
     setup = set_up(config)
     with open_run(setup) as run:
-        run.say(notice)
-        run.say("\n".join([report.summary(setup), *setup.notes, *setup.placement.notes]))
+        for text in (notice, report.summary(setup), *setup.notes, *setup.placement.notes):
+            run.say(text)
         fit(setup, run)
         run.finish()
         save_model(setup, run, run.out / "final")  # the last that a run writes
