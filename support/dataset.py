@@ -2,9 +2,9 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -57,7 +57,6 @@ class Split:
 class Data:
     task: Task
     columns: list[str]  # where the texts stood
-    reader: Any  # of the labels
     train: Split
     validation: Split  # without rows until hold_out, where the tables have none
     mismatched: Split | None = None  # MNLI's second validation split, from other sources
@@ -71,7 +70,7 @@ class Data:
         from support import splits  # late, as below
 
         whole = self.train
-        is_held = splits.hold_out(keys, self.reader.groups(whole.labels), fraction)
+        is_held = splits.hold_out(keys, splits.classes_of(whole.labels), fraction)
         self.train = whole.select(~is_held)
         self.validation = whole.select(is_held)
         rows = f"{is_held.sum():,} of {len(is_held):,} rows"
@@ -130,26 +129,28 @@ def load(
         problem = "all labels are the same, or there are none; there is nothing to learn"
         raise InputError(f"{train.source}: {problem}")
     names = [*label_names] or [*label_columns]
-    if has_lists:
-        names = names or train.class_names or labels.found_names(each)
-        reader = labels.LabelSets(names, train)
-        task = MultiLabel(names, metric)
-    elif (metric or usual_metric) in NUMBER_METRICS:
-        reader = labels.NumberLabels() if metric else labels.NumberLabels(*glue.STSB_RANGE)
+    if (metric or usual_metric) in NUMBER_METRICS and not has_lists:
         task = Regression(names or ["LABEL_0"], metric or usual_metric)
+        low, high = glue.STSB_RANGE
+        read = labels.read_numbers if metric else partial(labels.read_numbers, low=low, high=high)
     else:
-        names = names or train.class_names or usual_names or labels.found_names(train)
-        reader = labels.ClassLabels(names, train)
-        task = Classification(names, metric or usual_metric)
-        notes += labels.lists_of_others(train.different)
-    read = {split: Split(each.texts, reader.read(each)) for split, each in rows.items()}
+        usual_names = [] if has_lists else usual_names
+        names = names or train.class_names or usual_names or labels.found_names(each)
+        classes = labels.ClassLabels(names, each)
+        if has_lists:
+            task = MultiLabel(names, metric)
+            read = classes.read_sets
+        else:
+            task = Classification(names, metric or usual_metric)
+            read = classes.read
+            notes += labels.lists_of_others(train.different)
+    found = {split: Split(each.texts, read(each)) for split, each in rows.items()}
 
     return Data(
         task=task,
         columns=columns,
-        reader=reader,
-        train=read["train"],
-        validation=read.get("validation", Split([], np.zeros(0))),
-        mismatched=read.get("validation_mismatched"),
+        train=found["train"],
+        validation=found.get("validation", Split([], np.zeros(0))),
+        mismatched=found.get("validation_mismatched"),
         notes=notes,
     )

@@ -48,9 +48,6 @@ class ClassLabels:
     """
 
     def __init__(self, names: list[str], rows: Rows):
-        for label in rows.labels:
-            if isinstance(label, list):
-                raise refusal(rows, label, "but the model gives one class a text")
         self.names = names
         self.told = rows.class_names
         self.is_unnamed = names == unnamed(len(names))
@@ -67,6 +64,9 @@ class ClassLabels:
 
     def forms(self, rows: Rows) -> dict:
         """The different labels as names or numbers, in their canonical form."""
+        for label in rows.labels:
+            if isinstance(label, list):
+                raise refusal(rows, label, "but the model gives one class a text")
         forms = {label: canonical(label) for label in rows.different}
         told = [] if self.is_unnamed else rows.class_names or self.told
         for label, form in forms.items():
@@ -84,50 +84,23 @@ class ClassLabels:
                 raise refusal(rows, label, f"expected one of {names}{hint}")
         return np.array([self.numbers[forms[label]] for label in rows.labels], dtype=np.int64)
 
-    def groups(self, labels: np.ndarray) -> list[list[int]]:
-        """The classes of each row, of which a part is held out."""
-        return labels[:, None].tolist()
-
-
-class LabelSets:
-    """Any of the classes for each row: 0 or 1 of each."""
-
-    def __init__(self, names: list[str], rows: Rows):
-        self.classes = ClassLabels(names, each_label(rows))
-
-    def read(self, rows: Rows) -> np.ndarray:
-        """Which classes the rows have (N, C), float32. Raises InputError for a label of none."""
-        classes = self.classes.read(each_label(rows))
+    def read_sets(self, rows: Rows) -> np.ndarray:
+        """Which classes rows with lists of labels have (N, C), float32. Raises InputError too."""
+        classes = self.read(each_label(rows))
         sizes = [len(labels) for labels in rows.labels]
-        marks = np.zeros((len(sizes), len(self.classes.names)), dtype=np.float32)  # (N, C)
+        marks = np.zeros((len(sizes), len(self.names)), dtype=np.float32)  # (N, C)
         marks[np.repeat(np.arange(len(sizes)), sizes), classes] = 1
         return marks
 
-    def groups(self, labels: np.ndarray) -> list[list[int]]:
-        """The classes of each row, of which a part is held out; those of none are -1."""
-        return [np.flatnonzero(row).tolist() or [-1] for row in labels]
 
-
-class NumberLabels:
-    """The numbers of a regression, from `low` to `high`."""
-
-    def __init__(self, low: float = -1e15, high: float = 1e15):
-        self.low = low
-        self.high = high
-
-    def read(self, rows: Rows) -> np.ndarray:
-        """The numbers (N,) of the rows, float32. Raises InputError for a label that is none."""
-        numbers = np.array([parse_number(label) for label in rows.labels])
-        is_within = (self.low <= numbers) & (numbers <= self.high)
-        if not is_within.all():
-            label = rows.labels[is_within.argmin()]
-            expected = f"expected a number from {self.low:g} to {self.high:g}"
-            raise refusal(rows, label, expected)
-        return numbers.astype(np.float32)
-
-    def groups(self, labels: np.ndarray) -> list[list[int]]:
-        """All rows are of one kind."""
-        return [[0]] * len(labels)
+def read_numbers(rows: Rows, low: float = -1e15, high: float = 1e15) -> np.ndarray:
+    """The numbers (N,) of a regression, float32. Raises InputError for one that is not within."""
+    numbers = np.array([parse_number(label) for label in rows.labels])
+    is_within = (low <= numbers) & (numbers <= high)
+    if not is_within.all():
+        label = rows.labels[is_within.argmin()]
+        raise refusal(rows, label, f"expected a number from {low:g} to {high:g}")
+    return numbers.astype(np.float32)
 
 
 def each_label(rows: Rows) -> Rows:

@@ -15,8 +15,8 @@ NAMES = {name: name for name in ("train", "validation", "test")}
 NAMES |= {"training": "train", "dev": "validation", "val": "validation", "valid": "validation"}
 # A file's, of the Hub also that of a part, in its older data sets with a hash.
 FILE = re.compile(
-    r"(train|validation|dev|val|valid)(_matched|(?P<other>_mismatched))?"
-    r"(-(?P<part>\d{5})-of-(?P<parts>\d{5})(-[0-9a-f]{16})?)?"
+    r"(?P<split>train|validation|dev|val|valid)(_matched)?(?P<other>(_mismatched)?)"
+    r"(-(?P<part>\d{5})-of-(?P<of>\d{5})(-[0-9a-f]{16})?)?"
 )
 
 
@@ -28,18 +28,17 @@ def find_splits(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {"train": [path]}
     splits = defaultdict(list, train=[])
-    parts = defaultdict(list, train=[])
+    parts = defaultdict(list)
     for file in sorted(path.iterdir()):
         name = FILE.fullmatch(file.stem)
         if name and file.suffix in SUFFIXES:
-            split = NAMES[name[1]] + (name["other"] or "")
+            split = NAMES[name["split"]] + name["other"]
             splits[split].append(file)
-            parts[split].append((int(name["part"] or 0), int(name["parts"] or 1)))
+            parts[split].append((int(name["part"] or 0), int(name["of"] or 1)))
     for split, files in splits.items():
-        count = max([1, *(of for _, of in parts[split])])
-        if parts[split] != [(number, count) for number in range(count)]:
-            expected = f"{count} parts of {split}" if count > 1 else f"one file {split}.csv"
+        if not files or parts[split] != [(part, len(files)) for part in range(len(files))]:
             found = listing([file.name for file in files]) or "none"
+            expected = f"one {split}{SUFFIXES[1]}, or all of its parts"
             raise InputError(f"{path}: expected {expected}, found {found}")
     return dict(splits)
 
@@ -62,15 +61,26 @@ def by_column(rows: dict[str, Rows], notes: list[str]) -> dict[str, Rows]:
         row = told.index(None)
         problem = f"has {train.splits[row]!r:.40} in row {train.numbers[row]}"
         raise InputError(f"{where} {problem}, expected {kinds} in every row")
-    if "train" not in told:
-        raise InputError(f"{where} has no train in any row")
     if "validation" in told and "validation" in rows:
         raise InputError(f"{where} names rows to validate on, and so does a file; keep one")
     counts = [f"{count:,} rows {split}" for split, count in Counter(told).items()]
     unused = "; test is not used" if "test" in told else ""
     notes.append(f"the column split has {', '.join(counts)}{unused}")
-    used = [split for split in ("train", "validation") if split in told]
-    return rows | {split: train.select([each == split for each in told]) for split in used}
+    found = rows | {"train": train.select([each == "train" for each in told])}
+    if "validation" in told:
+        found["validation"] = train.select([each == "validation" for each in told])
+    return found
+
+
+def classes_of(labels: np.ndarray) -> list[list[int]]:
+    """The classes of each row, of which a part is held out; numbers are all of one, 0.
+
+    `labels` are classes (N,), or which of several a row has (N, C), where -1 stands for none; or
+    the float numbers (N,) of a regression.
+    """
+    if labels.ndim == 2:
+        return [np.flatnonzero(row).tolist() or [-1] for row in labels]
+    return labels[:, None].tolist() if labels.dtype == np.int64 else [[0]] * len(labels)
 
 
 def hold_out(

@@ -268,9 +268,9 @@ class MultiLabel(ClassTask):
         return super().as_text(answer | {"label": ",".join(answer["label"]) or "-"})
 
     def read_labels(self, rows) -> np.ndarray:
-        from support.labels import LabelSets  # late: Arrow takes a while to import
+        from support.labels import ClassLabels, each_label  # late: Arrow takes a while to import
 
-        return LabelSets(self.names, rows).read(rows)
+        return ClassLabels(self.names, each_label(rows)).read_sets(rows)
 
 
 class Regression(Task):
@@ -317,9 +317,9 @@ class Regression(Task):
         return "{score:<17.3f}".format_map(answer)
 
     def read_labels(self, rows) -> np.ndarray:
-        from support.labels import NumberLabels  # late: Arrow takes a while to import
+        from support.labels import read_numbers  # late: Arrow takes a while to import
 
-        return NumberLabels().read(rows)
+        return read_numbers(rows)
 
 
 def metric_in_words(task: Task) -> str:

@@ -79,7 +79,7 @@ def test_directory(tmp_path, names):
 def test_files_that_are_missing_or_contradict_each_other_are_named(tmp_path):
     write_tables(tmp_path, ["train-00000-of-00003.csv", "train-00002-of-00003.csv"])
     write_tables(tmp_path, ["validation.csv"])
-    with pytest.raises(InputError, match=r"expected 3 parts of train, found train-00000"):
+    with pytest.raises(InputError, match=r"or all of its parts, found train-00000"):
         find_splits(tmp_path)
     write_tables(tmp_path, ["train-00001-of-00003.csv"])
     assert len(load_data(tmp_path).train.labels) == 6
@@ -98,7 +98,7 @@ def test_files_that_are_missing_or_contradict_each_other_are_named(tmp_path):
     assert [*find_splits(tmp_path)] == ["train"]
     for path in tmp_path.glob("train*"):
         path.unlink()
-    with pytest.raises(InputError, match=r"expected one file train.csv, found none"):
+    with pytest.raises(InputError, match=r"expected one train.csv, .*, found none"):
         find_splits(tmp_path)
 
 
@@ -198,7 +198,7 @@ LATIN = pa.StringArray.from_buffers(2, *pa.array([b"good", b"\xff\xfe"]).buffers
     ("s.json", b"{}\n", ": the name must end in .parquet, .csv, .tsv, .jsonl"),
     ("t.csv", b'sentence,label\n"good,1\n' + b"bad,0\n" * 10**6, ": cannot be read .*good"),
     ("u.jsonl", b'{"sentence": "x", "label": 1\n', ": row 1: cannot be read"),
-    ("v.jsonl", b'{"sentence": "good", "label": 1}\n[1]\n', ": row 2: is a JSON list"),
+    ("v.jsonl", b'{"sentence": "good", "label": 1}\n[1]\n', ": row 2: cannot be read .'list'"),
     ("w.jsonl", b'{"sentence": ["good"], "label": 1}\n', ": cannot be read .*cast from list"),
     ("x.jsonl", b'{"sentence": "\\ud800", "label": 1}\n', ": cannot be read .*surrogates"),
 ])  # fmt: skip
