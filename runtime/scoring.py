@@ -101,20 +101,21 @@ def assess(task: Task, given: list[Text], logits: Tensor, labels: Tensor) -> tup
     """
     columns = {
         "row": range(1, len(given) + 1),
-        "label": task.spell(labels),
-        "answer": task.spell(task.predict(logits)),
+        "label": joined(task.spell(labels)),
+        "answer": joined(task.spell(task.predict(logits))),
         "confidence": task.columns(logits).get("confidence"),  # of a number there is none
         "loss": task.row_losses(logits, labels).tolist(),
         "text": [text[0] for text in given],
         "text_pair": [text[1] for text in given] if len(given[0]) == 2 else None,
     }
-    cells = {
-        name: [",".join(value) if isinstance(value, list) else value for value in column]
-        for name, column in columns.items()
-        if column
-    }
-    worst = pa.table(cells).sort_by([("loss", "descending"), ("row", "ascending")])
+    table = pa.table({name: column for name, column in columns.items() if column})
+    worst = table.sort_by([("loss", "descending"), ("row", "ascending")])
     return {"rows": len(given), **task.report(logits, labels)}, worst
+
+
+def joined(labels: list) -> list:
+    """Of several labels a text one cell of a .csv, with commas between them."""
+    return [",".join(label) if isinstance(label, list) else label for label in labels]
 
 
 # The picture.
