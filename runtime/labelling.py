@@ -69,7 +69,8 @@ def answer_columns(model, texts: list[Text]) -> dict[str, list]:
     `model` is a Model of sample.py. A text in which nothing can be seen, or that is no string,
     gets None.
     """
-    logits = logits_of(model, len(texts), *encode_texts(model, texts))  # (N, C)
+    rows, encoded = encode_texts(model, texts)
+    logits = logits_of(model, len(texts), rows, encoded)  # (N, C)
     columns = model.task.columns(logits)
     return {name: masked(values, logits).to_pylist() for name, values in columns.items()}
 
@@ -118,10 +119,9 @@ class Labelling:
         self.done = self.folder / ".done"
         pieces.check_out(self.out, self.table, model.task.names)
         # All that decides an answer: weights, tokenizer, code; where, and in what.
-        weights = hash_arrays(model.model.state_dict())
-        code = [hash_code(name) for name in ("bert.py", "lora.py", "data.py")]
-        place = [str(model.placement.device), str(model.placement.dtype)]
-        decides = [config, model.tokenizer.to_str(), weights, code, place]
+        decides = [config, model.tokenizer.to_str(), hash_arrays(model.model.state_dict())]
+        decides += map(hash_code, ("bert.py", "lora.py", "data.py"))
+        decides += [model.placement.device, model.placement.dtype]
         self.identity = hashlib.sha256(repr(decides).encode())
 
     def pieces(self, some=None, columns=None) -> Iterator[tuple[Path, pa.Table, list[Text]]]:
@@ -174,12 +174,12 @@ class Labelling:
         is_shown = parallel.is_first() and sys.stderr and sys.stderr.isatty()
         bar = tqdm(total=total, unit=" rows", dynamic_ncols=True, disable=not is_shown)
         with bar, self.model.model.register_forward_hook(advance):
-            for done, (path, texts, there, tokens) in enumerate(ahead(encoded()), 1):
+            for done, (path, texts, rows, tokens) in enumerate(ahead(encoded()), 1):
                 if done == 1 and tokens and parallel.is_first():
-                    some = [texts[row] for row in there]
-                    for note in token_notes(self.model.tokenizer, some, tokens):
-                        errors.say(f"note on the first {len(some):,} texts: {note}")
-                logits = logits_of(self.model, len(texts), there, tokens, self.given.batch_tokens)
+                    first = [texts[row] for row in rows]
+                    for note in token_notes(self.model.tokenizer, first, tokens):
+                        errors.say(f"note on the first {len(first):,} texts: {note}")
+                logits = logits_of(self.model, len(texts), rows, tokens, self.given.batch_tokens)
                 write_part(path, logits)
                 if not is_shown:
                     errors.say(f"{done} of {len(sizes)} pieces answered")
