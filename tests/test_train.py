@@ -349,7 +349,7 @@ BAD_OPTIONS = [
     ("--max-length 41", "--max-length 41: the base has 40 positions"),
     ("--text-columns words", "no column words among sentence, label"),
     ("--metric f2", "'f2'"),
-    ("--label-names no,yes", "row 1 has the label 'negative', expected one of 0, 1"),
+    ("--label-names no,yes", "row 1 has the label 'negative', expected one of no, yes"),
     ("--text-columns a,b,c", "no column a+b+c among"),
     pytest.param("--device cuda", "--device cuda cannot be used", marks=no_cuda),
 ]
