@@ -70,7 +70,7 @@ class BertConfig:
     def from_json(cls, path: str | Path) -> "BertConfig":
         """Reads a config.json. Raises ValueError naming a field that this encoder cannot honour,
         and KeyError where a class between 0 and the last one has no name."""
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_bytes())
         values = {name: value for name, value in values.items() if value is not None}
         for name, supported in SUPPORTED.items():
             if values.get(name, supported[0]) not in supported:

@@ -297,7 +297,7 @@ def read_adapter_config(folder: Path, known: Set[str] = frozenset()) -> dict:
     """adapter_config.json. Raises ValueError naming a field that means more than a plain LoRA,
     except those that the caller says are `known` to it."""
     path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(path.read_bytes())
     for name, value in config.items():
         parts = value if isinstance(value, list) else [value]
         is_harmless = all(part in HARMLESS.get(name, []) for part in parts)
@@ -336,15 +336,16 @@ def shared_copy(model: nn.Module):
 
 def replace_classifier(model, folder: Path, state: dict[str, Tensor]) -> None:
     """Gives the model a classifier for the adapter's classes, and a pooler if it brings one."""
-    if "base_model.model.classifier.weight" not in state:
+    W = state.get(peft_name("classifier.weight"))
+    if W is None:
         raise ValueError(f"{folder}: saved without its head (PEFT: task_type SEQ_CLS saves it)")
-    C, D = state["base_model.model.classifier.weight"].shape
+    C, D = W.shape
     own = BertConfig(id2label={number: f"LABEL_{number}" for number in range(C)})
     if (folder / "config.json").is_file():
         own = BertConfig.from_json(folder / "config.json")
     names = ("id2label", "problem_type", "text_pairs", "model_max_length")
     model.config = replace(model.config, **{name: getattr(own, name) for name in names})
     model.classifier = nn.Linear(D, own.num_labels, device=model.classifier.weight.device)
-    if f"base_model.model.{POOLER}.weight" in state:
+    if peft_name(f"{POOLER}.weight") in state:
         model.bert.pooler.dense = copy.deepcopy(model.bert.pooler.dense)
         model.newly_initialized += (POOLER,)

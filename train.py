@@ -124,7 +124,7 @@ def set_up(config: Config, rewrite=None) -> Setup:
     )
     torch.manual_seed(config.seed)
     model = build_model(config, base, data)
-    if rewrite is not None:
+    if rewrite:
         model = rewrite(model)
     placement = devices.place(
         model,
@@ -270,7 +270,7 @@ def fit(setup: Setup, run: Run) -> None:
             evaluate_now = run.step % every == 0 or index == len(plan)
             if evaluate_now:
                 scores, logits = evaluate(setup, setup.validation_set)
-                if setup.mismatched_set is not None:
+                if setup.mismatched_set:
                     others, _ = evaluate(setup, setup.mismatched_set)
                     scores |= {f"mismatched_{name}": score for name, score in others.items()}
                 if run.note_scores(scores, logits):
