@@ -55,29 +55,24 @@ def shorten(whole: Tokenizer, rules: Rules, text: tuple[str, ...]) -> tuple[str,
 
     For it is cut first, and of an odd number of tokens keeps one more.
     """
-    parts = [rules.without_runs(part) for part in text]
+    parts = [rules.without_runs(part) for part in (*text, "")[:2]]  # one text, and an empty one
     size = FIRST * rules.needed
     while True:
         encodings = [whole.encode(part[:size], add_special_tokens=False) for part in parts]
         counts = [len(encoding) for encoding in encodings]
-        is_whole = [len(part) <= size for part in parts]
         fewer = counts.index(min(counts))
-        # The tokens that are sure of a beginning have to be more than the model sees, and than
-        # the shorter one of a pair has.
-        ends = zip(counts, is_whole, strict=True)
-        most = max(count if end else count - rules.unsure for count, end in ends)
-        is_sure = most > rules.most
-        if len(text) == 2:
-            is_sure = is_whole[fewer] and most > max(rules.most, counts[fewer])
-        if is_sure or all(is_whole):
+        # The tokens that are sure of the longer one have to be more than the model sees, and than
+        # the other one has, which has to be whole.
+        is_sure = max(counts) - rules.unsure > max(rules.most, min(counts))
+        if (is_sure and len(parts[fewer]) <= size) or max(map(len, parts)) <= size:
             break
         size *= GROWTH
 
-    # Of a pair the longer one has some more tokens, whatever becomes of the last ones.
+    # The longer one has some more tokens, whatever becomes of the last ones.
     beginnings = []
     for number, encoding in enumerate(encodings):
         wanted = rules.needed + rules.unsure * (1 if number == fewer else 4)
         is_long = len(encoding) > wanted + rules.unsure
         end = encoding.offsets[wanted - 1][1] if is_long else size
         beginnings.append(parts[number][:end])
-    return tuple(beginnings)
+    return tuple(beginnings[: len(text)])

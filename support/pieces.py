@@ -32,6 +32,8 @@ class Table(tables.Table):
         self.pairs = pairs
         self.answers = answers
         names = self.schema.names
+        if names.count("") > 1:
+            raise InputError(f"{path}: two columns have no name; name them")
         if path.suffix == ".jsonl":
             first = next((batch["line"][0].as_py() for batch in self.batches() if len(batch)), "{}")
             names = [*self.parse(first, row=1)]

@@ -101,7 +101,7 @@ def hold_out(
             members[each].add(numbers[key])
             classes_of[numbers[key]].add(each)
     shuffled = np.random.default_rng(0).permutation(len(numbers))
-    stay = {each: len(found) for each, found in members.items()}  # keys to train on
+    stay = Counter({each: len(found) for each, found in members.items()})  # keys to train on
     is_held = {}
     for each in sorted(members, key=lambda each: (len(members[each]), each)):
         wanted = max(1, round(fraction * len(members[each])))
@@ -111,8 +111,7 @@ def hold_out(
             is_held[number] = wanted > 0 and all(stay[other] > 1 for other in classes_of[number])
             if is_held[number]:
                 wanted -= 1
-                for other in classes_of[number]:
-                    stay[other] -= 1
+                stay.subtract(classes_of[number])
     if not any(is_held.values()):
         hint = "add some, or give --validation"
         raise InputError(f"no class has two different texts, one of them to validate on; {hint}")

@@ -239,8 +239,7 @@ def gather_rows(
     for path in paths:
         table = Table(path)
         found = table.read()
-        candidates = [rows.columns] if rows.columns else glue.TEXT_COLUMNS
-        columns = choose_columns(path, [*found], candidates)
+        columns = choose_columns(path, [*found], [columns] if columns else glue.TEXT_COLUMNS)
         choose_columns(path, [*found], [labelled])
         if len(columns) > 2 or len({*columns, *labelled}) < len(columns) + len(labelled):
             flags = f"--text-columns {','.join(columns)} --label-column {','.join(labelled)}"

@@ -28,7 +28,7 @@ import sample
 from bert import BertForSequenceClassification
 from data import encode, load_tokenizer, make_batch
 from runtime import labelling
-from support import files, parallel, pieces
+from support import dialects, files, parallel, pieces
 from support.errors import run_main
 
 # sample.py with pieces of 16 rows and, where it is told so, a pause in each of them.
@@ -452,6 +452,20 @@ def test_a_label_that_is_there_already_makes_room_for_another(labels, texts, the
     assert {row["label"] for row in rows} == {"x"}
 
 
+def test_a_tsv_is_searched_for_quotes_once(labels, texts, tmp_path, monkeypatch):
+    searched = []
+    search = dialects.is_quoted_tsv
+
+    def counting(path):
+        searched.append(path)
+        return search(path)
+
+    monkeypatch.setattr(dialects, "is_quoted_tsv", counting)
+    write_table(tmp_path / "a.tsv", {"text": texts})
+    labels(tmp_path / "a.tsv", tmp_path / "b.tsv")
+    assert searched == [tmp_path / "a.tsv"]
+
+
 def test_ends_of_lines_in_a_text_stay_in_it(labels, tmp_path):
     texts = ["hello\rbye", "hello\nbye", "hello\r\nbye", "bye\r", '"\r"', "plain"]
     parquet.write_table(pa.table({"text": texts, "number": range(6)}), tmp_path / "a.parquet")
@@ -566,12 +580,13 @@ def test_what_pandas_writes_is_labelled(labels, tmp_path, form):
         ("a.csv", b"text\ncaf\xe9\n", "a.csv: is no UTF-8, and probably CP1252"),
         ("a.csv", "words\ngood\n", "words"),
         ("a.csv", "text,text\na,b\n", "two columns are called 'text'"),
+        ("a.csv", "text,,\na,b,c\n", "two columns have no name"),
         ("a.parquet", "no parquet", "a.parquet: cannot be read"),
         ("a.CSV", "text\na\n", "the name must end in .parquet, .csv, .tsv, .jsonl or .txt"),
         ("a.csv.gz", "text\na\n", "the name must end in"),
         ("a.csv", "text\n" + "long " * 2 * 10**6 + "\n", "a.csv: "),
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_what_cannot_be_labelled_is_one_line_and_leaves_nothing(
     refuses, tmp_path, name, content, problem

@@ -132,6 +132,24 @@ def test_numbers_are_indices_of_the_names_that_a_file_tells(tmp_path):
     assert [data.task.names[n] for n in data.train.labels] == names
 
 
+def test_a_file_without_names_has_the_numbers_of_the_training_file(tmp_path):
+    """Or its names, in whatever order."""
+    table = {"text": ["one", "two", "three"], "label": [1, 0, 1]}
+    with_names(tmp_path / "train.parquet", table, ["unhappy", "happy"])
+    for labels in ["1", "0", "1.0"], ["happy", "unhappy", "happy"]:
+        write_table(tmp_path / "validation.csv", table | {"label": labels})
+        data = load_data(tmp_path)
+        assert data.task.names == ["unhappy", "happy"]
+        assert data.validation.labels.tolist() == data.train.labels.tolist() == [1, 0, 1]
+    write_table(tmp_path / "validation.csv", table | {"label": ["1", "0", "2"]})
+    with pytest.raises(InputError, match=r"row 3 has the label '2', expected one of unhappy, happ"):
+        load_data(tmp_path)
+    (tmp_path / "validation.csv").unlink()
+    write_table(tmp_path / "validation.jsonl", table | {"label": [["happy"], [], []]})
+    with pytest.raises(InputError, match=r"row 1 has the label \['happy'\], but the model gives"):
+        load_data(tmp_path)
+
+
 def test_parts_that_tell_other_classes_are_refused(tmp_path):
     table = {"text": ["one", "two"], "label": [1, 0]}
     for n, names in enumerate([["negative", "positive"], ["positive", "negative"]]):
