@@ -92,8 +92,8 @@ def load(
     """All that data.load_data does, which explains the options, except holding out."""
     from support import labels, splits, tables  # late: Arrow takes a while to import
 
-    known = glue.TASKS.get(name or glue.name_of(str(path)))
-    usual_metric, usual_names, usual_columns = known or ("", [], [])
+    task_name = name or glue.name_of(str(path))
+    usual_metric, usual_names, usual_columns = glue.TASKS.get(task_name, ("", [], []))
     files = splits.find_splits(path)
     if label_names and label_columns:
         raise InputError("--label-columns name the labels themselves; leave out --label-names")
@@ -125,9 +125,6 @@ def load(
     train = rows["train"]
     has_lists = any(isinstance(label, list) for label in train.labels)
     each = labels.each_label(train) if has_lists else train
-    if len({*map(labels.canonical, each.different)}) < 2:
-        problem = "all labels are the same, or there are none; there is nothing to learn"
-        raise InputError(f"{train.source}: {problem}")
     names = [*label_names] or [*label_columns]
     if (metric or usual_metric) in NUMBER_METRICS and not has_lists:
         task = Regression(names or ["LABEL_0"], metric or usual_metric)
@@ -145,6 +142,10 @@ def load(
             read = classes.read
             notes += labels.lists_of_others(train.different)
     found = {split: Split(each.texts, read(each)) for split, each in rows.items()}
+    known = found["train"].labels
+    if (known == known[:1]).all() or known.shape[1:] == (1,):
+        problem = "all labels are the same, or there are none; there is nothing to learn"
+        raise InputError(f"{train.source}: {problem}")
 
     return Data(
         task=task,

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 
 from support.errors import InputError, listing
-from support.tables import MARKS, Rows
+from support.tables import Rows
 from support.tasks import unnamed
 
 MISSING = {"na", "n/a", "nan", "nil", "none", "null", "?", "-", "--", ".", "-1"}
@@ -104,21 +104,22 @@ def read_numbers(rows: Rows, low: float = -1e15, high: float = 1e15) -> np.ndarr
 
 
 def each_label(rows: Rows) -> Rows:
-    """The rows with several labels, once for each of them.
+    """The rows with several labels, once for each of them. Raises InputError for what is no list.
 
-    Raises InputError for lists of marks, 0 or 1 for each label, as for what is no list.
+    In a list of marks, 0 or 1 for each label, one stands twice.
     """
-    columns = "marks of 0 and 1 go into columns: --label-columns"
     for label in rows.labels:
         if not isinstance(label, list):
             raise refusal(rows, label, "and no list of labels; see --label-separator")
         if len({*map(str, label)}) < len(label):
-            raise refusal(rows, label, f"in which one stands twice; {columns}")
+            hint = "marks of 0 and 1 go into columns: --label-columns"
+            raise refusal(rows, label, f"in which one stands twice; {hint}")
     sizes = [len(labels) for labels in rows.labels]
-    labels = [label for labels in rows.labels for label in labels]
-    if {*sizes} == {2} and {str(label).lower() for label in labels} <= MARKS.keys():
-        raise refusal(rows, rows.labels[0], f"as all others, both labels; {columns}")
-    return replace(rows, labels=labels, numbers=np.repeat(rows.numbers, sizes).tolist())
+    return replace(
+        rows,
+        labels=[label for labels in rows.labels for label in labels],
+        numbers=np.repeat(rows.numbers, sizes).tolist(),
+    )
 
 
 def found_names(rows: Rows) -> list[str]:

@@ -135,21 +135,26 @@ def write(parts: Iterable[pa.Table], table: Table, path: Path, kind: str) -> Non
             return
         heads = pa.table([[name] for name in schema.names], schema.names)
         for part in chain([heads], parts):
-            cells = [as_cells(column, kind, is_quoted(table, kind)) for column in part.columns]
+            cells = [as_cells(column) for column in part.columns]
+            if is_quoted(table, kind):
+                cells = [quoted(column, USUAL[kind]) for column in cells]
             lines = pc.binary_join_element_wise(*cells, USUAL[kind])
             file.writelines(f"{line}\n" for line in lines.to_pylist())
 
 
-def as_cells(column: pa.ChunkedArray, kind: str, quoted: bool) -> pa.ChunkedArray:
-    """A column's values as they stand in a .csv or .tsv: several labels with commas between."""
+def as_cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values of a column as texts; several labels have commas between them."""
     if pa.types.is_list(column.type):
         column = pc.binary_join(column, ",")
-    texts = column.cast(pa.string()).fill_null("")
-    if not quoted:
-        return texts
+    return column.cast(pa.string()).fill_null("")
+
+
+def quoted(texts: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
+    """Texts, those in quotation marks that need them in a row with a `separator`."""
+    needs_quotes = pc.match_substring_regex(texts, f'["\r\n{separator}]')
     within = pc.replace_substring(texts, '"', '""')
-    quotes = pc.binary_join_element_wise('"', within, '"', "")
-    return pc.if_else(pc.match_substring_regex(texts, f'["\r\n{USUAL[kind]}]'), quotes, texts)
+    marked = pc.binary_join_element_wise('"', within, '"', "")
+    return pc.if_else(needs_quotes, marked, texts)
 
 
 def extended(line: str, row: dict) -> str:

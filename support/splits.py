@@ -11,12 +11,19 @@ from support.errors import InputError, listing
 from support.tables import SUFFIXES, Rows
 
 # What a split may be called, as a file and in a column.
-NAMES = {name: name for name in ("train", "validation", "test")}
-NAMES |= {"training": "train", "dev": "validation", "val": "validation", "valid": "validation"}
+NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 # A file's, of the Hub also that of a part, in its older data sets with a hash.
 FILE = re.compile(
     r"(?P<split>train|validation|dev|val|valid)(_matched)?(?P<other>(_mismatched)?)"
-    r"(-(?P<part>\d{5})-of-(?P<of>\d{5})(-[0-9a-f]{16})?)?"
+    r"(-(?P<part>\d{5}-of-\d{5})(-[0-9a-f]{16})?)?"
 )
 
 
@@ -34,9 +41,10 @@ def find_splits(path: Path) -> dict[str, list[Path]]:
         if name and file.suffix in SUFFIXES:
             split = NAMES[name["split"]] + name["other"]
             splits[split].append(file)
-            parts[split].append((int(name["part"] or 0), int(name["of"] or 1)))
+            parts[split].append(name["part"] or "00000-of-00001")
     for split, files in splits.items():
-        if not files or parts[split] != [(part, len(files)) for part in range(len(files))]:
+        count = len(files)
+        if not files or parts[split] != [f"{part:05}-of-{count:05}" for part in range(count)]:
             found = listing([file.name for file in files]) or "none"
             expected = f"one {split}{SUFFIXES[1]}, or all of its parts"
             raise InputError(f"{path}: expected {expected}, found {found}")
@@ -61,6 +69,8 @@ def by_column(rows: dict[str, Rows], notes: list[str]) -> dict[str, Rows]:
         row = told.index(None)
         problem = f"has {train.splits[row]!r:.40} in row {train.numbers[row]}"
         raise InputError(f"{where} {problem}, expected {kinds} in every row")
+    if "train" not in told:
+        raise InputError(f"{where} has no train in any row")
     if "validation" in told and "validation" in rows:
         raise InputError(f"{where} names rows to validate on, and so does a file; keep one")
     counts = [f"{count:,} rows {split}" for split, count in Counter(told).items()]
@@ -80,7 +90,9 @@ def classes_of(labels: np.ndarray) -> list[list[int]]:
     """
     if labels.ndim == 2:
         return [np.flatnonzero(row).tolist() or [-1] for row in labels]
-    return labels[:, None].tolist() if labels.dtype == np.int64 else [[0]] * len(labels)
+    if labels.dtype == np.int64:
+        return labels[:, None].tolist()
+    return [[0]] * len(labels)
 
 
 def hold_out(

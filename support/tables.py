@@ -196,8 +196,13 @@ class Rows:
 
     def select(self, chosen) -> "Rows":
         """The rows where `chosen` (N,) is true."""
-        columns = {name: getattr(self, name) for name in ("texts", "labels", "splits", "numbers")}
-        return replace(self, **{name: [*compress(all_, chosen)] for name, all_ in columns.items()})
+        return replace(
+            self,
+            texts=[*compress(self.texts, chosen)],
+            labels=[*compress(self.labels, chosen)],
+            splits=[*compress(self.splits, chosen)],
+            numbers=[*compress(self.numbers, chosen)],
+        )
 
     def refuse_missing(self, names: Sequence[str] = ()) -> None:
         """Raises InputError that counts the rows without a text or a label, and names the first.
