@@ -121,7 +121,9 @@ def read_if_there(path: Path) -> dict:
 
 def content(token: Any) -> str:
     """The text of a special token, which stands as it is or as an object."""
-    return str(token.get("content") or "") if isinstance(token, dict) else str(token or "")
+    if isinstance(token, dict):
+        token = token.get("content")
+    return str(token or "")
 
 
 def read_settings(folder: Path, config: dict) -> dict:
