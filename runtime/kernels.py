@@ -53,6 +53,18 @@ def product(x: Tensor, W: Tensor, b: Tensor | None = None) -> Tensor:
     return F.linear(x, W, b)  # (…, in) -> (…, out)
 
 
+def packed_product(x: Tensor, packed: Tensor, b: Tensor | None, activation="none") -> Tensor:
+    """Wx + b, or an activation of it, by a weight in oneDNN's own order: (…, in) to (…, out)."""
+    x = x.to(packed.dtype)
+    return torch.ops.mkldnn._linear_pointwise(x, packed, b, activation, [], "none")
+
+
+def packed_product_plus(x: Tensor, packed: Tensor, b: Tensor, residual: Tensor) -> Tensor:
+    """Wx + b + residual, the same way; the residual is (…, out)."""
+    residual = residual.to(packed.dtype)
+    return torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed, b, "add")
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 

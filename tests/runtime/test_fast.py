@@ -28,7 +28,10 @@ from runtime.fast import (
     CpuLinear,
     CpuLinearWithLoRA,
     FastAttention,
+    PackedAttention,
+    PackedIntermediate,
     PackedLinear,
+    PackedOutput,
     rewrite,
 )
 from runtime.kernels import LinearsPlusLoRA, draw_kept
@@ -320,6 +323,7 @@ NEEDS = {  # the plain lines that a form takes the place of
     CpuLinear: set(),
     CpuDropout: set(),
 }
+PACKED = {PackedLinear, PackedAttention, PackedIntermediate, PackedOutput}
 EDITABLE = sorted(set().union(*NEEDS.values()), key=lambda cls: cls.__name__)
 
 
@@ -338,7 +342,7 @@ def test_a_form_steps_aside_where_its_plain_lines_were_edited(cls, monkeypatch):
 
 def test_every_form_was_asked_for_its_plain_lines():
     assert fast.PLAIN.keys() == {*EDITABLE}
-    assert fast.FORMS.keys() == NEEDS.keys() | {PackedLinear}
+    assert fast.FORMS.keys() == NEEDS.keys() | PACKED
 
 
 @pytest.mark.parametrize("cls", EDITABLE, ids=lambda cls: cls.__name__)
@@ -765,17 +769,76 @@ def test_few_products_are_kept_by_oneDNN_in_float32(dtype, monkeypatch):
     assert kept == ("64" if dtype == torch.float32 else None)
 
 
-@pytest.mark.parametrize("rewritten", [False, True])
-def test_packed_linear_layers(rewritten):
-    """What a whole table is labelled by; a CPU with oneDNN is needed to tell."""
-    assert kernels.ONEDNN
-    plain = merge_lora_weights(make_model(hidden_size=48)).eval().requires_grad_(False)
+def merged_twins(dtype=torch.float32, hidden_size=48):
+    """A merged model, and the same with its faster forms, to be packed."""
+    plain = merge_lora_weights(make_model(hidden_size=hidden_size)).eval().requires_grad_(False)
+    for module in plain.modules():
+        if isinstance(module, nn.Linear):
+            module.to(dtype)
     packed = copy.deepcopy(plain)
-    if rewritten:
-        rewrite(packed)
-    fast.pack(packed)
-    assert classes(packed)[PackedLinear] == 2 * 6 + 1  # of the layers, and the pooler
+    rewrite(packed)
+    return plain, packed
+
+
+# By oneDNN, which a CPU must have to tell.
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_packed_layers(rewritten):
+    """What a whole table is labelled by."""
+    assert kernels.ONEDNN
+    plain, packed = merged_twins()
+    if not rewritten:
+        packed = copy.deepcopy(plain)
+    assert not fast.pack(packed)
+    found = classes(packed)
+    assert found[PackedIntermediate] == 2 and found[PackedOutput] == 4
+    assert found[PackedAttention] == (
+        1 if rewritten else 0
+    )  # the last layer reads q of [CLS] alone
+    assert found[PackedLinear] == 2 * 6 + 1 - 2 * found[PackedAttention]  # with the pooler
     with torch.inference_mode():
         for lengths in [9], [9, 5], [40] * 30:
             input_ids, mask = inputs(TINY["vocab_size"], lengths)
             assert difference(plain(input_ids, mask), packed(input_ids, mask)) < 1e-5
+
+
+def test_packed_layers_in_bfloat16():
+    """They err no more than the plain lines do under autocast."""
+    exact, _ = merged_twins()
+    plain, packed = merged_twins(torch.bfloat16)
+    assert not fast.pack(packed)
+    assert classes(packed)[PackedLinear] == 2 * 6 - 1 or not mkldnn_has_bfloat16()
+    input_ids, mask = inputs(TINY["vocab_size"], [40, 31, 9] * 10)
+    with torch.inference_mode():
+        wanted = exact(input_ids, mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            error = difference(packed(input_ids, mask).float(), wanted)
+            assert 0 < error < 2 * difference(plain(input_ids, mask).float(), wanted)
+
+
+def mkldnn_has_bfloat16() -> bool:
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@pytest.mark.parametrize("cls", [bert.BertIntermediate, bert.BertOutput])
+def test_a_packed_form_steps_aside_where_its_plain_lines_were_edited(cls, monkeypatch):
+    plain, packed = merged_twins()
+    edited(cls, monkeypatch)
+    (note,) = fast.pack(packed)
+    assert note.startswith(f"{cls.__name__}.forward was edited: {cls.__name__} runs its plain")
+    assert not any(form in PACKED and issubclass(form, cls) for form in classes(packed))
+    input_ids, mask = inputs(TINY["vocab_size"], [9, 5])
+    with torch.inference_mode():
+        assert difference(plain(input_ids, mask), packed(input_ids, mask)) < 1e-5
+
+
+def test_another_activation_or_a_hook_is_not_packed_away():
+    plain, packed = merged_twins()
+    for model in plain, packed:
+        model.bert.encoder.layer[0].intermediate.activation = F.relu
+        model.bert.encoder.layer[0].output.LayerNorm.register_forward_hook(lambda m, x, y: 2 * y)
+    (note,) = fast.pack(packed)
+    assert note.startswith("a LayerNorm has a hook")
+    assert classes(packed)[PackedIntermediate] == 1 and classes(packed)[PackedOutput] == 3
+    input_ids, mask = inputs(TINY["vocab_size"], [9, 5])
+    with torch.inference_mode():
+        assert difference(plain(input_ids, mask), packed(input_ids, mask)) < 1e-5
