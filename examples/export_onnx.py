@@ -40,11 +40,16 @@ class OnnxModel(nn.Module):
         self.session = onnxruntime.InferenceSession(path, options, providers=providers)
 
     def forward(self, input_ids: Tensor, mask=None, types=None) -> Tensor:
-        mask = torch.ones_like(input_ids) if mask is None else mask  # (B, S)
-        types = torch.zeros_like(input_ids) if types is None else types  # (B, S)
-        tensors = zip(INPUTS, (input_ids, mask, types), strict=True)
-        feed = {name: tensor.long().numpy() for name, tensor in tensors}
+        feed = as_inputs(input_ids, mask, types)
         return torch.from_numpy(self.session.run(["logits"], feed)[0])  # (B, C)
+
+
+def as_inputs(input_ids: Tensor, mask: Tensor | None, types: Tensor | None) -> dict:
+    """What the graph takes, each (B, S)."""
+    mask = torch.ones_like(input_ids) if mask is None else mask
+    types = torch.zeros_like(input_ids) if types is None else types
+    tensors = zip(INPUTS, (input_ids, mask, types), strict=True)
+    return {name: tensor.long().numpy() for name, tensor in tensors}
 
 
 def export(model: nn.Module, path: Path) -> None:
