@@ -60,7 +60,8 @@ def pack(model) -> None:
     """Makes a Model that open_model has merged faster on a CPU; it cannot be trained any more."""
     names = [name for name, _ in model.model.named_parameters() if ".lora." in name]
     if not names and model.placement.device.type == "cpu":
-        fast.pack(model.model)
+        for note in fast.pack(model.model):
+            errors.say(f"note: {note}")
 
 
 def answer_columns(model, texts: list[Text]) -> dict[str, list]:
