@@ -323,9 +323,11 @@ def test_numbers_of_a_parquet_file_in_a_file_of_text(labels, tmp_path, to):
     table = {"text": ["a film"] * 6, "there": [True, False, None] * 2, "big": [2**63 - 1, None] * 3}
     table |= {"x": odd, "y": pa.array(odd, pa.float32()), "z": pa.array(odd, pa.float16())}
     table["kind"] = pa.array(["a", "b", None] * 2).dictionary_encode()
+    table["day"] = pa.array([19723] * 6, pa.date32())
     parquet.write_table(pa.table(table), tmp_path / "a.parquet")
     out = tmp_path / f"b.{to}"
     labels(tmp_path / "a.parquet", out)
+    assert {row["day"] for row in rows_in(out)} == {"2024-01-01"}
     if to == "csv":
         assert [row["x"] for row in rows_in(out)] == ["nan", "inf", "-inf", "1e+308", "", "0.1"]
         return
