@@ -56,7 +56,8 @@ def place(
         if is_out_of_memory(error):
             raise
         raise InputError(f"--device {device} cannot be used here: {first_line(error)}") from None
-    product_dtype, why = choose_dtype(dtype, device)
+    is_trained = any(parameter.requires_grad for parameter in model.parameters())
+    product_dtype, why = choose_dtype(dtype, device, is_trained)
     is_half = product_dtype != torch.float32
     compiled = compile == "yes"
     notes = []
@@ -106,19 +107,29 @@ def refuse_sharing(device: str, gpus: int) -> None:
         raise InputError(f"--device {device}: each of {parallel.LOCAL_SIZE} processes takes a GPU")
 
 
-def choose_dtype(dtype: str, device: str) -> tuple[torch.dtype, str]:
+def choose_dtype(dtype: str, device: str, is_trained=True) -> tuple[torch.dtype, str]:
     """The type of the matrix products, and why it is that one.
 
     bfloat16 reaches as far as float32 does. float16 ends at 65,504 and below at 6e-8, so that the
     loss is multiplied to keep its gradients within (Micikevicius et al., 2018, arXiv:1710.03740).
+    A CPU that has bfloat16 trains in it, as well and sooner (docs/results.md), and answers in
+    float32: of a thousand labels bfloat16 changes one or two.
     """
     if dtype != "auto":
         return getattr(torch, dtype), "as asked"
+    if device == "cpu" and is_trained and cpu_has_bfloat16():
+        return torch.bfloat16, "which this CPU multiplies"
     if device != "cuda":
         return torch.float32, "the usual type there"
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16, "which this GPU has"
     return torch.float16, "as this GPU has no bfloat16"  # those before Ampere only emulate it
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU has bfloat16 products of its own. Those that are emulated are slower."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def why_not_compiled(device: str, dtype: torch.dtype) -> str:

@@ -41,7 +41,9 @@ def summary(setup) -> str:
 
 
 def spell(scores: dict[str, float]) -> str:
-    return "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
+    """Scores with four digits; a count, as of steps, as it is."""
+    texts = [score if isinstance(score, int) else f"{score:.4f}" for score in scores.values()]
+    return "  ".join(f"{name} {text}" for name, text in zip(scores, texts, strict=True))
 
 
 def parameter_table(model, config) -> list[str]:

@@ -123,6 +123,14 @@ class Run:
         scores = {f"{split}_{name}": score for name, score in scores.items()}
         self.history.append({"step": self.step} | scores)
 
+    @property
+    def skipped(self) -> int:
+        """The steps that AdamW did not take, as a gradient overflowed in float16."""
+        if not self.setup.placement.scaler.is_enabled():
+            return 0
+        taken = next(tensor for name, tensor in self.tensors.items() if name.startswith("step."))
+        return self.step - int(taken)
+
     def log_steps(self) -> None:
         """Says and keeps the mean loss since the last log line, the speed and the time left."""
         loss, right, count = self.read_sums()
@@ -130,6 +138,8 @@ class Run:
         scores = {"loss": loss / count}
         if self.setup.task.step_metric:
             scores[self.setup.task.step_metric] = right / count
+        if self.skipped:
+            scores["skipped"] = self.skipped
         self.record("train", scores)
         speed = self.done / (time.perf_counter() - self.begun)
         steps_left = self.setup.steps - self.step

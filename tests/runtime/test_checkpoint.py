@@ -22,6 +22,7 @@ def begin(tiny, some_reviews, tmp_path):
     def begin(steps: int = 0, **options) -> Run:
         common = {"max_length": 16, "epochs": 1, "batch_size": 4, "resume": True}
         common |= {"model": str(tiny), "data": str(some_reviews), "out": str(tmp_path)}
+        common["dtype"] = "float32"
         with open_run(train.set_up(train.Config(**common | options))) as run:
             pass
         run.setup.model.train()
@@ -62,7 +63,7 @@ def test_going_on_is_going_through(begin):
     assert weights(again) == weights(through)
 
 
-def test_float16_goes_on_with_its_scale(begin):
+def test_float16_goes_on_with_its_scale_and_with_what_it_skipped(begin):
     """A step that overflows changes nothing, and halves the scale of the loss."""
     through = begin(2, dtype="float16")
     before = weights(through, "parameter")
@@ -70,7 +71,7 @@ def test_float16_goes_on_with_its_scale(begin):
     scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**40})
     take(through, 1)
     assert weights(through, "parameter") == before
-    assert scaler.get_scale() == 2.0**39
+    assert (scaler.get_scale(), through.skipped) == (2.0**39, 1)
     scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**9})
     take(through, 1)
     through.save_checkpoint(now=True)
@@ -80,7 +81,7 @@ def test_float16_goes_on_with_its_scale(begin):
     again = begin(dtype="float16")
     assert again.setup.placement.scaler.state_dict() == state
     take(again, 3)
-    assert again.step == 7
+    assert (again.step, again.skipped) == (7, 1)
     assert weights(again) == weights(through)
 
 

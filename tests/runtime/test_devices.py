@@ -1,5 +1,6 @@
 """Where and how a model computes; torch.compile where it works and where it does not."""
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def test_auto_is_what_pytorch_has(model):
     assert placement.device.type == best and model.classifier.weight.device.type == best
 
 
-def test_on_a_cpu(model):
+def test_on_a_cpu(model, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
     placement = devices.place(model, device="cpu")
     assert (placement.dtype, placement.why) == (torch.float32, "the usual type there")
     assert not (placement.scaler.is_enabled() or placement.compiled or placement.always_mask)
@@ -46,6 +48,16 @@ def test_on_a_cpu(model):
     with placement.autocast:
         assert not torch.is_autocast_enabled("cpu")
     assert type(model.bert.embeddings.dropout) is not torch.nn.Dropout  # a faster form
+
+
+@pytest.mark.parametrize("feature", ["avx512_bf16", "amx_bf16"])
+def test_a_cpu_that_has_bfloat16_trains_in_it_and_answers_in_float32(model, monkeypatch, feature):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True})
+    placement = devices.place(copy.deepcopy(model), device="cpu")
+    assert (placement.dtype, placement.why) == (torch.bfloat16, "which this CPU multiplies")
+    assert devices.place(copy.deepcopy(model), "cpu", dtype="float32").dtype == torch.float32
+    placement = devices.place(model.requires_grad_(False), device="cpu")
+    assert (placement.dtype, placement.why) == (torch.float32, "the usual type there")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
