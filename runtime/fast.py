@@ -123,10 +123,12 @@ class FastAttention(BertSelfAttention):
         k = self.split_heads(k)  # (B, H, S, W)
         v = self.split_heads(v)  # (B, H, S, W)
         if self.training and q.device.type == "cpu":
-            scores = (q @ k.transpose(-2, -1)).mul_(q.shape[-1] ** -0.5)  # (B, H, S or 1, S)
-            if mask is not None:
-                scores = scores.masked_fill(~mask, -torch.inf)
-            context = self.dropout(scores.softmax(-1)) @ v  # (B, H, S or 1, W)
+            # In bfloat16 too: oneDNN's products of many small matrices are slower than MKL's.
+            with torch.autocast("cpu", enabled=False):
+                scores = (q.float() @ k.float().transpose(-2, -1)).mul_(q.shape[-1] ** -0.5)
+                if mask is not None:
+                    scores = scores.masked_fill(~mask, -torch.inf)  # (B, H, S or 1, S)
+                context = self.dropout(scores.softmax(-1)) @ v.float()  # (B, H, S or 1, W)
         else:
             p = dropout_rate(self)
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
