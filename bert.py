@@ -176,7 +176,7 @@ class BertIntermediate(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.dense(x))  # (B, S, I); gelu, in the exact erf form
+        return self.activation(self.dense(x))  # (B, S, I); mostly gelu, in its erf form
 
 
 class BertLayer(nn.Module):

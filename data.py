@@ -71,8 +71,8 @@ class Encoded:
     token_type_ids: Tensor | None  # (T,) uint8; None unless the texts are pairs
     starts: np.ndarray  # (N,) int64
     lengths: np.ndarray  # (N,) int64
-    labels: Tensor | None  # (N,) int64, or float32 of a regression
-    multiple: int = 1  # of which S is one (8 on CUDA: fewer different S, fewer kernels)
+    labels: Tensor | None  # (N,) int64; float32 of a regression, and (N, C) of several labels
+    multiple: int = 1  # S is one of this (8 on CUDA: fewer different S, fewer kernels)
     always_mask: bool = False  # also where nothing is padded
 
     def to(self, device: str | torch.device, **settings) -> "Encoded":
@@ -89,7 +89,7 @@ class Encoded:
 
 
 def encode(tokenizer: Tokenizer, texts: list[tuple[str, ...]], labels=None) -> Encoded:
-    """Tokenizes N texts or pairs; `labels` (N,) go along."""
+    """Tokenizes N texts or pairs; `labels` (N, …) go along."""
     pairs = len(texts[0]) == 2
     ids = []
     types = []
@@ -157,9 +157,10 @@ def batches_by_length(lengths: np.ndarray, batch_tokens: int = 1024) -> list[np.
 def make_batch(data: Encoded, rows: np.ndarray) -> tuple:
     """The rows as `(input_ids, attention_mask, token_type_ids, labels)`.
 
-    The shapes are (B, S), (B, S), (B, S) and (B,), where S is the longest row's length. The mask
-    is true on tokens and false on padding, and None where nothing is padded; token_type_ids is
-    None unless the texts are pairs.
+    The shapes are (B, S), (B, S), (B, S) and (B,) or, of several labels, (B, C). S is the longest
+    row's length, rounded up to `data.multiple`. The mask is true on tokens and false on padding,
+    and None where nothing is padded, unless `data.always_mask`; token_type_ids is None unless the
+    texts are pairs.
     """
     device = data.input_ids.device
     lengths = data.lengths[rows]  # (B,)

@@ -179,9 +179,8 @@ def build_model(config: Config, base: Path, data: Data) -> BertForSequenceClassi
     model.config.model_max_length = config.max_length
     adapters.check_fit(model.config, config)
     if config.rank and not config.init_adapter:
-        targets = options.split_list(config.targets) or [
-            ""
-        ]  # which matches nothing, and is refused
+        # "" matches nothing, and is refused.
+        targets = options.split_list(config.targets) or [""]
         apply_lora_to_model(
             model,
             "all-linear" if targets == ["all-linear"] else targets,
@@ -226,7 +225,7 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
         # after --resume and in any process.
         generator = np.random.default_rng([config.seed, step, number])
         torch.manual_seed(int(generator.integers(2**63)))
-        *inputs, labels = make_batch(setup.train_set, batch)  # three (B, S), (B,)
+        *inputs, labels = make_batch(setup.train_set, batch)  # three (B, S) or None, labels (B, …)
         with setup.placement.autocast:
             logits = setup.model(*inputs).float()  # (B, C)
         loss = setup.task.training_loss(logits, labels)
@@ -237,9 +236,9 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
     loss_sum, right = parallel.sum_gradients(parameters, loss_sum, right)
 
     # In float16 the loss was multiplied, so that no gradient became 0. Else the scaler is idle.
+    scaler.unscale_(setup.optimizer)
     # One odd batch must not spoil AdamW's running averages for many steps; the limit of 1 is that
     # of BERT's own code.
-    scaler.unscale_(setup.optimizer)
     nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
 
     for group in setup.optimizer.param_groups:
@@ -251,7 +250,7 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
 
 
 def fit(setup: Setup, run: Run) -> None:
-    """Goes from run.step to the last step, or to the end of the one in which a signal comes."""
+    """Goes on from run.step to the last step, the end of the patience, or a signal."""
     config = setup.config
     setup.model.train()
     while not run.is_over:

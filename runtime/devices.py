@@ -25,7 +25,7 @@ class Placement:
     autocast: torch.autocast  # a context, entered again for each batch
     scaler: torch.amp.GradScaler  # of the loss, in float16; else it does nothing
     compiled: bool
-    multiple: int  # a batch's length is padded to one
+    multiple: int  # a batch's length is padded to one of this
     always_mask: bool  # whether a batch has a mask also where nothing is padded
     batch_tokens: int  # the most in a batch of texts to answer
     notes: list[str]  # what a user should know of it
@@ -112,7 +112,7 @@ def choose_dtype(dtype: str, device: str, is_trained=True) -> tuple[torch.dtype,
 
     bfloat16 reaches as far as float32 does. float16 ends at 65,504 and below at 6e-8, so that the
     loss is multiplied to keep its gradients within (Micikevicius et al., 2018, arXiv:1710.03740).
-    A CPU that has bfloat16 trains in it, as well and sooner (docs/results.md), and answers in
+    A CPU that has bfloat16 trains in it, as accurately and sooner (docs/results.md), and answers in
     float32: of a thousand labels bfloat16 changes one or two.
     """
     if dtype != "auto":

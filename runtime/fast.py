@@ -21,9 +21,10 @@ pack goes further with a model that is merged and only read:
     nn.Linear                     PackedLinear
 
 They were written for the lines in PLAIN. Where one of these was edited in its file, where a module
-has a hook or is of a class unknown here, the form steps aside, so that every edit takes effect.
-Numbers may change after the rewriting: a scaling, a rate of dropout, what is trained. Hooks, and
-layers of other kinds, must be there before it. The letters of the shapes are those of bert.py.
+has a hook of its own or is of a class unknown here, the form steps aside, so that every edit takes
+effect. Numbers may change after the rewriting: a scaling, a rate of dropout, what is trained.
+Hooks, and layers of other kinds, must be there before it. The letters of the shapes are those of
+bert.py.
 """
 
 import ast
@@ -258,6 +259,7 @@ FORMS: dict[type[nn.Module], float] = {
     PackedOutput: 1.02,
 }
 
+PACKED = {PackedLinear, PackedAttention, PackedIntermediate, PackedOutput}
 
 # oneDNN and PyTorch both keep what oneDNN compiled for a product and a number of tokens, up to half
 # a MiB each, and each up to 1,024 of them. 64 are enough here: a step of MiniLM on reviews takes as
@@ -316,12 +318,12 @@ def pack(model: nn.Module) -> list[str]:
     notes = []
     for layer in [module for module in model.modules() if isinstance(module, bert.BertLayer)]:
         attention = layer.attention.self
-        linears = [attention.query, attention.key, attention.value]
-        is_whole = type(attention) is FastAttention and type(layer) is not ClsOnlyLayer
-        if is_whole and all(map(is_packable, linears)):
-            attention.qkv = joined(linears)
-            del attention.query, attention.key, attention.value
-            attention.__class__ = PackedAttention
+        if type(attention) is FastAttention and type(layer) is not ClsOnlyLayer:
+            linears = [attention.query, attention.key, attention.value]
+            if all(map(is_packable, linears)):
+                attention.qkv = joined(linears)
+                del attention.query, attention.key, attention.value
+                attention.__class__ = PackedAttention
         intermediate = layer.intermediate
         if intermediate.activation is F.gelu and is_packable(intermediate.dense):
             notes += replace(intermediate, PackedIntermediate, [*intermediate.modules()])
@@ -364,7 +366,11 @@ def replace(module: nn.Module, form: type[nn.Module], *parts: list[nn.Module]) -
 
 def note(form: type[nn.Module], reason: str) -> str:
     plain = form.__bases__[0].__name__
-    slower = f"about {FORMS[form]} times slower, and in training other numbers drop out"
+    if form is ClsOnlyLayer:
+        plain = "the last BertLayer"
+    slower = f"about {FORMS[form]} times slower"
+    if form not in PACKED:
+        slower += ", and in training other numbers drop out"
     return f"{reason}: {plain} runs its plain lines, {slower}"
 
 
@@ -383,6 +389,8 @@ def why_not(parts: list[nn.Module], inside: Iterable[nn.Module] = ()) -> str:
             return f"{cls.__name__} is a class of its own"
         if cls in PLAIN and not is_plain(cls.forward, PLAIN[cls]):
             return f"{cls.__name__}.forward was edited"
+        if cls.__call__ is not nn.Module.__call__:
+            return f"{cls.__name__} has a __call__ of its own"
         if isinstance(part, LinearWithLoRA) and plain_class(part.linear) is not nn.Linear:
             return "a LinearWithLoRA holds something else than an nn.Linear"
         if isinstance(part, LoRALayer) and not is_simple(part):

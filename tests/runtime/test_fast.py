@@ -324,7 +324,6 @@ NEEDS = {  # the plain lines that a form takes the place of
     CpuLinear: set(),
     CpuDropout: set(),
 }
-PACKED = {PackedLinear, PackedAttention, PackedIntermediate, PackedOutput}
 EDITABLE = sorted(set().union(*NEEDS.values()), key=lambda cls: cls.__name__)
 
 
@@ -336,14 +335,24 @@ def test_a_form_steps_aside_where_its_plain_lines_were_edited(cls, monkeypatch):
     aside = {form for form, needed in NEEDS.items() if cls in needed}
     assert not aside & classes(model).keys()
     assert NEEDS.keys() - aside == classes(model).keys()
-    expected = {f"{cls.__name__}.forward was edited: {f.__base__.__name__} runs" for f in aside}
+    plain = {form: form.__base__.__name__ for form in aside} | {ClsOnlyLayer: "the last BertLayer"}
+    expected = {f"{cls.__name__}.forward was edited: {plain[form]} runs" for form in aside}
     assert {note.partition(" its plain lines, about 1.")[0] for note in notes} == expected
     assert len(notes) == len(aside)
 
 
+def test_a_form_steps_aside_for_a_call_of_its_own(monkeypatch):
+    model = make_model()
+    monkeypatch.setattr(LoRALayer, "__call__", lambda self, x: 3 * self.forward(x))
+    plain = copy.deepcopy(model)
+    assert any(note.startswith("LoRALayer has a __call__ of its own") for note in rewrite(model))
+    batch = inputs(TINY["vocab_size"], [9, 5])
+    assert difference(model.eval()(*batch), plain.eval()(*batch)) < 1e-5
+
+
 def test_every_form_was_asked_for_its_plain_lines():
     assert fast.PLAIN.keys() == {*EDITABLE}
-    assert fast.FORMS.keys() == NEEDS.keys() | PACKED
+    assert fast.FORMS.keys() == NEEDS.keys() | fast.PACKED
 
 
 @pytest.mark.parametrize("cls", EDITABLE, ids=lambda cls: cls.__name__)
@@ -773,9 +782,9 @@ def test_few_products_are_kept_by_oneDNN(monkeypatch):
     assert os.environ.pop("LRU_CACHE_CAPACITY") == "64"
 
 
-def merged_twins(dtype=torch.float32, hidden_size=48):
+def merged_twins(dtype=torch.float32, **sizes):
     """A merged model, and the same with its faster forms, to be packed."""
-    plain = merge_lora_weights(make_model(hidden_size=hidden_size)).eval().requires_grad_(False)
+    plain = merge_lora_weights(make_model(hidden_size=48, **sizes)).eval().requires_grad_(False)
     for module in plain.modules():
         if isinstance(module, nn.Linear):
             module.to(dtype)
@@ -805,6 +814,17 @@ def test_packed_layers(rewritten):
             assert difference(plain(input_ids, mask), packed(input_ids, mask)) < 1e-5
 
 
+def test_layers_that_share_their_attention_are_packed_once():
+    plain, packed = merged_twins(num_hidden_layers=3)
+    for model in plain, packed:
+        layers = model.bert.encoder.layer
+        layers[1].attention.self = layers[0].attention.self
+    fast.pack(packed)
+    input_ids, mask = inputs(TINY["vocab_size"], [9, 5])
+    with torch.inference_mode():
+        assert difference(plain(input_ids, mask), packed(input_ids, mask)) < 1e-5
+
+
 def test_packed_layers_in_bfloat16():
     """They err no more than the plain lines do under autocast."""
     exact, _ = merged_twins()
@@ -829,7 +849,7 @@ def test_a_packed_form_steps_aside_where_its_plain_lines_were_edited(cls, monkey
     edited(cls, monkeypatch)
     (note,) = fast.pack(packed)
     assert note.startswith(f"{cls.__name__}.forward was edited: {cls.__name__} runs its plain")
-    assert not any(form in PACKED and issubclass(form, cls) for form in classes(packed))
+    assert not any(form in fast.PACKED and issubclass(form, cls) for form in classes(packed))
     input_ids, mask = inputs(TINY["vocab_size"], [9, 5])
     with torch.inference_mode():
         assert difference(plain(input_ids, mask), packed(input_ids, mask)) < 1e-5
