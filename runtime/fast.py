@@ -125,11 +125,12 @@ class FastAttention(BertSelfAttention):
         v = self.split_heads(v)  # (B, H, S, W)
         if self.training and q.device.type == "cpu":
             # In bfloat16 too: oneDNN's products of many small matrices are slower than MKL's.
+            dtype = torch.promote_types(q.dtype, torch.float32)
             with torch.autocast("cpu", enabled=False):
-                scores = (q.float() @ k.float().transpose(-2, -1)).mul_(q.shape[-1] ** -0.5)
+                scores = (q.to(dtype) @ k.to(dtype).transpose(-2, -1)).mul_(q.shape[-1] ** -0.5)
                 if mask is not None:
                     scores = scores.masked_fill(~mask, -torch.inf)  # (B, H, S or 1, S)
-                context = self.dropout(scores.softmax(-1)) @ v.float()  # (B, H, S or 1, W)
+                context = self.dropout(scores.softmax(-1)) @ v.to(dtype)  # (B, H, S or 1, W)
         else:
             p = dropout_rate(self)
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
