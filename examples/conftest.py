@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import float32_on_every_cpu  # noqa: F401
 from pyarrow import csv, parquet
 from torch import nn
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, saved_base
+from helpers import ROOT, float32_on_every_cpu, saved_base  # noqa: F401
 from pyarrow import csv, parquet
 
 from support.offline import offline_pair

@@ -13,25 +13,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from filelock import FileLock
 from forking import Forks
-from helpers import saved_base, signals_restored, train_here
+from helpers import float32_on_every_cpu, saved_base, signals_restored, train_here  # noqa: F401
 from hub_server import Hub, UploadHandler
 from pyarrow import csv, parquet
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="session", autouse=True)
-def float32_on_every_cpu():
-    """What is compared with transformers and peft to 1e-5 must not depend on the CPU's types."""
-    capabilities = torch.cpu.get_capabilities()
-    without = {name: has for name, has in capabilities.items() if not name.endswith("_bf16")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cpu, "get_capabilities", lambda: without)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from huggingface_hub import constants
 from pyarrow import csv, parquet
@@ -301,3 +302,13 @@ def go(hub, how: str, monkeypatch) -> None:
     else:
         hub.faults["*"] = 503
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", how == "offline")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_on_every_cpu():
+    """What is compared with transformers and peft to 1e-5 must not depend on the CPU's types."""
+    capabilities = torch.cpu.get_capabilities()
+    without = {name: has for name, has in capabilities.items() if not name.endswith("_bf16")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", lambda: without)
+        yield
