@@ -45,16 +45,19 @@ class OpenVinoModel(nn.Module):
 
 def main() -> None:
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("adapter", help="the adapter that was exported")
+    parser.add_argument("adapter", nargs=1, help="the adapter that was exported")
     parser.add_argument("folder", type=Path, help="where its model.onnx is")
-    parser.add_argument("--file", required=True, help="a table, or texts, one a line")
+    parser.add_argument("--file", help="a table, or texts, one a line")
     parser.add_argument("--dtype", choices=HINTS, default="float32", help="of the matrix products")
     whole_table.add_options(parser)
+    parser.set_defaults(json=False)  # of sample.py's options it is not one here
     given = parser.parse_args()
+    if whole_table.choose_work(given) is not labelling.label:
+        raise InputError("this only labels: give --file and --out, and score with sample.py")
     path = given.folder / "model.onnx"
-    if not path.is_file() or not given.out:
-        raise InputError(f"{path}, made by python -m examples.export_onnx, and --out must be given")
-    ours = open_model(given.adapter, merge=True, dtype=given.dtype)
+    if not path.is_file():
+        raise InputError(f"{path}: is not there; python -m examples.export_onnx makes it")
+    ours = open_model(given.adapter[0], merge=True, dtype=given.dtype)
     labelling.label(replace(ours, model=OpenVinoModel(path, ours.model.config, given.dtype)), given)
 
 

@@ -40,8 +40,18 @@ def test_labels_as_sample_does(review_adapter, held_out, exported, tmp_path, mon
             assert label == other or confidence < 0.5 + most
 
 
-def test_says_what_comes_first(review_adapter, tmp_path, monkeypatch):
-    given = [review_adapter, tmp_path, "--file", "a.csv", "--out", tmp_path / "b.csv"]
+WITHOUT = {  # options that cannot be honoured
+    "model.onnx: is not there; python -m examples.export_onnx makes it": ["--out", "b.csv"],
+    "this only labels": ["--score"],
+    "this only labels: give": [],
+    "--label-column goes with --score alone": ["--out", "b.csv", "--label-column", "label"],
+    "--batch-tokens 0: at least 1": ["--out", "b.csv", "--batch-tokens", "0"],
+}
+
+
+@pytest.mark.parametrize("problem", WITHOUT)
+def test_says_what_comes_first(review_adapter, tmp_path, monkeypatch, problem):
+    given = [review_adapter, tmp_path, "--file", "a.txt", *WITHOUT[problem]]
     monkeypatch.setattr(sys, "argv", ["label_with_openvino", *map(str, given)])
-    with pytest.raises(InputError, match=r"model.onnx, made by python -m examples.export_onnx"):
+    with pytest.raises(InputError, match=problem):
         label_with_openvino.main()
