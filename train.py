@@ -207,16 +207,14 @@ def learning_rate(config: Config, step: int, steps: int) -> float:
     return config.lr * (steps - step) / max(1, steps - warmup)
 
 
-def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
+def train_step(setup: Setup, rows: np.ndarray, step: int) -> Tensor:
     """One step of the optimizer on these `rows` of the training data.
 
-    Returns the loss, summed over the rows, and how many were answered right. Nothing here waits
-    for a GPU.
+    Returns the loss, summed over the rows. Nothing here waits for a GPU.
     """
     config = setup.config
     scaler = setup.placement.scaler
     loss_sum = torch.zeros((), device=setup.placement.device)
-    right = torch.zeros((), device=setup.placement.device)
 
     # Forward and backward, batch by batch: the gradients add up to that of the mean over all rows.
     batches = np.split(rows, range(config.batch_size, len(rows), config.batch_size))
@@ -231,9 +229,8 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
         loss = setup.task.training_loss(logits, labels)
         scaler.scale(loss / len(rows)).backward()
         loss_sum += loss.detach()
-        right += setup.task.count_right(logits, labels)
     parameters = [p for group in setup.optimizer.param_groups for p in group["params"]]
-    loss_sum, right = parallel.sum_gradients(parameters, loss_sum, right)
+    parallel.sum_gradients(parameters, loss_sum)
 
     # In float16 the loss was multiplied, so that no gradient became 0. Else the scaler is idle.
     scaler.unscale_(setup.optimizer)
@@ -246,7 +243,7 @@ def train_step(setup: Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tenso
     scaler.step(setup.optimizer)  # in float16: unless a gradient overflowed
     scaler.update()
     setup.optimizer.zero_grad()
-    return loss_sum, right
+    return loss_sum
 
 
 def fit(setup: Setup, run: Run) -> None:
@@ -257,8 +254,8 @@ def fit(setup: Setup, run: Run) -> None:
         epoch, first = divmod(run.step, setup.steps_per_epoch)
         plan = plan_batches(setup.train_set.lengths, config.step_size, config.seed, epoch)
         for index, rows in enumerate(plan[first:], first + 1):
-            loss_sum, right = train_step(setup, rows, run.step)
-            run.note_step(loss_sum, right, len(rows))
+            loss_sum = train_step(setup, rows, run.step)
+            run.note_step(loss_sum, len(rows))
 
             # Say how it goes.
             if run.step % config.log_every == 0:

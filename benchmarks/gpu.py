@@ -78,7 +78,7 @@ def take_steps(setup: train.Setup, count: int) -> np.ndarray:
     """The mean losses of so many steps."""
     losses = []
     for step, rows in enumerate(batches_of(setup, count)):
-        loss_sum, _ = train.train_step(setup, rows, step)
+        loss_sum = train.train_step(setup, rows, step)
         losses.append(loss_sum / len(rows))
     return torch.stack(losses).cpu().numpy()
 
@@ -289,7 +289,7 @@ def measure_memory(s: SimpleNamespace) -> Iterator[dict]:
     except torch.OutOfMemoryError as error:
         figure = first_line(error)
     del ids
-    loss, _ = train.train_step(setup, np.arange(1), 0)
+    loss = train.train_step(setup, np.arange(1), 0)
     yield {
         "what": "a batch that cannot fit",
         "figure": f"{figure}; then a loss of {loss.item():.3f}",

@@ -124,7 +124,7 @@ def freezing(setup: train.Setup, part: float) -> None:
     lower = [setup.model.bert.embeddings, *layers[: len(layers) // 2]]
     plain = train.train_step
 
-    def train_step(setup: train.Setup, rows: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
+    def train_step(setup: train.Setup, rows: np.ndarray, step: int) -> Tensor:
         if step >= part * setup.steps:
             freeze(setup, lower)
         return plain(setup, rows, step)

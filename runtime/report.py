@@ -76,10 +76,9 @@ def plot_curves(history: list[dict], path: Path) -> str:
         for axis, name in zip(axes, names, strict=True):
             for split, style in ("train", {"color": "0.6"}), ("validation", {"marker": "o"}):
                 key = f"{split}_{name}"
-                records = [record for record in history if key in record]
-                steps = [record["step"] for record in records]
-                scores = [record[key] for record in records]
-                axis.plot(steps, scores, label=split, **style)
+                points = [(record["step"], record[key]) for record in history if key in record]
+                if points:  # a step has no scores
+                    axis.plot(*zip(*points, strict=True), label=split, **style)
             axis.set(xlabel="step", title=name)
             axis.legend()
             axis.grid(alpha=0.3)

@@ -33,8 +33,8 @@ def open_run(setup):
     N, C = len(setup.validation_set.lengths), setup.model.config.num_labels
     tensors = checkpoint.run_tensors(setup.model, setup.optimizer)
     tensors["best_logits"] = torch.zeros(N, C)
-    # Since the last log line: the sum of the losses, how many were right, of how many sentences.
-    tensors["unlogged"] = torch.zeros(3, device=setup.placement.device)
+    # Since the last log line: the sum of the losses, and of how many sentences.
+    tensors["unlogged"] = torch.zeros(2, device=setup.placement.device)
     run = Run(setup, facts, tensors)
     with contextlib.ExitStack() as stack:
 
@@ -103,11 +103,11 @@ class Run:
             with open(self.out / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text.translate(errors.ESCAPES_IN_LINES) + "\n")
 
-    def note_step(self, loss_sum: Tensor, right: Tensor, count: int) -> None:
+    def note_step(self, loss_sum: Tensor, count: int) -> None:
         """A step has been taken on `count` sentences."""
         self.step += 1
         self.done += count
-        self.tensors["unlogged"] += torch.stack([loss_sum, right, torch.full_like(right, count)])
+        self.tensors["unlogged"] += torch.stack([loss_sum, torch.full_like(loss_sum, count)])
 
     def read_sums(self, *others: float) -> list[float]:
         """Copies the sums from the device. Raises InputError for a loss that is not finite."""
@@ -133,11 +133,9 @@ class Run:
 
     def log_steps(self) -> None:
         """Says and keeps the mean loss since the last log line, the speed and the time left."""
-        loss, right, count = self.read_sums()
+        loss, count = self.read_sums()
         self.tensors["unlogged"].zero_()
         scores = {"loss": loss / count}
-        if self.setup.task.step_metric:
-            scores[self.setup.task.step_metric] = right / count
         if self.skipped:
             scores["skipped"] = self.skipped
         self.record("train", scores)

@@ -102,23 +102,24 @@ def all_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def sum_gradients(parameters: list[Tensor], *counts: Tensor) -> tuple[Tensor, ...]:
-    """Adds all processes' gradients and scalar counts up, in one message and in place.
+def sum_gradients(parameters: list[Tensor], loss_sum: Tensor) -> None:
+    """Adds all processes' gradients and losses up, in one message and in place.
 
     A process without a part of the batch has no gradients, which is zeros.
     """
     if SIZE == 1:
-        return counts
+        return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    tensors = [*gradients, *counts]
+    tensors = [*gradients, loss_sum]
     vector_to_parameters(all_sum(parameters_to_vector(tensors)), tensors)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    return counts
 
 
 def all_max(*values: int) -> list[int]:
     """The largest of all processes' values, each for itself. No GPU is waited for."""
+    if SIZE == 1:
+        return [*values]
     tensor = torch.tensor(values)
     collective(distributed.all_reduce, tensor, distributed.ReduceOp.MAX)
     return tensor.tolist()

@@ -31,7 +31,6 @@ class Task(Protocol):
     metric: str  # chooses the best model
     metrics: dict  # all that are computed, by name
     problem_type: str  # as in config.json
-    step_metric: str | None = "accuracy"  # what is counted in each step of the training
 
     def describe(self) -> str: ...
     def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor: ...  # (N,) of logits (N, C)
@@ -59,11 +58,6 @@ class Task(Protocol):
         if class_weights or label_smoothing:
             flags = "--class-weights and --label-smoothing"
             raise InputError(f"{flags} are for one class a text, and not for {self.describe()}")
-
-    def count_right(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """How many rows are answered right, with all of their labels."""
-        is_right = self.predict(logits) == labels
-        return is_right.view(len(labels), -1).all(-1).sum()
 
     def scores(self, predicted: Tensor, labels: Tensor) -> dict[str, float]:
         arrays = predicted.numpy(), labels.numpy()
@@ -277,7 +271,6 @@ class Regression(Task):
     """A number for each text, as STS-B's similarity from 0 to 5; its logits are (N, 1)."""
 
     problem_type = "regression"
-    step_metric = None
 
     def __init__(self, names: list[str], metric: str = ""):
         super().__init__(names, metric or "pearson", metrics.NUMBER_METRICS)

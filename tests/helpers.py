@@ -206,7 +206,7 @@ def losses_beside_peft(setup, base: str | Path) -> tuple[np.ndarray, np.ndarray,
     for epoch in range(config.epochs):
         lengths = setup.train_set.lengths
         for rows in plan_batches(lengths, config.batch_size, config.seed, epoch):
-            loss_sum, _ = train.train_step(setup, rows, step=len(ours))
+            loss_sum = train.train_step(setup, rows, step=len(ours))
             ours.append(loss_sum.item() / len(rows))
             input_ids, mask, types, labels = make_batch(setup.train_set, rows)
             loss = theirs(input_ids, mask, token_type_ids=types, labels=labels).loss

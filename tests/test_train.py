@@ -157,7 +157,7 @@ def test_float16_trains_as_float32_does(tiny, some_reviews):
         rows = np.arange(len(setup.train_set.lengths))
         losses = []
         for step in range(50):
-            loss_sum, _ = train_step(setup, np.roll(rows, -8 * step)[:8], step)
+            loss_sum = train_step(setup, np.roll(rows, -8 * step)[:8], step)
             losses.append(loss_sum.item() / 8)
         found[dtype] = np.array(losses)
     error = {dtype: np.abs(found["float32"] - found[dtype]).max() for dtype in found}

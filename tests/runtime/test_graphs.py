@@ -70,7 +70,7 @@ def losses(tiny, some_reviews):
         plan = train.plan_batches(setup.train_set.lengths, size, seed=1, epoch=0)
         found = []
         for step in range(32):
-            loss_sum, _ = train.train_step(setup, plan[step % len(plan)], step)
+            loss_sum = train.train_step(setup, plan[step % len(plan)], step)
             found.append(loss_sum.item())
             if step == 9:  # answers in between are plain
                 train.evaluate(setup, setup.validation_set)

@@ -19,17 +19,17 @@ def run(tmp_path) -> Run:
     """A run in its training, of 8 steps, without a model."""
     setup = SimpleNamespace(
         config=train.Config(out=str(tmp_path)),
-        task=SimpleNamespace(step_metric="accuracy", metric="accuracy"),
+        task=SimpleNamespace(metric="accuracy"),
         placement=SimpleNamespace(scaler=torch.amp.GradScaler("cpu", enabled=False)),
         steps=8,
         steps_per_epoch=4,
     )
-    tensors = {"best_logits": torch.zeros(3, 2), "unlogged": torch.zeros(3)}
+    tensors = {"best_logits": torch.zeros(3, 2), "unlogged": torch.zeros(2)}
     return Run(setup, {}, tensors)
 
 
-def note(run: Run, loss: float, right: int = 1, count: int = 4) -> None:
-    run.note_step(torch.tensor(loss), torch.tensor(float(right)), count)
+def note(run: Run, loss: float, count: int = 4) -> None:
+    run.note_step(torch.tensor(loss), count)
 
 
 def test_a_line_of_the_log_is_the_mean_over_sentences(run, capsys):
@@ -38,15 +38,12 @@ def test_a_line_of_the_log_is_the_mean_over_sentences(run, capsys):
         note(run, loss, count=count)
     run.log_steps()
     mean = losses.sum() / 17
-    assert run.history == [
-        {"step": 5, "train_loss": pytest.approx(mean), "train_accuracy": pytest.approx(5 / 17)}
-    ]
+    assert run.history == [{"step": 5, "train_loss": pytest.approx(mean)}]
     said = capsys.readouterr().out
-    line = rf"step 5/8  loss {mean:.4f}  accuracy 0\.2941  \d+ sentences/s  \d+ s left\n"
+    line = rf"step 5/8  loss {mean:.4f}  \d+ sentences/s  \d+ s left\n"
     assert re.fullmatch(line, said) and (run.out / "training_log.txt").read_text() == said
     note(run, 6.0)
-    run.setup.task.step_metric = None
-    run.log_steps()  # of a regression: no accuracy, and none of the former steps
+    run.log_steps()  # none of the former steps
     assert run.history[1:] == [{"step": 6, "train_loss": 1.5}]
 
 
