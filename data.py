@@ -34,7 +34,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from support import dataset
-from support.dataset import Data
+from support.dataset import Data, DataOptions
 from support.excerpts import excerpts
 from support.wordpiece import load_tokenizer as load_tokenizer
 
@@ -42,21 +42,26 @@ from support.wordpiece import load_tokenizer as load_tokenizer
 
 
 def load_data(
-    path: str | Path, tokenizer: Tokenizer | None = None, holdout: float = 0.1, **options
+    path: str | Path,
+    tokenizer: Tokenizer | None = None,
+    options: DataOptions | None = None,
+    name: str = "",
+    **more,
 ) -> Data:
     """Reads what is trained on and what is validated on.
 
     `path` is a directory with train and validation files (train.csv, train-00000-of-00001.parquet)
     or one file, which may tell in a column "split" what is what. Without validation rows a
     fraction, `holdout`, of the distinct texts of every class is held out, always the same ones;
-    with a `tokenizer` texts of the same tokens count as one. The `options` are those of
-    support.dataset.load, under the names of train.py's flags; and `name`, that of the data set, by
-    which GLUE's tasks are known. Raises InputError.
+    with a `tokenizer` texts of the same tokens count as one. `options` are train.py's, or `more`
+    gives some of them by name. GLUE's tasks are known by `name`, or else by that of the path.
+    Raises InputError.
     """
-    data = dataset.load(Path(path), **options)
+    options = options or DataOptions(**more)
+    data = dataset.load(Path(path), options, name)
     if not data.validation.texts:
         texts = data.train.texts
-        data.hold_out(row_keys(encode(tokenizer, texts)) if tokenizer else texts, holdout)
+        data.hold_out(row_keys(encode(tokenizer, texts)) if tokenizer else texts, options.holdout)
     return data
 
 

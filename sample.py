@@ -28,7 +28,6 @@ from tokenizers import Tokenizer
 
 from bert import BertForSequenceClassification
 from data import encode, load_tokenizer
-from lora import merge_lora_weights
 from runtime import adapters, devices, texts, whole_table
 from support import parallel
 from support.errors import InputError
@@ -45,6 +44,10 @@ class Model:
     tokenizer: Tokenizer
     task: Task
     placement: devices.Placement
+
+    @property
+    def takes_pairs(self) -> bool:
+        return bool(self.model.config.text_pairs)
 
 
 def open_model(
@@ -65,21 +68,19 @@ def open_model(
     given, 0.5 if it is None.
     """
     model, source = adapters.open_any(name, base, bases)
-    positions = model.config.max_position_embeddings
-    if max_length is not None and not 3 <= max_length <= positions:  # [CLS], a token and [SEP]
-        raise InputError(f"--max-length {max_length}: {name} takes from 3 to {positions} tokens")
+    tokenizer = load_tokenizer(source, adapters.text_length(model.config, source, max_length))
     model.requires_grad_(False)
-    if merge:
-        try:
-            merge_lora_weights(model)
-        except ValueError as error:  # a form of LoRA was edited
-            problem = "the adapter stays beside its layers, which is slower"
-            print(f"note: {error}; {problem}", file=sys.stderr)
-    tokenizer = load_tokenizer(source, max_length or adapters.text_length(model.config, source))
+    notes = adapters.merge_if_plain(model) if merge else []
     placement = devices.place(model, device=device, dtype=dtype)
-    for note in placement.notes:
+    for note in notes + placement.notes:
         print(note, file=sys.stderr)
-    return Model(name, model, tokenizer, task_of(model.config, threshold), placement)
+    return Model(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        task=task_of(model.config, threshold),
+        placement=placement,
+    )
 
 
 def classify(model: Model, given: list[texts.Text]) -> list[dict]:
@@ -144,20 +145,19 @@ def main() -> None:
         "threshold": given.threshold,
     }
     models = [open_model(name, **settings) for name in names]
-    pairs = bool(models[0].model.config.text_pairs)
-
-    def answer(line: str) -> None:
-        show(models, texts.checked([texts.split_line(line, pairs)]), given.json)
-
-    def switch(name: str) -> None:
-        models[:] = [open_model(name, **settings)]
-
     if work:
         work(models[0], given)
-    elif given_texts := texts.read(given, pairs):
+    elif given_texts := texts.read(given, models[0].takes_pairs):
         show(models, given_texts, given.json)
     else:
-        texts.prompt(answer, switch)
+        for line in texts.typed():
+            with texts.forgiven():
+                command, _, name = line.partition(" ")
+                if command == "/adapter":
+                    models = [open_model(name.strip(), **settings)]
+                else:
+                    text = texts.split_line(line, models[0].takes_pairs)
+                    show(models, texts.checked([text]), given.json)
 
 
 if __name__ == "__main__":

@@ -116,12 +116,8 @@ def set_up(config: Config, rewrite=None) -> Setup:
     """
     base = hub.folder(config.model)
     tokenizer = load_tokenizer(base, config.max_length)
-    data = load_data(
-        hub.data_folder(config.data),
-        tokenizer,
-        name=glue.name_of(config.data),
-        **config.data_settings(),
-    )
+    data_folder = hub.data_folder(config.data)
+    data = load_data(data_folder, tokenizer, config, name=glue.name_of(config.data))
     torch.manual_seed(config.seed)
     model = build_model(config, base, data)
     if rewrite:
@@ -133,12 +129,7 @@ def set_up(config: Config, rewrite=None) -> Setup:
         compile=config.compile,
         recompute=config.gradient_checkpointing,
     )
-    data.task.adjust_loss(
-        class_weights=config.class_weights,
-        label_smoothing=config.label_smoothing,
-        labels=data.train.labels,
-        device=placement.device,
-    )
+    data.task.adjust_loss(config.class_weights, config.label_smoothing, data.train.labels)
     # Decay pulls A and B, and with them ΔW, towards zero. Biases and LayerNorms are left out, as
     # in BERT's own code.
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -169,15 +160,7 @@ def set_up(config: Config, rewrite=None) -> Setup:
 
 def build_model(config: Config, base: Path, data: Data) -> BertForSequenceClassification:
     """The base with adapters, fresh or those of --init-adapter, and the rest frozen."""
-    if config.init_adapter:
-        model = adapters.open_to_train(config, base, data.task)
-    else:
-        model = adapters.open_base(base, data.task.names)
-    model.config.id2label = dict(enumerate(data.task.names))
-    model.config.problem_type = data.task.problem_type
-    model.config.text_pairs = len(data.columns) == 2
-    model.config.model_max_length = config.max_length
-    adapters.check_fit(model.config, config)
+    model = adapters.open_to_train(config, base, data)
     if config.rank and not config.init_adapter:
         # "" matches nothing, and is refused.
         targets = options.split_list(config.targets) or [""]
@@ -321,14 +304,7 @@ def train(config: Config, notice: str = "") -> None:
 def main() -> None:
     parallel.start()
     given = options.parse(Config, sys.argv[1:], __doc__)
-    given = parallel.broadcast(lambda: run_folder.former_options(Config, given)) | given
-    usual = {"processes": parallel.SIZE}
-    notice = ""
-    if given.get("offline_fallback") and not given.keys() & {"model", "data"}:
-        fallback, notice = parallel.broadcast(offline.official_or_offline)
-        usual |= fallback
-    of_adapter = adapters.options_of(given)  # of --init-adapter
-    train(Config(**usual | given | of_adapter), notice)  # the later one wins
+    train(*run_folder.complete(Config, given))
 
 
 if __name__ == "__main__":

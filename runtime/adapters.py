@@ -18,9 +18,10 @@ from lora import (
     read_adapter_tensors,
 )
 from support import errors, files, hub, parallel
+from support.dataset import Data
 from support.errors import InputError, listing
 from support.options import OneLineParser
-from support.tasks import Task, unnamed
+from support.tasks import unnamed
 from support.wordpiece import copy_tokenizer
 
 
@@ -46,17 +47,27 @@ def options_of(given: dict) -> dict:
     return own | {"dropout": dropout, "model": model}
 
 
-def open_to_train(config, base: Path, task: Task) -> BertForSequenceClassification:
-    """The --init-adapter on its base. The task takes the names that its classes have.
+def open_to_train(config, base: Path, data: Data) -> BertForSequenceClassification:
+    """The base, or the --init-adapter on it, with a classifier for the task of the data.
 
-    Raises InputError for an adapter of other classes, or of another kind of task.
+    The task takes the names that the adapter's classes have. Raises InputError for an adapter of
+    other classes, or of another kind of task, and for texts that the base cannot take.
     """
-    adapter = hub.folder(config.init_adapter)
-    model = open_on(base, adapter, config.dropout)
-    task.names = same_classes(adapter, [*model.config.id2label.values()], task.names)
-    told = model.config.problem_type
-    if told not in (None, task.problem_type):
-        raise InputError(f"{adapter}: is of {told}, and the data of {task.problem_type}")
+    task = data.task
+    if config.init_adapter:
+        adapter = hub.folder(config.init_adapter)
+        model = open_on(base, adapter, config.dropout)
+        task.names = same_classes(adapter, [*model.config.id2label.values()], task.names)
+        told = model.config.problem_type
+        if told not in (None, task.problem_type):
+            raise InputError(f"{adapter}: is of {told}, and the data of {task.problem_type}")
+    else:
+        model = open_base(base, task.names)
+    model.config.id2label = dict(enumerate(task.names))
+    model.config.problem_type = task.problem_type
+    model.config.text_pairs = len(data.columns) == 2
+    model.config.model_max_length = config.max_length
+    check_fit(model.config, config)
     return model
 
 
@@ -78,18 +89,22 @@ def check_fit(model_config: BertConfig, config) -> None:
         raise InputError(f"{config.model} takes no pairs of texts: it has no second segment")
 
 
-def text_length(config: BertConfig, source: Path) -> int:
-    """The tokens that a text is cut to, unless told otherwise.
+def text_length(config: BertConfig, source: Path, asked: int | None = None) -> int:
+    """The tokens that a text is cut to.
 
-    As many as in the training (config.json); or else as the tokenizer in the folder `source` says,
-    and at most the positions.
+    As many as `asked` for, or as in the training (config.json), or as the tokenizer in the folder
+    `source` says, and at most the positions. Raises InputError where `asked` cannot be honoured.
     """
+    positions = config.max_position_embeddings
+    if asked is not None:
+        if not 3 <= asked <= positions:  # [CLS], a token and [SEP]
+            raise InputError(f"--max-length {asked}: {source} takes from 3 to {positions} tokens")
+        return asked
     settings = source / "tokenizer_config.json"
     told = config.model_max_length
     if told is None and settings.is_file():
         told = files.read_json(settings).get("model_max_length")
-    positions = config.max_position_embeddings
-    if isinstance(told, int) and told >= 3:  # [CLS], a token and [SEP]
+    if isinstance(told, int) and told >= 3:
         return min(told, positions)
     return positions
 
@@ -162,6 +177,15 @@ def open_with_base(folder: Path, base: str = "", bases: dict | None = None) -> t
     if base not in bases:
         bases[base] = open_base(source)
     return open_on(bases[base], folder), source
+
+
+def merge_if_plain(model: BertForSequenceClassification) -> list[str]:
+    """Merges the adapter, in place; or says why it stays beside its layers."""
+    try:
+        merge_lora_weights(model)
+    except ValueError as error:  # a form of LoRA was edited
+        return [f"note: {error}; the adapter stays beside its layers, which is slower"]
+    return []
 
 
 def merge(adapter: str, folder: str, base: str = "", dtype: str = "float32") -> None:

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from support import errors, files, options
+from runtime import adapters
+from support import errors, files, offline, options, parallel
 from support.errors import InputError
 from support.options import option
 
@@ -62,6 +63,21 @@ def former_options(cls: type[Any], given: dict) -> dict:
     if not given.get("resume") or not is_run(out):
         return {}
     return options.read_toml(cls, out / OPTIONS)
+
+
+def complete(cls: type[Any], given: dict) -> tuple[Any, str]:
+    """The options of a run, of which `given` were asked for, and what the user should know of them.
+
+    The later one wins: the defaults of `cls`, those of this start, the former run's, those given,
+    those that --init-adapter decides.
+    """
+    given = parallel.broadcast(lambda: former_options(cls, given)) | given
+    of_start = {"processes": parallel.SIZE}
+    notice = ""
+    if given.get("offline_fallback") and not given.keys() & {"model", "data"}:
+        fallback, notice = parallel.broadcast(offline.official_or_offline)
+        of_start |= fallback
+    return cls(**of_start | given | adapters.options_of(given)), notice
 
 
 def check(config) -> None:

@@ -3,8 +3,9 @@
 A text is a tuple of one string, or of the two of a pair, with a tab between them in a line.
 """
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -79,20 +80,28 @@ def compute_logits(model, encoded: Encoded, batch_tokens: int | None = None) -> 
     return logits
 
 
-def prompt(answer: Callable[[str], None], switch: Callable[[str], None]) -> None:
-    """Asks for texts: answer(text), or switch(name) for "/adapter NAME". An error costs a line."""
+def typed() -> Iterator[str]:
+    """The lines that a user types at a prompt, without blank ones, until the end."""
     print("Type a text; /adapter NAME switches; exit, quit or Ctrl-D leaves.", file=sys.stderr)
     while True:
-        try:
-            line = input("> ").strip()
-            command, _, name = line.partition(" ")
-            if line in ("exit", "quit"):
+        line = ""
+        with forgiven():
+            try:
+                line = input("> ").strip()
+            except EOFError:
                 return
-            if command == "/adapter":
-                switch(name.strip())
-            elif line:
-                answer(line)
-        except (EOFError, BrokenPipeError):
+        if line in ("exit", "quit"):
             return
-        except Exception as error:
-            errors.complain(error)
+        if line:
+            yield line
+
+
+@contextlib.contextmanager
+def forgiven():
+    """What goes wrong inside costs a line: it is said, and the program goes on."""
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads the answers
+        raise
+    except Exception as error:
+        errors.complain(error)

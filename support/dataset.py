@@ -1,7 +1,7 @@
 """A data set: which rows are trained and validated on, with which labels, for which task."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -17,7 +17,10 @@ from support.tasks import Classification, MultiLabel, Regression, Task
 
 @dataclass(kw_only=True)
 class DataOptions:
-    """How a data set is read: train.py's options for data.load_data."""
+    """How a data set is read: train.py's options for data.load_data.
+
+    From Python a list may be given where a flag takes names with commas between them.
+    """
 
     text_columns: str = option("", "column of the text, or of a pair: a,b", also="text-column")
     label_column: str = option("label", "column of the label: a number from 0, or a name")
@@ -29,13 +32,6 @@ class DataOptions:
     metric: str = option(
         "", "chooses best/; pearson and spearman train a regression", choices=["", *METRICS]
     )
-
-    def data_settings(self) -> dict:
-        """The options under their names, lists as lists."""
-        settings = {f.name: getattr(self, f.name) for f in fields(DataOptions)}
-        for name in ("text_columns", "label_names", "label_columns"):
-            settings[name] = split_list(settings[name])
-        return settings
 
 
 @dataclass
@@ -77,21 +73,14 @@ class Data:
         self.notes.append(f"held out to validate on: {rows} (--holdout {fraction:g})")
 
 
-def load(
-    path: Path,
-    *,
-    text_columns: Sequence[str] = (),
-    label_column: str = "label",
-    label_names: Sequence[str] = (),
-    label_separator: str = "",
-    label_columns: Sequence[str] = (),
-    metric: str = "",
-    name: str = "",
-    validation: str = "",
-) -> Data:
-    """All that data.load_data does, which explains the options, except holding out."""
+def load(path: Path, options: DataOptions, name: str = "") -> Data:
+    """All that data.load_data does, except holding out."""
     from support import labels, splits, tables  # late: Arrow takes a while to import
 
+    label_names = split_list(options.label_names)
+    label_columns = split_list(options.label_columns)
+    metric = options.metric
+    validation = options.validation
     task_name = name or glue.name_of(str(path))
     usual_metric, usual_names, usual_columns = glue.TASKS.get(task_name, ("", [], []))
     files = splits.find_splits(path)
@@ -104,14 +93,14 @@ def load(
 
     # The rows of each split, with the same columns.
     rows = {}
-    columns = list(text_columns or usual_columns)
+    columns = split_list(options.text_columns) or usual_columns
     for split, paths in files.items():
         rows[split] = tables.gather_rows(
             paths,
             columns,
-            label_column,
+            options.label_column,
             label_columns=label_columns,
-            separator=label_separator,
+            separator=options.label_separator,
         )
         columns = rows[split].columns
     notes = [note for each in rows.values() for note in each.notes]
@@ -125,7 +114,7 @@ def load(
     train = rows["train"]
     has_lists = any(isinstance(label, list) for label in train.labels)
     each = labels.each_label(train) if has_lists else train
-    names = [*label_names] or [*label_columns]
+    names = label_names or label_columns
     if (metric or usual_metric) in NUMBER_METRICS and not has_lists:
         task = Regression(names or ["LABEL_0"], metric or usual_metric)
         low, high = glue.STSB_RANGE

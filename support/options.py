@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import field, fields
 from operator import attrgetter, ge, gt, le, lt
 from pathlib import Path
@@ -35,9 +36,11 @@ def check(config) -> None:
                 raise InputError(f"{flag(f.name)} {value!s:.80} is not {wanted}")
 
 
-def split_list(text: str) -> list[str]:
-    """The names in "a, b"."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+def split_list(names: str | Sequence[str]) -> list[str]:
+    """The names in "a, b"; a list is one already."""
+    if isinstance(names, str):
+        return [name.strip() for name in names.split(",") if name.strip()]
+    return [*names]
 
 
 def flag(name: str) -> str:

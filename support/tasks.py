@@ -53,7 +53,7 @@ class Task(Protocol):
         """What is minimized: the loss of logits (B, C), summed over the batch."""
         return self.row_losses(logits, labels).sum()
 
-    def adjust_loss(self, class_weights: str, label_smoothing: float, labels, device) -> None:
+    def adjust_loss(self, class_weights: str, label_smoothing: float, labels: np.ndarray) -> None:
         """Raises InputError for what only the loss of a classification knows."""
         if class_weights or label_smoothing:
             flags = "--class-weights and --label-smoothing"
@@ -132,7 +132,7 @@ class ClassTask(Task, Protocol):
 class Classification(ClassTask):
     """One of C classes for each text.
 
-    `weights` (C,), on the device of the logits, and `label_smoothing` are for the training alone.
+    `weights` (C,) and `label_smoothing` are for the training alone.
     """
 
     problem_type = "single_label_classification"
@@ -156,6 +156,8 @@ class Classification(ClassTask):
 
         Label smoothing (Szegedy et al., 2016, section 7) gives a class 1 - ε and shares ε out.
         """
+        if self.weights is not None:
+            self.weights = self.weights.to(logits.device)  # once
         return F.cross_entropy(
             logits,
             labels,
@@ -164,7 +166,7 @@ class Classification(ClassTask):
             label_smoothing=self.label_smoothing,
         )
 
-    def adjust_loss(self, class_weights: str, label_smoothing: float, labels, device) -> None:
+    def adjust_loss(self, class_weights: str, label_smoothing: float, labels: np.ndarray) -> None:
         """Sets what training_loss weighs and smooths, for the labels (N,) of the training rows.
 
         `class_weights` is "balanced", by which all classes weigh the same in sum, or a number for
@@ -186,7 +188,7 @@ class Classification(ClassTask):
             raise InputError(f"--class-weights {class_weights}: expected balanced, or {wanted}")
         weights = weights / weights.max()
         weights = weights / weights[labels].mean()
-        self.weights = torch.tensor(weights, dtype=torch.float32, device=device)
+        self.weights = torch.tensor(weights, dtype=torch.float32)
 
     def predict(self, logits: Tensor) -> Tensor:
         return logits.argmax(-1)

@@ -92,41 +92,16 @@ def test_single_texts_and_pairs_are_not_confused():
 # The prompt.
 
 
-@pytest.fixture
-def prompted(monkeypatch, capsys):
-    """prompted(lines, answer, switch): what the prompt makes of these lines of standard input."""
-
-    def prompted(lines: list[str], answer, switch=None) -> str:
-        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        texts.prompt(answer, switch)
-        return capsys.readouterr().err
-
-    return prompted
-
-
 @pytest.mark.parametrize("end", [[], ["exit", "after"], ["quit", "after"]])
-def test_the_prompt_answers_until_the_end(prompted, end):
-    answered, switched = [], []
+def test_the_prompt_takes_lines_until_the_end(monkeypatch, end):
     lines = ["great film", "", "  ", "/adapter you/cola ", " exit the building ", *end]
-    prompted(lines, answered.append, switched.append)
-    assert answered == ["great film", "exit the building"]
-    assert switched == ["you/cola"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    assert [*texts.typed()] == ["great film", "/adapter you/cola", "exit the building"]
 
 
-def test_an_error_costs_the_prompt_a_line(prompted):
-    answered = []
-
-    def answer(line: str) -> None:
-        if line == "bad":
-            raise InputError("a\x1b[31m\nlong story")
-        answered.append(line)
-
-    said = prompted(["bad", "good"], answer).splitlines()[1:]  # the first is the welcome
-    assert said[0] == "error: a\\u001b[31m long story" and answered == ["good"]
-
-
-def test_the_prompt_ends_where_nobody_reads(prompted):
-    def answer(line: str) -> None:
+def test_what_goes_wrong_is_said_and_forgiven(capsys):
+    with texts.forgiven():
+        raise InputError("a\x1b[31m\nlong story")
+    assert capsys.readouterr().err == "error: a\\u001b[31m long story\n"
+    with pytest.raises(BrokenPipeError), texts.forgiven():
         raise BrokenPipeError
-
-    assert "error" not in prompted(["good"], answer)

@@ -270,9 +270,7 @@ NAMES = ["a", "b", "c"]
 
 
 def adjust(task, class_weights: str, label_smoothing: float = 0.0) -> None:
-    task.adjust_loss(
-        class_weights=class_weights, label_smoothing=label_smoothing, labels=LABELS, device="cpu"
-    )
+    task.adjust_loss(class_weights, label_smoothing, LABELS)
 
 
 def test_balanced_weights_are_those_of_scikit_learn():
