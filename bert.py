@@ -9,9 +9,9 @@ embeddings, attention, layer, encoder, pooler, classifier; then the loading. It 
 file of this project. One set of letters gives the shapes in the whole project:
 
     B  sentences in a batch        H  attention heads (12)             C  classes
-    S  tokens in a sentence        W  width of a head (64), D = H·W    N  sentences of a data set
+    S  tokens in a sentence        d  width of a head (64), D = H·d    N  sentences of a data set
     D  hidden size (768)           I  intermediate size (3072)         T  tokens laid in one row
-    R  rank of LoRA (lora.py)
+    R  rank of LoRA (lora.py, where A, B and W are matrices too, as in the paper)
 """
 
 import json
@@ -81,10 +81,10 @@ class BertConfig:
         values["id2label"] = {n: str(labels[str(n)]) for n in range(len(labels))}
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
-    def to_json(self, path: str | Path, **more) -> None:
-        """Writes a config.json that transformers reads; `more` adds fields."""
-        label2id = {label: number for number, label in self.id2label.items()}
-        values = {"model_type": "bert", **asdict(self), "label2id": label2id, **more}
+    def to_json(self, path: str | Path, architecture: str) -> None:
+        """Writes a config.json that transformers reads, for a model of the class `architecture`."""
+        values = {"model_type": "bert", **asdict(self), "architectures": [architecture]}
+        values["label2id"] = {label: number for number, label in self.id2label.items()}
         if values["problem_type"] is None and self.num_labels == 1:
             values["problem_type"] = "regression"  # else their pipeline shows the number's sigmoid
         write_json(Path(path), values)
@@ -113,7 +113,7 @@ class BertEmbeddings(nn.Module):
 
 
 class BertSelfAttention(nn.Module):
-    """softmax(q kᵀ/√W) v, in H heads side by side (Vaswani et al., 2017, section 3.2)."""
+    """softmax(q kᵀ/√d) v, in H heads side by side (Vaswani et al., 2017, section 3.2)."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -127,18 +127,18 @@ class BertSelfAttention(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         B, S, D = x.shape
-        return x.view(B, S, self.num_heads, D // self.num_heads).transpose(1, 2)  # (B, H, S, W)
+        return x.view(B, S, self.num_heads, D // self.num_heads).transpose(1, 2)  # (B, H, S, d)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`x` (B, S, D) to (B, S, D); tokens attend where `mask` (B, 1, 1, S) is true."""
-        q = self.split_heads(self.query(x))  # (B, H, S, W)
-        k = self.split_heads(self.key(x))  # (B, H, S, W)
-        v = self.split_heads(self.value(x))  # (B, H, S, W)
+        q = self.split_heads(self.query(x))  # (B, H, S, d)
+        k = self.split_heads(self.key(x))  # (B, H, S, d)
+        v = self.split_heads(self.value(x))  # (B, H, S, d)
         scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, S, S)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         probabilities = self.dropout(scores.softmax(-1))  # (B, H, S, S)
-        context = probabilities @ v  # (B, H, S, W)
+        context = probabilities @ v  # (B, H, S, d)
         return context.transpose(1, 2).flatten(2)  # (B, S, D)
 
 
@@ -237,43 +237,13 @@ class PretrainedModel(nn.Module):
         classifier of other classes than `label_names`, or of another task; `newly_initialized`
         names them. Raises RuntimeError for an encoder with tensors missing, surplus or misshapen.
         """
-        folder = Path(name) if Path(name).is_dir() else download(str(name))
-        config = BertConfig.from_json(folder / "config.json")
-        with_classifier = cls.__name__ in (config.architectures or [cls.__name__])
-        if label_names and label_names != [*config.id2label.values()]:
-            config.id2label = dict(enumerate(label_names))
-            config.problem_type = None
-            with_classifier = False
-        with NoInit():  # the file brings the numbers
-            model = cls(config)
-
-        # What the file has for this model, under the model's names.
-        names = {plain_name(name): name for name in model.state_dict()}
-        state = {}
-        for key, tensor in load_file(folder / "model.safetensors").items():
-            name = plain_name(key)
-            if name.startswith("classifier.") and not with_classifier:
-                continue
-            if name in names or name.startswith(ENCODER):
-                state[names.get(name, name)] = tensor
-        state.pop("embeddings.position_ids", None)  # a buffer of early transformers
-
-        # What it lacks, and the rest.
-        for name, layer in model.named_modules():
-            is_head = name.endswith(("pooler.dense", "classifier"))
-            if is_head and not any(key.startswith(name) for key in state):
-                nn.init.normal_(layer.weight, std=config.initializer_range)
-                nn.init.zeros_(layer.bias)
-                state |= layer.state_dict(prefix=f"{name}.")
-                model.newly_initialized += (name,)
-        model.load_state_dict(state, assign=True)
-        return model.float().eval()
+        return open_pretrained(cls, name, label_names)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, which transformers opens as its own."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.config.to_json(folder / "config.json", architectures=[type(self).__name__])
+        self.config.to_json(folder / "config.json", type(self).__name__)
         save_file(self.state_dict(), folder / "model.safetensors", {"format": "pt"})
 
 
@@ -319,6 +289,42 @@ class BertForSequenceClassification(PretrainedModel):
 # Files.
 
 
+def open_pretrained(cls, name: str | Path, label_names: list[str] | None):
+    """A model of the class `cls`, as PretrainedModel.from_pretrained says."""
+    folder = Path(name) if Path(name).is_dir() else download(str(name))
+    config = BertConfig.from_json(folder / "config.json")
+    with_classifier = cls.__name__ in (config.architectures or [cls.__name__])
+    if label_names and label_names != [*config.id2label.values()]:
+        config.id2label = dict(enumerate(label_names))
+        config.problem_type = None
+        with_classifier = False
+    with NoInit():
+        model = cls(config)
+
+    # What the file has for this model, under the model's names. A surplus tensor of the encoder
+    # stays, so that load_state_dict refuses it.
+    own_keys = {plain_name(key): key for key in model.state_dict()}
+    state = {}
+    for key, tensor in load_file(folder / "model.safetensors").items():
+        plain = plain_name(key)
+        if plain.startswith("classifier.") and not with_classifier:
+            continue
+        if plain in own_keys or plain.startswith(ENCODER):
+            state[own_keys.get(plain, plain)] = tensor
+    state.pop("embeddings.position_ids", None)  # a buffer of early transformers
+
+    # What the file lacks: a pooler or a classifier may be new.
+    for path, layer in model.named_modules():
+        is_head = path.endswith(("pooler.dense", "classifier"))
+        if is_head and not any(key.startswith(path) for key in state):
+            nn.init.normal_(layer.weight, std=config.initializer_range)
+            nn.init.zeros_(layer.bias)
+            state |= layer.state_dict(prefix=f"{path}.")
+            model.newly_initialized += (path,)
+    model.load_state_dict(state, assign=True)
+    return model.float().eval()
+
+
 def download(name: str) -> Path:
     """The folder with the files of `owner/name[@revision]`, a repository of the Hub."""
     from huggingface_hub import snapshot_download
@@ -328,7 +334,9 @@ def download(name: str) -> Path:
     return Path(snapshot_download(repository, revision=revision or None, allow_patterns=files))
 
 
-class NoInit(TorchFunctionMode):  # the functions of torch.nn.init do nothing inside
+class NoInit(TorchFunctionMode):
+    """torch.nn.init does nothing inside. (The first use of torch.device("meta") takes seconds.)"""
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", None) == "torch.nn.init":
             return None

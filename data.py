@@ -36,7 +36,7 @@ from torch import Tensor
 from support import dataset
 from support.dataset import Data, DataOptions
 from support.excerpts import excerpts
-from support.wordpiece import load_tokenizer as load_tokenizer
+from support.wordpiece import load_tokenizer as load_tokenizer  # to be imported from here
 
 # Reading.
 
@@ -77,7 +77,7 @@ class Encoded:
     starts: np.ndarray  # (N,) int64
     lengths: np.ndarray  # (N,) int64
     labels: Tensor | None  # (N,) int64; float32 of a regression, and (N, C) of several labels
-    multiple: int = 1  # S is one of this (8 on CUDA: fewer different S, fewer kernels)
+    multiple: int = 1  # S is a multiple of this (8 on CUDA: fewer different S, fewer kernels)
     always_mask: bool = False  # also where nothing is padded
 
     def to(self, device: str | torch.device, **settings) -> "Encoded":
@@ -170,7 +170,7 @@ def make_batch(data: Encoded, rows: np.ndarray) -> tuple:
     device = data.input_ids.device
     lengths = data.lengths[rows]  # (B,)
     S = math.ceil(lengths.max() / data.multiple) * data.multiple
-    is_padded = data.always_mask or lengths.min() < S
+    needs_mask = data.always_mask or lengths.min() < S
     numbers = torch.from_numpy(np.stack([rows, data.starts[rows], lengths]))  # (3, B)
     row, start, length = numbers.to(device, non_blocking=True)  # in one copy; each (B,)
     position = torch.arange(S, device=device)  # (S,)
@@ -180,7 +180,7 @@ def make_batch(data: Encoded, rows: np.ndarray) -> tuple:
     types = data.token_type_ids
     return (
         input_ids,
-        mask if is_padded else None,
+        mask if needs_mask else None,
         None if types is None else types[place].long(),
         None if data.labels is None else data.labels[row],
     )

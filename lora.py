@@ -141,7 +141,7 @@ def apply_lora_to_model(
         out_features, in_features = linear.weight.shape
         lora = LoRALayer(in_features, out_features, rank, alpha, dropout, use_rslora)
         both = LinearWithLoRA(linear, lora.to(linear.weight.device))
-        model.set_submodule(name, both.train(linear.training))
+        model.set_submodule(name, both.train(linear.training))  # a new module would drop out
     # PEFT's names of the settings.
     model.lora_config = {
         "target_modules": target_modules if isinstance(target_modules, str) else [*target_modules],
@@ -187,15 +187,19 @@ def merge_lora_weights(model: PretrainedModel) -> PretrainedModel:
         if ".lora." in name and name.partition(".lora.")[0] not in layers:
             raise ValueError(f"{name} stands in no LinearWithLoRA, and cannot be merged")
     for name, layer in layers.items():
-        exact = copy.deepcopy(layer).double().eval()
-        delta = exact.lora.delta()  # (out, in)
-        x = torch.linspace(-1, 2, delta.shape[1]).to(delta)  # (in,), on which both must agree
-        is_linear = isinstance(exact.linear, nn.Linear)
-        if not is_linear or not torch.allclose(exact.merged()(x), exact(x)):
+        if not can_be_merged(layer):
             raise ValueError(f"{name} is not Wx + b + scaling · B(A(x)), and cannot be merged")
     for name, layer in layers.items():
         model.set_submodule(name, layer.merged())
     return model
+
+
+def can_be_merged(layer: LinearWithLoRA) -> bool:
+    """Whether the layer, whose forward may have been edited, and its merged form agree."""
+    exact = copy.deepcopy(layer).double().eval()
+    delta = exact.lora.delta()  # (out, in)
+    x = torch.linspace(-1, 2, delta.shape[1]).to(delta)  # (in,), an x like any other
+    return isinstance(exact.linear, nn.Linear) and torch.allclose(exact.merged()(x), exact(x))
 
 
 # Adapters in memory and on disk, under PEFT's names: a format, and nothing new about LoRA.
@@ -257,7 +261,7 @@ def save_adapter(model: PretrainedModel, folder: str | Path, base: str) -> None:
         "inference_mode": True,
         **(model.lora_config or {}),
     }
-    model.config.to_json(folder / "config.json", architectures=[type(model).__name__])
+    model.config.to_json(folder / "config.json", type(model).__name__)
     write_json(folder / "adapter_config.json", config)
     tensors = get_lora_state_dict(model)
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
@@ -330,16 +334,16 @@ def named_base(folder: Path) -> str:
 
 
 def shared_copy(model: nn.Module):
-    """A copy of the modules, which shares all tensors with `model`."""
+    """A copy of the modules, which shares all tensors with `model`: a base is in memory once."""
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
 def replace_classifier(model, folder: Path, state: dict[str, Tensor]) -> None:
-    """Gives the model a classifier for the adapter's classes, and a pooler if it brings one."""
-    W = state.get(peft_name("classifier.weight"))
-    if W is None:
+    """Gives the model the adapter's classes, their classifier, and a pooler if it brings one."""
+    weight = state.get(peft_name("classifier.weight"))
+    if weight is None:
         raise ValueError(f"{folder}: saved without its head (PEFT: task_type SEQ_CLS saves it)")
-    C, D = W.shape
+    C, D = weight.shape
     own = BertConfig(id2label={number: f"LABEL_{number}" for number in range(C)})
     if (folder / "config.json").is_file():
         own = BertConfig.from_json(folder / "config.json")

@@ -40,14 +40,14 @@ class Model:
     """What answers, under the name that the user gave it."""
 
     name: str
-    model: BertForSequenceClassification
+    network: BertForSequenceClassification
     tokenizer: Tokenizer
     task: Task
     placement: devices.Placement
 
     @property
     def takes_pairs(self) -> bool:
-        return bool(self.model.config.text_pairs)
+        return bool(self.network.config.text_pairs)
 
 
 def open_model(
@@ -67,37 +67,37 @@ def open_model(
     an adapter makes many answers faster. Of several labels a text those above the `threshold` are
     given, 0.5 if it is None.
     """
-    model, source = adapters.open_any(name, base, bases)
-    tokenizer = load_tokenizer(source, adapters.text_length(model.config, source, max_length))
-    model.requires_grad_(False)
-    notes = adapters.merge_if_plain(model) if merge else []
-    placement = devices.place(model, device=device, dtype=dtype)
+    network, source = adapters.open_any(name, base, bases)
+    tokenizer = load_tokenizer(source, adapters.text_length(network.config, source, max_length))
+    network.requires_grad_(False)
+    notes = adapters.merge_if_plain(network) if merge else []
+    placement = devices.place(network, device=device, dtype=dtype)
     for note in notes + placement.notes:
         print(note, file=sys.stderr)
     return Model(
         name=name,
-        model=model,
+        network=network,
         tokenizer=tokenizer,
-        task=task_of(model.config, threshold),
+        task=task_of(network.config, threshold),
         placement=placement,
     )
 
 
-def classify(model: Model, given: list[texts.Text]) -> list[dict]:
+def classify(model: Model, inputs: list[texts.Text]) -> list[dict]:
     """The answers to N texts, each a tuple of one string, or of the two of a pair.
 
     An answer has the label, its confidence and the scores of all classes, or of a regression the
     score. Raises InputError for pairs where the model takes single texts, and the reverse.
     """
-    texts.refuse_other_kind(model.name, model.model.config, given)
-    logits = texts.compute_logits(model, encode(model.tokenizer, given))  # (N, C)
+    texts.refuse_other_kind(model.name, model.network.config, inputs)
+    logits = texts.compute_logits(model, encode(model.tokenizer, inputs))  # (N, C)
     return [model.task.answer(row) for row in logits]
 
 
-def show(models: list[Model], given: list[texts.Text], as_json: bool) -> None:
+def show(models: list[Model], inputs: list[texts.Text], as_json: bool) -> None:
     """Prints a line for each text and model."""
-    answers = [classify(model, given) for model in models]
-    for text, *its_answers in zip(given, *answers, strict=True):
+    answers = [classify(model, inputs) for model in models]
+    for text, *its_answers in zip(inputs, *answers, strict=True):
         for model, answer in zip(models, its_answers, strict=True):
             fields = {"adapter": model.name} if len(models) > 1 else {}
             if as_json:
@@ -147,8 +147,8 @@ def main() -> None:
     models = [open_model(name, **settings) for name in names]
     if work:
         work(models[0], given)
-    elif given_texts := texts.read(given, models[0].takes_pairs):
-        show(models, given_texts, given.json)
+    elif inputs := texts.read(given, models[0].takes_pairs):
+        show(models, inputs, given.json)
     else:
         for line in texts.typed():
             with texts.forgiven():

@@ -18,10 +18,10 @@ import functools
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from bert import BertForSequenceClassification
@@ -35,12 +35,12 @@ from data import (
     plan_batches,
     predict,
 )
-from lora import apply_lora_to_model, mark_only_lora_as_trainable, save_adapter
+from lora import apply_lora_to_model, mark_only_lora_as_trainable
 from runtime import adapters, devices, report, run_folder
 from runtime.data_notes import data_notes
 from runtime.run import Run, open_run
 from runtime.run_folder import RunOptions
-from support import files, glue, hub, offline, options, parallel
+from support import glue, hub, offline, options, parallel
 from support.dataset import Data, DataOptions, Split
 from support.options import option
 from support.tasks import Task
@@ -48,7 +48,10 @@ from support.tasks import Task
 
 @dataclass
 class Config(RunOptions, DataOptions):
-    """Every field is a flag (--batch-size) and a key of the --config file (batch_size)."""
+    """Every field is a flag (--batch-size) and a key of the --config file (batch_size).
+
+    DataOptions are those of the tables, RunOptions those of the run's folder, its log, and memory.
+    """
 
     model: str = option(offline.OFFICIAL_MODEL, "base model: a directory, or owner/name[@revision]")
     data: str = option(offline.OFFICIAL_DATA, "a table, a directory of tables, a Hub data set")
@@ -79,49 +82,68 @@ class Config(RunOptions, DataOptions):
     eval_every: int = option(0, "steps between evaluations within an epoch", at_least=0)
 
     @property
-    def step_size(self) -> int:
-        """The sentences of a step, in all its batches and processes."""
+    def step_rows(self) -> int:
+        """How many rows a step takes, in all its batches and processes."""
         return self.batch_size * self.grad_accum * self.processes
 
 
 @dataclass
 class Setup:
-    """What a run computes with."""
+    """What a run computes with, and the data that its report names."""
 
     config: Config
+    data: Data  # without the training texts, of which the tokens are enough
     task: Task
-    columns: list[str]  # of the texts
     model: BertForSequenceClassification
     optimizer: torch.optim.Optimizer
     placement: devices.Placement
     train_set: Encoded
     validation_set: Encoded
     mismatched_set: Encoded | None  # MNLI's second validation split, which is scored too
-    validation_texts: list[tuple[str, ...]]  # as they are read in the report
-    notes: list[str]  # on the data
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.train_set.lengths) / self.config.step_size)
+        return math.ceil(len(self.train_set.lengths) / self.config.step_rows)
 
     @functools.cached_property
     def steps(self) -> int:
         return self.steps_per_epoch * self.config.epochs
 
 
-def set_up(config: Config, rewrite=None) -> Setup:
-    """Reads data and model, and puts them where they compute.
+def set_up(config: Config) -> Setup:
+    """Reads data and model, and puts them where they compute."""
+    return place(config, *prepare(config))
 
-    `rewrite(model) -> model` changes the model before it is placed, for other methods than LoRA.
+
+def prepare(config: Config) -> tuple[Tokenizer, Data, BertForSequenceClassification]:
+    """The data, and the base with adapters, fresh or those of --init-adapter, and the rest frozen.
+
+    Another method than LoRA rewrites the model between this and place.
     """
     base = hub.folder(config.model)
     tokenizer = load_tokenizer(base, config.max_length)
     data_folder = hub.data_folder(config.data)
     data = load_data(data_folder, tokenizer, config, name=glue.name_of(config.data))
     torch.manual_seed(config.seed)
-    model = build_model(config, base, data)
-    if rewrite:
-        model = rewrite(model)
+    model = adapters.open_to_train(config, base, data)
+    if config.rank and not config.init_adapter:
+        apply_lora_to_model(
+            model,
+            adapters.target_modules(config.targets),
+            rank=config.rank,
+            alpha=config.alpha,
+            dropout=config.dropout,
+            use_rslora=config.use_rslora,
+        )
+    if config.rank:
+        mark_only_lora_as_trainable(model)
+    return tokenizer, data, model
+
+
+def place(
+    config: Config, tokenizer: Tokenizer, data: Data, model: BertForSequenceClassification
+) -> Setup:
+    """Puts the model and the tokens of the data where they compute."""
     placement = devices.place(
         model,
         device=config.device,
@@ -130,51 +152,39 @@ def set_up(config: Config, rewrite=None) -> Setup:
         recompute=config.gradient_checkpointing,
     )
     data.task.adjust_loss(config.class_weights, config.label_smoothing, data.train.labels)
-    # Decay pulls A and B, and with them ΔW, towards zero. Biases and LayerNorms are left out, as
-    # in BERT's own code.
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
-    ]
 
     def encoded(split: Split) -> Encoded:
         return placement.move(encode(tokenizer, split.texts, split.labels))
 
     train_set = encoded(data.train)
     validation_set = encoded(data.validation)
+    data.notes = data_notes(data, tokenizer, train_set, validation_set)
+    data.train.texts.clear()
     return Setup(
         config=config,
+        data=data,
         task=data.task,
-        columns=data.columns,
         model=model,
-        optimizer=torch.optim.AdamW(groups, lr=config.lr, fused=True),
+        optimizer=make_optimizer(config, model),
         placement=placement,
         train_set=train_set,
         validation_set=validation_set,
         mismatched_set=encoded(data.mismatched) if data.mismatched else None,
-        validation_texts=data.validation.texts,
-        notes=data_notes(data, tokenizer, train_set, validation_set),
     )
 
 
-def build_model(config: Config, base: Path, data: Data) -> BertForSequenceClassification:
-    """The base with adapters, fresh or those of --init-adapter, and the rest frozen."""
-    model = adapters.open_to_train(config, base, data)
-    if config.rank and not config.init_adapter:
-        # "" matches nothing, and is refused.
-        targets = options.split_list(config.targets) or [""]
-        apply_lora_to_model(
-            model,
-            "all-linear" if targets == ["all-linear"] else targets,
-            rank=config.rank,
-            alpha=config.alpha,
-            dropout=config.dropout,
-            use_rslora=config.use_rslora,
-        )
-    if config.rank:
-        mark_only_lora_as_trainable(model)
-    return model
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter, 2017, arXiv:1711.05101) on all that is trained.
+
+    Decay pulls A and B, and with them ΔW, towards zero. Biases and LayerNorms are left out, as in
+    BERT's own code.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:
@@ -235,28 +245,29 @@ def fit(setup: Setup, run: Run) -> None:
     setup.model.train()
     while not run.is_over:
         epoch, first = divmod(run.step, setup.steps_per_epoch)
-        plan = plan_batches(setup.train_set.lengths, config.step_size, config.seed, epoch)
-        for index, rows in enumerate(plan[first:], first + 1):
+        # Each of these batches is the rows of a step, which train_step may cut again.
+        plan = plan_batches(setup.train_set.lengths, config.step_rows, config.seed, epoch)
+        for rows in plan[first:]:
             loss_sum = train_step(setup, rows, run.step)
-            run.note_step(loss_sum, len(rows))
+            run.count_step(loss_sum, len(rows))
 
             # Say how it goes.
             if run.step % config.log_every == 0:
                 run.log_steps()
 
             # Evaluate, and keep what is best.
-            every = config.eval_every or len(plan)
-            evaluate_now = run.step % every == 0 or index == len(plan)
-            if evaluate_now:
+            ends_epoch = run.step % setup.steps_per_epoch == 0
+            is_due = config.eval_every > 0 and run.step % config.eval_every == 0
+            if ends_epoch or is_due:
                 scores, logits = evaluate(setup, setup.validation_set)
                 if setup.mismatched_set:
                     others, _ = evaluate(setup, setup.mismatched_set)
                     scores |= {f"mismatched_{name}": score for name, score in others.items()}
-                if run.note_scores(scores, logits):
-                    save_model(setup, run, run.out / "best")
+                if run.log_scores(scores, logits):
+                    run.save_model("best")
 
             # Save what resuming takes; a signal, or patience that has ended, ends the run here.
-            run.save_checkpoint(now=evaluate_now)
+            run.save_checkpoint(now=ends_epoch or is_due)
             if run.is_over:
                 break
 
@@ -271,32 +282,14 @@ def evaluate(setup: Setup, data: Encoded) -> tuple[dict[str, float], Tensor]:
     return setup.task.evaluation(logits, data.labels.cpu()), logits
 
 
-def save_model(setup: Setup, run: Run, folder: Path) -> None:
-    """The adapter, or with rank 0 the whole model, and its model card."""
-    if not parallel.is_first():
-        return
-    with files.written_whole(folder) as temporary:
-        if setup.config.rank:
-            save_adapter(setup.model, temporary, setup.config.model)
-        else:
-            setup.model.save_pretrained(temporary)
-            base = hub.folder(setup.config.model)
-            adapters.copy_tokenizer(base, temporary, setup.config.max_length)
-    report.write_card(setup, folder, run.history)
-
-
 def train(config: Config, notice: str = "") -> None:
     """A whole run, in its folder."""
-    if config.push_to_hub:
-        adapters.check_push(config)
-    parallel.broadcast(lambda: run_folder.check(config))
+    run_folder.check_early(config)
     setup = set_up(config)
     with open_run(setup) as run:
-        for text in (notice, report.summary(setup), *setup.notes, *setup.placement.notes):
-            run.say(text)
+        run.say(notice, report.summary(setup), *setup.data.notes, *setup.placement.notes)
         fit(setup, run)
         run.finish()
-        save_model(setup, run, run.out / "final")  # the last that a run writes
     if config.push_to_hub:
         adapters.push(run.out / "best", config.hub_model_id, config.hub_private)
 

@@ -91,7 +91,7 @@ def contenders(s: SimpleNamespace) -> dict:
             "OpenVINO": OpenVinoModel(path, plain.config, s.dtype),
         }
         for runtime, model in runtimes.items():
-            models[f"{runtime}, {whose} graph"] = replace(ours, model=model)
+            models[f"{runtime}, {whose} graph"] = replace(ours, network=model)
 
     order = np.argsort([len(text) for (text,) in s.reviews], kind="stable")
     by_length = [s.reviews[row][0] for row in order]

@@ -47,7 +47,7 @@ def measure(config: train.Config, steps: int, way: str) -> dict:
         from torch.nn.parallel import DistributedDataParallel
 
         setup.model.bert = DistributedDataParallel(setup.model.bert)
-    plan = plan_batches(setup.train_set.lengths, config.step_size, seed=0, epoch=0)
+    plan = plan_batches(setup.train_set.lengths, config.step_rows, seed=0, epoch=0)
     waited = []
     sum_gradients = parallel.sum_gradients
 

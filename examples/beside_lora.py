@@ -28,7 +28,9 @@ def train_beside_lora(method: str, rewrite, save, prepare=None, lr=1e-3, **setti
     }
     if not given.alone:
         fit("LoRA", train.set_up(train.Config(**common, lr=1e-3)))
-    setup = train.set_up(train.Config(**common, lr=given.lr, **settings), rewrite)
+    config = train.Config(**common, lr=given.lr, **settings)
+    tokenizer, data, model = train.prepare(config)
+    setup = train.place(config, tokenizer, data, rewrite(model))
     fit(method, setup, prepare(setup) if prepare else train.train_step)
     save(setup.model, given.out, base)
     print(f"the adapter is in {given.out}")
@@ -54,7 +56,7 @@ def fit(method: str, setup: train.Setup, train_step=train.train_step) -> None:
     step = 0
     setup.model.train()
     for epoch in range(config.epochs):
-        plan = plan_batches(setup.train_set.lengths, config.step_size, config.seed, epoch)
+        plan = plan_batches(setup.train_set.lengths, config.step_rows, config.seed, epoch)
         what = f"{method}, epoch {epoch + 1}"
         for rows in tqdm(plan, what, unit=" steps", leave=False, disable=None):
             train_step(setup, rows, step)

@@ -98,7 +98,7 @@ def main() -> None:
         model = merge_lora_weights(open_adapter(adapter, base))
         folder.mkdir(parents=True)
         export(model, folder / "model.onnx")
-        model.config.to_json(folder / "config.json", architectures=[type(model).__name__])
+        model.config.to_json(folder / "config.json", type(model).__name__)
         length = text_length(model.config, base)
         copy_tokenizer(base, folder, length)
         reviews = load_data(offline_pair()[1]).validation.texts

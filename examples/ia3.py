@@ -86,7 +86,7 @@ def save_ia3(model: nn.Module, folder: str, base: str) -> None:
     }
     tensors = {name: parameter.detach() for name, parameter in trained_parameters(model).items()}
     Path(folder).mkdir(parents=True)
-    model.config.to_json(Path(folder, "config.json"), architectures=[type(model).__name__])
+    model.config.to_json(Path(folder, "config.json"), type(model).__name__)
     write_json(Path(folder, "adapter_config.json"), config)
     save_file(tensors, Path(folder, "adapter_model.safetensors"), {"format": "pt"})
 

@@ -58,7 +58,9 @@ def main() -> None:
     if not path.is_file():
         raise InputError(f"{path}: is not there; python -m examples.export_onnx makes it")
     ours = open_model(given.adapter[0], merge=True, dtype=given.dtype)
-    labelling.label(replace(ours, model=OpenVinoModel(path, ours.model.config, given.dtype)), given)
+    labelling.label(
+        replace(ours, network=OpenVinoModel(path, ours.network.config, given.dtype)), given
+    )
 
 
 if __name__ == "__main__":

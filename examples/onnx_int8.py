@@ -59,9 +59,9 @@ def main() -> None:
         "ONNX Runtime": given.folder / "model.onnx",
         "ONNX Runtime, int8": quantise(given.folder),
     }
-    config = ours.model.config
+    config = ours.network.config
     models = {
-        name: replace(ours, model=OnnxModel(path, config)) if path.suffix == ".onnx" else ours
+        name: replace(ours, network=OnnxModel(path, config)) if path.suffix == ".onnx" else ours
         for name, path in files.items()
     }
     seconds = {name: [] for name in models}

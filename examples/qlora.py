@@ -64,10 +64,13 @@ def main() -> None:
     add("--out", default="out-qlora", help="a new folder for the adapter (default: %(default)s)")
     given = parser.parse_args()
     refuse_existing(given.out)
-    base, data = offline_pair()
+    base, reviews = offline_pair()
     settings = {"lr": 1e-3, "device": "cpu", "epochs": given.epochs, "seed": given.seed}
-    config = train.Config(model=base, data=data, **settings)
-    setup = train.set_up(config, rewrite=quantise if given.bits == 4 else None)
+    config = train.Config(model=base, data=reviews, **settings)
+    tokenizer, data, model = train.prepare(config)
+    if given.bits == 4:
+        model = quantise(model)
+    setup = train.place(config, tokenizer, data, model)
     fit(f"{given.bits} bits", setup)
     print(f"{base_bytes(setup.model):,} bytes are frozen")
     save_adapter(setup.model, given.out, base)

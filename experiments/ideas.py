@@ -27,6 +27,7 @@ import train
 from data import make_batch
 from lora import LinearWithLoRA, LoRALayer
 from runtime import checkpoint
+from runtime.run import Run
 from support import files, parallel
 from support.errors import InputError, run_main
 from support.options import LIMITS, option
@@ -249,7 +250,7 @@ def begin_at(setup: train.Setup, starts: list[tuple[Tensor, Tensor]]) -> None:
                 lora.lora_A.weight = A
                 lora.lora_B.weight = B
 
-    run_inside(on_the_plain_base, "save_model")
+    run_inside(on_the_plain_base, (Run, "save_model"))
 
 
 # What is scored and kept.
@@ -281,7 +282,7 @@ def average(setup: train.Setup, memory: float) -> None:
             copy(trained, now)
 
     setup.optimizer.register_step_post_hook(follow)
-    run_inside(with_the_means, "evaluate", "save_model")
+    run_inside(with_the_means, (train, "evaluate"), (Run, "save_model"))
 
 
 @torch.no_grad()
@@ -289,18 +290,18 @@ def copy(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
     torch._foreach_copy_(parameters, values)
 
 
-def run_inside(context, *names: str) -> None:
-    """From here on the functions of train.py of these names run inside context(setup)."""
+def run_inside(context, *places: tuple) -> None:
+    """From here on these functions, of train.py or a Run, are run inside context(setup)."""
 
     def wrapped(function):
-        def inside(setup: train.Setup, *others):
-            with context(setup):
-                return function(setup, *others)
+        def inside(first, *others):
+            with context(getattr(first, "setup", first)):  # of a Run, or the train.Setup
+                return function(first, *others)
 
         return inside
 
-    for name in names:
-        setattr(train, name, wrapped(getattr(train, name)))
+    for owner, name in places:
+        setattr(owner, name, wrapped(getattr(owner, name)))
 
 
 # The words.
@@ -412,23 +413,24 @@ class Config(train.Config):
 
 
 plain_set_up = train.set_up
-plain_save_model = train.save_model
+plain_save_model = Run.save_model
 
 
-def set_up(config: Config, rewrite=None) -> train.Setup:
+def set_up(config: Config) -> train.Setup:
     """train.set_up, and then each idea."""
-    setup = plain_set_up(config, rewrite)
+    setup = plain_set_up(config)
     for name, number in parse(config.ideas).items():
         FUNCTIONS[name](setup, *number)
     return setup
 
 
-def save_model(setup: train.Setup, run, folder: Path) -> None:
-    """train.save_model, and then the card says what is so of this program alone."""
-    plain_save_model(setup, run, folder)
+def save_model(run: Run, name: str) -> None:
+    """Run.save_model, and then the card says what is so of this program alone."""
+    plain_save_model(run, name)
     if not parallel.is_first():
         return
-    card = folder / "README.md"
+    setup = run.setup
+    card = run.out / name / "README.md"
     text = card.read_text(encoding="utf-8")
     text = text.replace("    python train.py", "    python experiments/ideas.py", 1)
     rank = setup.config.rank
@@ -444,7 +446,7 @@ def main() -> None:
         sys.argv[1 : 1 + len(words)] = [f"--ideas={' '.join(words)}"]
     train.Config = Config
     train.set_up = set_up
-    train.save_model = save_model
+    Run.save_model = save_model
     train.main()
 
 

@@ -1,7 +1,6 @@
 """The ideas of experiments/ideas.py, against transformers, peft and PyTorch."""
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import ideas
@@ -17,16 +16,10 @@ from torch import nn
 import train
 from data import make_batch
 from lora import LinearWithLoRA
+from runtime.run import Run
 from support.errors import InputError
 
-REPLACED = (
-    "set_up",
-    "evaluate",
-    "save_model",
-    "learning_rate",
-    "plan_batches",
-    "train_step",
-)
+REPLACED = ("set_up", "evaluate", "learning_rate", "plan_batches", "train_step")
 PEFT = {"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
 
 
@@ -35,6 +28,7 @@ def taken_back(monkeypatch):
     """What the ideas put into train.py is taken out again."""
     for name in REPLACED:
         monkeypatch.setattr(train, name, getattr(train, name))
+    monkeypatch.setattr(Run, "save_model", Run.save_model)
 
 
 @pytest.fixture
@@ -249,12 +243,12 @@ def test_what_is_scored_and_kept_is_the_mean(set_up, monkeypatch):
     """Of the first steps plainly, later weighed; and the weights go on from where they were."""
     found = []
     monkeypatch.setattr(train, "evaluate", lambda setup, data: found.append(trained(setup)))
-    monkeypatch.setattr(train, "save_model", lambda setup, *_: found.append(trained(setup)))
+    monkeypatch.setattr(Run, "save_model", lambda run, *_: found.append(trained(run.setup)))
     setup = set_up("average=0.5")
     seen = []
     take_steps(setup, 3, after=lambda setup: seen.append(trained(setup)))
     train.evaluate(setup, setup.validation_set)
-    train.save_model(setup, None, Path())
+    Run.save_model(SimpleNamespace(setup=setup), "best")
     assert len(found) == 2
     for name, parameter in trained(setup).items():
         mean = seen[0][name]  # the first step counts 1, each later one half of what is to be
@@ -276,14 +270,16 @@ def test_what_is_saved_opens_in_peft_on_the_plain_base(
     set_up, monkeypatch, tiny, tmp_path, words, dtype, apart
 ):
     """Although W was another in training: BA - B₀A₀ is an adapter of rank 2R."""
-    monkeypatch.setattr(train, "save_model", ideas.save_model)
+    monkeypatch.setattr(Run, "save_model", ideas.save_model)
     setup = set_up(words, dtype=dtype)
     take_steps(setup, 3)
     before = [p.detach().clone() for p in setup.model.parameters()]
     loss = train.evaluate(setup, setup.validation_set)[0]["loss"]
-    run = SimpleNamespace(history=[{"step": 3, "validation_loss": loss}])
+    run = Run(setup, {}, {})
+    run.history = [{"step": 3, "validation_loss": loss}]
+    run.out = tmp_path
+    run.save_model("best")
     folder = tmp_path / "best"
-    train.save_model(setup, run, folder)
     assert all(torch.equal(p, q) for p, q in zip(setup.model.parameters(), before, strict=True))
     assert setup.model.lora_config["r"] == 8
     model = peft.PeftModel.from_pretrained(open_plain(tiny), folder).eval()

@@ -17,7 +17,7 @@ from lora import (
     read_adapter_config,
     read_adapter_tensors,
 )
-from support import errors, files, hub, parallel
+from support import errors, files, hub, options, parallel
 from support.dataset import Data
 from support.errors import InputError, listing
 from support.options import OneLineParser
@@ -69,6 +69,12 @@ def open_to_train(config, base: Path, data: Data) -> BertForSequenceClassificati
     model.config.model_max_length = config.max_length
     check_fit(model.config, config)
     return model
+
+
+def target_modules(targets: str) -> str | list[str]:
+    """--targets as apply_lora_to_model takes it; what names no layer is a name that none has."""
+    names = options.split_list(targets) or [""]
+    return "all-linear" if names == ["all-linear"] else names
 
 
 def same_classes(adapter: str | Path, theirs: list[str], found: list[str]) -> list[str]:

@@ -120,9 +120,9 @@ class FastAttention(BertSelfAttention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """`q` (B, S, D) or (B, 1, D) attends to `k` and `v` (B, S, D); the result is as `q`."""
-        q = self.split_heads(q)  # (B, H, S or 1, W)
-        k = self.split_heads(k)  # (B, H, S, W)
-        v = self.split_heads(v)  # (B, H, S, W)
+        q = self.split_heads(q)  # (B, H, S or 1, d)
+        k = self.split_heads(k)  # (B, H, S, d)
+        v = self.split_heads(v)  # (B, H, S, d)
         if self.training and q.device.type == "cpu":
             # In bfloat16 too: oneDNN's products of many small matrices are slower than MKL's.
             dtype = torch.promote_types(q.dtype, torch.float32)
@@ -130,7 +130,7 @@ class FastAttention(BertSelfAttention):
                 scores = (q.to(dtype) @ k.to(dtype).transpose(-2, -1)).mul_(q.shape[-1] ** -0.5)
                 if mask is not None:
                     scores = scores.masked_fill(~mask, -torch.inf)  # (B, H, S or 1, S)
-                context = self.dropout(scores.softmax(-1)) @ v.to(dtype)  # (B, H, S or 1, W)
+                context = self.dropout(scores.softmax(-1)) @ v.to(dtype)  # (B, H, S or 1, d)
         else:
             p = dropout_rate(self)
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)

@@ -58,9 +58,9 @@ def label(model, given) -> None:
 
 def pack(model) -> None:
     """Makes a Model that open_model has merged faster on a CPU; it cannot be trained any more."""
-    names = [name for name, _ in model.model.named_parameters() if ".lora." in name]
+    names = [name for name, _ in model.network.named_parameters() if ".lora." in name]
     if not names and model.placement.device.type == "cpu":
-        for note in fast.pack(model.model):
+        for note in fast.pack(model.network):
             errors.say(f"note: {note}")
 
 
@@ -86,7 +86,7 @@ def encode_texts(model, texts: list[Text]) -> tuple[list[int], Encoded | None]:
 
 def logits_of(model, count: int, rows: list[int], encoded, batch_tokens=None) -> Tensor:
     """Logits (N, C) of so many texts: NaN, except in the `rows` that are encoded."""
-    logits = torch.full((count, model.model.config.num_labels), math.nan)
+    logits = torch.full((count, model.network.config.num_labels), math.nan)
     if rows:
         logits[rows] = compute_logits(model, encoded, batch_tokens)
     return logits
@@ -104,7 +104,7 @@ class Labelling:
     """A model, a table, and between them the folder OUT.parts."""
 
     def __init__(self, model, given):
-        config = model.model.config
+        config = model.network.config
         self.model = model
         self.given = given
         likely = torch.full((1, config.num_labels), 100.0)  # (1, C): of several labels all
@@ -120,7 +120,7 @@ class Labelling:
         self.done = self.folder / ".done"
         pieces.check_out(self.out, self.table, model.task.names)
         # All that decides an answer: weights, tokenizer, code; where, and in what.
-        decides = [config, model.tokenizer.to_str(), hash_arrays(model.model.state_dict())]
+        decides = [config, model.tokenizer.to_str(), hash_arrays(model.network.state_dict())]
         decides += map(hash_code, ("bert.py", "lora.py", "data.py"))
         decides += [model.placement.device, model.placement.dtype]
         self.identity = hashlib.sha256(repr(decides).encode())
@@ -174,7 +174,7 @@ class Labelling:
         total = sum(sizes.values())
         is_shown = parallel.is_first() and sys.stderr and sys.stderr.isatty()
         bar = tqdm(total=total, unit=" rows", dynamic_ncols=True, disable=not is_shown)
-        with bar, self.model.model.register_forward_hook(advance):
+        with bar, self.model.network.register_forward_hook(advance):
             for done, (path, texts, rows, tokens) in enumerate(ahead(encoded()), 1):
                 if done == 1 and tokens and parallel.is_first():
                     first = [texts[row] for row in rows]

@@ -27,7 +27,7 @@ def summary(setup) -> str:
     dtype = str(place.dtype).removeprefix("torch.")
     lines = [
         f"model  {config.model} on {place.device.type} in {dtype}, {place.why}",
-        f"data   {config.data}, column {' and '.join(setup.columns)}",
+        f"data   {config.data}, column {' and '.join(setup.data.columns)}",
         f"       {len(train):,} sentences to train on, {len(validation):,} to validate on",
         f"       {task.describe()}; best is the model of the best {metric_in_words(task)}",
         f"       always guessing {guess} would give {spell(scores)}",
@@ -79,7 +79,7 @@ def plot_curves(history: list[dict], path: Path) -> str:
                 points = [(record["step"], record[key]) for record in history if key in record]
                 if points:  # a step has no scores
                     axis.plot(*zip(*points, strict=True), label=split, **style)
-            axis.set(xlabel="step", title=name)
+            axis.set(xlabel="step", title=name, xlim=(0, None))
             axis.legend()
             axis.grid(alpha=0.3)
 
@@ -163,7 +163,7 @@ def write_card(setup, folder: Path, history: list[dict]) -> None:
         "pipeline_tag": "text-classification",
     }
     given = [f"{key}: {json.dumps(value)}" for key, value in metadata.items() if value]
-    words = [plain(" ".join(part.split()))[:200] for part in setup.validation_texts[0]]
+    words = [plain(" ".join(part.split()))[:200] for part in setup.data.validation.texts[0]]
     if len(words) == 2:
         words.insert(0, "--pair")
     text = CARD.format(

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lora import save_adapter
 from runtime import checkpoint, report, run_folder
 from runtime.run_folder import CHECKPOINT, LAST, LOG, METRICS
-from support import errors, files, parallel
+from support import errors, files, hub, parallel
 from support.errors import InputError
 from support.tasks import metric_in_words
+from support.wordpiece import copy_tokenizer
 
 PROGRESS = ("step", "best", "since_best", "history")  # what a checkpoint has of a Run
 
@@ -87,8 +89,7 @@ class Run:
             self.say(f"resuming at step {self.step} of {self.setup.steps}")
         if self.is_over:
             self.say(f"{self.out} holds a finished run; nothing is left to be trained")
-        for note in notes:
-            self.say(note)
+        self.say(*notes)
 
     def note_signal(self, number: int, _) -> None:
         """The first SIGINT or SIGTERM lets the step be finished; a second one ends it at once."""
@@ -96,14 +97,16 @@ class Run:
         if parallel.SIZE == 1:  # torchrun sends each of them twice
             signal.signal(number, signal.SIG_DFL)
 
-    def say(self, text: str) -> None:
+    def say(self, *texts: str) -> None:
         """Prints lines, and keeps them in training_log.txt."""
-        if text and parallel.is_first():
+        if not parallel.is_first():
+            return
+        for text in filter(None, texts):
             errors.say(text)
             with open(self.out / LOG, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text.translate(errors.ESCAPES_IN_LINES) + "\n")
 
-    def note_step(self, loss_sum: Tensor, count: int) -> None:
+    def count_step(self, loss_sum: Tensor, count: int) -> None:
         """A step has been taken on `count` sentences."""
         self.step += 1
         self.done += count
@@ -141,7 +144,7 @@ class Run:
         self.record("train", scores)
         speed = self.done / (time.perf_counter() - self.begun)
         steps_left = self.setup.steps - self.step
-        seconds = steps_left * self.config.step_size / speed
+        seconds = steps_left * self.config.step_rows / speed
         where = f"step {self.step}/{self.setup.steps}  {report.spell(scores)}"
         self.say(f"{where}  {speed:.0f} sentences/s  {seconds:.0f} s left")
 
@@ -151,7 +154,7 @@ class Run:
         patience = self.config.patience or math.inf
         return self.step >= self.setup.steps or self.since_best >= patience or bool(self.stopped)
 
-    def note_scores(self, scores: dict[str, float], logits: Tensor) -> bool:
+    def log_scores(self, scores: dict[str, float], logits: Tensor) -> bool:
         """Says and keeps the scores of an evaluation. Returns whether they are the best yet.
 
         Of equal scores the lower loss is better, and of equal losses the later one: on small data
@@ -171,6 +174,20 @@ class Run:
         hint = "  (best so far)" if is_best else ""
         self.say(f"epoch {epoch:.2f}  validation {report.spell(scores)}{hint}")
         return is_best
+
+    def save_model(self, name: str) -> None:
+        """The adapter, or with rank 0 the whole model, and its card, in a folder of the run."""
+        if not parallel.is_first():
+            return
+        config, model = self.config, self.setup.model
+        folder = self.out / name
+        with files.written_whole(folder) as temporary:
+            if config.rank:
+                save_adapter(model, temporary, config.model)
+            else:
+                model.save_pretrained(temporary)
+                copy_tokenizer(hub.folder(config.model), temporary, config.max_length)
+        report.write_card(self.setup, folder, self.history)
 
     def save_checkpoint(self, now: bool) -> None:
         """Keeps what resuming takes: now, at a signal, or where it is due."""
@@ -212,3 +229,4 @@ class Run:
         self.say("to start anew: the same command with another --out")
         score = f"{metric_in_words(self.setup.task)} {self.best[0]:.4f}"
         self.say(f"best validation {score}, kept in {best}")
+        self.save_model("final")  # the last that a run writes

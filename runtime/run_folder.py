@@ -91,3 +91,10 @@ def check(config) -> None:
         raise InputError(f"{out} holds a run: {ways}")
     if (out / LAST).exists() and not (out / CHECKPOINT).exists():
         raise InputError(f"{out} holds a finished run without its checkpoint: {OTHER}")
+
+
+def check_early(config) -> None:
+    """Raises InputError at once for what would be refused once all is read, or trained."""
+    if config.push_to_hub:
+        adapters.check_push(config)
+    parallel.broadcast(lambda: check(config))

@@ -56,7 +56,7 @@ def score(model, given) -> None:
         separator=given.label_separator,
     )
     rows.refuse_missing(model.task.names)
-    texts.refuse_other_kind(model.name, model.model.config, rows.texts)
+    texts.refuse_other_kind(model.name, model.network.config, rows.texts)
     labels = torch.from_numpy(model.task.read_labels(rows))  # (N,), or of several labels (N, C)
     if rows.splits:
         rows.notes.append("all rows are scored, whatever the column split says")
@@ -84,7 +84,7 @@ def report_run(setup, logits: Tensor, out: Path) -> str:
     is a train.Setup.
     """
     labels = setup.validation_set.labels.cpu()
-    report, worst = assess(setup.task, setup.validation_texts, logits, labels)
+    report, worst = assess(setup.task, setup.data.validation.texts, logits, labels)
     files.write_json(out / "report.json", report)
     with files.written_whole(out / "validation_predictions.csv") as temporary:
         csv.write_csv(worst, temporary)

@@ -74,7 +74,7 @@ def compute_logits(model, encoded: Encoded, batch_tokens: int | None = None) -> 
     """
     encoded = model.placement.move(encoded)
     batches = batches_by_length(encoded.lengths, batch_tokens or model.placement.batch_tokens)
-    logits = predict(model.model, encoded, batches, model.placement.autocast)  # (N, C)
+    logits = predict(model.network, encoded, batches, model.placement.autocast)  # (N, C)
     if not logits.isfinite().all():
         raise InputError(f"{model.name}: gives no finite numbers; its weights are damaged")
     return logits

@@ -99,7 +99,7 @@ def official_base(folder: Path) -> Path:
     config = BertConfig(vocab_size=1000, num_hidden_layers=3)
     model = BertModel(config)
     draw(model, std=0.03)
-    config.to_json(folder / "config.json", architectures=["BertForMaskedLM"])
+    config.to_json(folder / "config.json", "BertForMaskedLM")
     tensors = official_names(model.state_dict())
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder

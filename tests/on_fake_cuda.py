@@ -49,8 +49,9 @@ def read_for_real(function):
     def read(*given, **options):
         with unset_fake_temporarily():
             result = function(*given, **options)
-        if isinstance(result, nn.Module):
-            replace_parameters(result, fake_copy)
+        for part in result if isinstance(result, tuple) else ():
+            if isinstance(part, nn.Module):
+                replace_parameters(part, fake_copy)
         if isinstance(result, Encoded):
             tensors = {n: fake_copy(t) for n, t in vars(result).items() if torch.is_tensor(t)}
             return replace(result, **tensors)
@@ -88,7 +89,7 @@ def main(model: str, data: str, capability: str, dtype: str) -> None:
         dtype=dtype,
         compile="no",
     )
-    names = ("load_data", "encode", "build_model")
+    names = ("prepare", "encode")
     read = {name: read_for_real(getattr(train, name)) for name in names}
     read["data_notes"] = lambda *_: []  # on the texts, whose tokens are fake
     with mock.patch.multiple(torch.cuda, **cuda), FakeTensorMode():

@@ -368,7 +368,7 @@ def test_a_config_of_one_label_says_that_it_is_a_regression(tmp_path):
     """Otherwise transformers' pipeline shows the sigmoid of the number."""
     for labels, expected in (1, "regression"), (2, None):
         config = BertConfig(id2label={number: f"LABEL_{number}" for number in range(labels)})
-        config.to_json(tmp_path / "config.json")
+        config.to_json(tmp_path / "config.json", "BertForSequenceClassification")
         assert transformers.BertConfig.from_pretrained(tmp_path).problem_type == expected
 
 

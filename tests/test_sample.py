@@ -144,7 +144,7 @@ def test_probabilities_are_those_of_transformers_with_peft(adapter, minilm, revi
     encoded = encode(model.tokenizer, [(text,) for text in given])
     for batch_tokens in 1, 100, 4096:
         batches = batches_by_length(encoded.lengths, batch_tokens)
-        logits = predict(model.model, encoded, batches, model.placement.autocast)
+        logits = predict(model.network, encoded, batches, model.placement.autocast)
         assert np.abs(logits.softmax(-1).numpy() - theirs).max() < 1e-5
     answers = sample.classify(model, [(text,) for text in given])
     ours = np.array([[*answer["scores"].values()] for answer in answers])
@@ -176,7 +176,7 @@ def test_an_adapter_that_peft_saved(says, adapter, minilm, tmp_path):
 def test_a_merged_adapter_answers_the_same(adapter):
     given = [(text,) for text in TEXTS]
     plain, merged = (sample.open_model(adapter, merge=merge) for merge in (False, True))
-    assert not [name for name, _ in merged.model.named_parameters() if "lora" in name]
+    assert not [name for name, _ in merged.network.named_parameters() if "lora" in name]
     for one, other in zip(
         sample.classify(plain, given), sample.classify(merged, given), strict=True
     ):
@@ -187,10 +187,10 @@ def test_adapters_share_their_base(adapter, minilm, tmp_path):
     second = make_adapter(tmp_path, minilm, ["bad", "fair", "good"], pairs=False)
     bases = {}
     one, other = (sample.open_model(name, bases=bases) for name in (adapter, second))
-    names = {name for name, _ in one.model.named_parameters() if ".lora." not in name}
+    names = {name for name, _ in one.network.named_parameters() if ".lora." not in name}
     assert len(bases) == 1 and len(names) > 90
     for name in names - {"classifier.weight", "classifier.bias"}:
-        assert one.model.get_parameter(name) is other.model.get_parameter(name)
+        assert one.network.get_parameter(name) is other.network.get_parameter(name)
 
 
 # Ways to give texts.

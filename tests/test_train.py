@@ -19,7 +19,7 @@ import torch
 from helpers import ROOT, edit_json, tokens, write_table
 from safetensors.torch import load_file, save_file
 
-from train import Config, learning_rate, set_up, train_step
+from train import Config, learning_rate, place, prepare, set_up, train_step
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 WEIGHTS = "best/adapter_model.safetensors"
@@ -425,13 +425,11 @@ def test_the_learning_rate_is_transformers(ratio, steps):
 def test_what_is_trained_is_what_rewriting_leaves(tiny, some_reviews):
     """BitFit (Zaken et al., 2022), the biases alone, in two lines; as in examples/."""
 
-    def biases(model):
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.endswith("bias"))
-        return model
-
     config = Config(str(tiny), str(some_reviews), rank=0, max_length=16, device="cpu")
-    setup = set_up(config, biases)
+    tokenizer, data, model = prepare(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    setup = place(config, tokenizer, data, model)
     before = {name: parameter.clone() for name, parameter in setup.model.named_parameters()}
     for step, rows in enumerate(np.arange(8).reshape(4, 2)):
         train_step(setup, rows, step)

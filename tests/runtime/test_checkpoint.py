@@ -35,7 +35,7 @@ def take(run: Run, steps: int) -> Run:
     for step in range(run.step, run.step + steps):
         rows = torch.arange(step, step + 4).numpy()
         loss_sum = train.train_step(run.setup, rows, step)
-        run.note_step(loss_sum, len(rows))
+        run.count_step(loss_sum, len(rows))
     return run
 
 

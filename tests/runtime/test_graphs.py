@@ -66,7 +66,7 @@ def losses(tiny, some_reviews):
         if recorded:
             setup.model.forward = graphs.Recorded(setup.model)
         setup.model.train()
-        size = setup.config.step_size
+        size = setup.config.step_rows
         plan = train.plan_batches(setup.train_set.lengths, size, seed=1, epoch=0)
         found = []
         for step in range(32):

@@ -30,7 +30,8 @@ def card(config: Config, folder: Path, history=HISTORY, text=("It's a film",)) -
     """What the Hub reads of the model card for `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     task = Classification(["no", "yes"], "f1")
-    setup = SimpleNamespace(config=config, steps=2, task=task, validation_texts=[text])
+    setup = SimpleNamespace(config=config, steps=2, task=task)
+    setup.data = SimpleNamespace(validation=SimpleNamespace(texts=[text]))
     report.write_card(setup, folder, history)
     return ModelCard((folder / "README.md").read_text(encoding="utf-8"))
 

@@ -29,7 +29,7 @@ def run(tmp_path) -> Run:
 
 
 def note(run: Run, loss: float, count: int = 4) -> None:
-    run.note_step(torch.tensor(loss), count)
+    run.count_step(torch.tensor(loss), count)
 
 
 def test_a_line_of_the_log_is_the_mean_over_sentences(run, capsys):
@@ -53,10 +53,10 @@ def test_the_best_evaluation_has_the_highest_score_then_the_lowest_loss_and_is_t
     best = []
     for number, (loss, score) in enumerate(scores[:-1]):
         logits = torch.full((3, 2), float(number))
-        best.append(run.note_scores({"loss": loss, "accuracy": score}, logits))
+        best.append(run.log_scores({"loss": loss, "accuracy": score}, logits))
     assert best == [True, False, True, True, False] and run.best == [0.7, -0.4]
     assert (run.tensors["best_logits"] == 3).all()
-    assert run.note_scores({"loss": 0.6, "accuracy": 0.8}, logits) and run.best == [0.8, -0.6]
+    assert run.log_scores({"loss": 0.6, "accuracy": 0.8}, logits) and run.best == [0.8, -0.6]
     run.save_checkpoint(now=True)
     lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
     assert lines == run.history and len(lines) == 6
@@ -73,7 +73,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_kept(run, los
             keep()
     run.tensors["unlogged"].zero_()
     with pytest.raises(InputError, match=line):
-        run.note_scores({"loss": loss, "accuracy": 0.5}, torch.ones(3, 2))
+        run.log_scores({"loss": loss, "accuracy": 0.5}, torch.ones(3, 2))
     assert not run.best and not run.history and not [*run.out.iterdir()]
 
 
