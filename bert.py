@@ -293,7 +293,8 @@ def open_pretrained(cls, name: str | Path, label_names: list[str] | None):
     """A model of the class `cls`, as PretrainedModel.from_pretrained says."""
     folder = Path(name) if Path(name).is_dir() else download(str(name))
     config = BertConfig.from_json(folder / "config.json")
-    with_classifier = cls.__name__ in (config.architectures or [cls.__name__])
+    # In the file of a model of another class "classifier" may be another layer.
+    with_classifier = not config.architectures or cls.__name__ in config.architectures
     if label_names and label_names != [*config.id2label.values()]:
         config.id2label = dict(enumerate(label_names))
         config.problem_type = None
@@ -335,7 +336,7 @@ def download(name: str) -> Path:
 
 
 class NoInit(TorchFunctionMode):
-    """torch.nn.init does nothing inside. (The first use of torch.device("meta") takes seconds.)"""
+    """Inside it torch.nn.init does nothing: numbers that a file replaces need not be drawn."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", None) == "torch.nn.init":

@@ -1,4 +1,4 @@
-"""Text to batches: read the table, tokenize once, group sentences of similar length.
+"""Text to batches: read the table, tokenize, group sentences of similar length.
 
     tokenizer = load_tokenizer("offline/all-MiniLM-L6-v2", max_length=128)
     data = load_data("reviews.csv", tokenizer)  # or a directory of .parquet .csv .tsv .jsonl files

@@ -231,7 +231,7 @@ def get_lora_state_dict(model: PretrainedModel) -> dict[str, Tensor]:
 
 def load_lora_state_dict(model: PretrainedModel, state: dict[str, Tensor]) -> None:
     """The inverse of get_lora_state_dict. Raises ValueError for tensors of another model."""
-    wanted = get_lora_state_dict(model)  # the model's own memory
+    wanted = get_lora_state_dict(model)  # the very tensors of the model, which copy_ writes into
     for name in sorted(wanted.keys() ^ state.keys()):
         problem = "lacks" if name in wanted else "has the surplus"
         raise ValueError(f"the adapter {problem} {name}; is it one for this base model?")
@@ -305,7 +305,7 @@ def read_adapter_config(folder: Path, known: Set[str] = frozenset()) -> dict:
     for name, value in config.items():
         parts = value if isinstance(value, list) else [value]
         is_harmless = all(part in HARMLESS.get(name, []) for part in parts)
-        is_empty = not value and type(value) is not int  # 0 may be a layer's number
+        is_empty = not value and type(value) is not int  # a 0 may be the number of a layer
         if not is_harmless and not is_empty and name not in KNOWN | known:
             raise ValueError(f"{path}: {name} = {value!r:.60} is not supported")
     # An expression out of a file must not take forever: few repetitions, and none of a group.
@@ -335,7 +335,8 @@ def named_base(folder: Path) -> str:
 
 def shared_copy(model: nn.Module):
     """A copy of the modules, which shares all tensors with `model`: a base is in memory once."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    already_copied = {id(p): p for p in model.parameters()}
+    return copy.deepcopy(model, already_copied)
 
 
 def replace_classifier(model, folder: Path, state: dict[str, Tensor]) -> None:
@@ -351,5 +352,5 @@ def replace_classifier(model, folder: Path, state: dict[str, Tensor]) -> None:
     model.config = replace(model.config, **{name: getattr(own, name) for name in names})
     model.classifier = nn.Linear(D, own.num_labels, device=model.classifier.weight.device)
     if peft_name(f"{POOLER}.weight") in state:
-        model.bert.pooler.dense = copy.deepcopy(model.bert.pooler.dense)
+        model.bert.pooler.dense = copy.deepcopy(model.bert.pooler.dense)  # the base keeps its own
         model.newly_initialized += (POOLER,)

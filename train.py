@@ -143,7 +143,7 @@ def prepare(config: Config) -> tuple[Tokenizer, Data, BertForSequenceClassificat
 def place(
     config: Config, tokenizer: Tokenizer, data: Data, model: BertForSequenceClassification
 ) -> Setup:
-    """Puts the model and the tokens of the data where they compute."""
+    """Puts model and tokens where they compute, and notes what is odd in the data."""
     placement = devices.place(
         model,
         device=config.device,
