@@ -53,15 +53,17 @@ def load_data(
     `path` is a directory with train and validation files (train.csv, train-00000-of-00001.parquet)
     or one file, which may tell in a column "split" what is what. Without validation rows a
     fraction, `holdout`, of the distinct texts of every class is held out, always the same ones;
-    with a `tokenizer` texts of the same tokens count as one. `options` are train.py's, or `more`
+    with a `tokenizer` texts of the same tokens count as one. `options` are train.py's, and `more`
     gives some of them by name. GLUE's tasks are known by `name`, or else by that of the path.
     Raises InputError.
     """
-    options = options or DataOptions(**more)
+    options = replace(options or DataOptions(), **more)
     data = dataset.load(Path(path), options, name)
     if not data.validation.texts:
         texts = data.train.texts
         data.hold_out(row_keys(encode(tokenizer, texts)) if tokenizer else texts, options.holdout)
+    elif options.holdout != DataOptions.holdout:
+        data.notes.append("--holdout is not used, as there are rows to validate on")
     return data
 
 

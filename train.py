@@ -252,7 +252,7 @@ def fit(setup: Setup, run: Run) -> None:
             run.count_step(loss_sum, len(rows))
 
             # Say how it goes.
-            if run.step % config.log_every == 0:
+            if run.step % config.log_every == 0 or run.step == setup.steps:
                 run.log_steps()
 
             # Evaluate, and keep what is best.

@@ -42,7 +42,9 @@ def options_of(given: dict) -> dict:
         model = given.get("model") or named_base(folder)
     for name, value in own.items():
         if given.get(name, value) != value:
-            raise InputError(f"--{name} {given[name]}: --init-adapter has {value}, and keeps it")
+            raise InputError(
+                f"{options.flag(name)} {given[name]}: --init-adapter has {value}, and keeps it"
+            )
     dropout = given.get("dropout", config.get("lora_dropout", 0.0))
     return own | {"dropout": dropout, "model": model}
 
@@ -148,6 +150,8 @@ def open_any(name: str, base: str = "", bases: dict | None = None) -> tuple:
     folder = hub.folder(name)
     if (folder / "adapter_config.json").is_file():
         return open_with_base(folder, base, bases)
+    if (folder / "best").is_dir():
+        raise InputError(f"{name}: is the folder of a run; its model is {name}/best")
     if base:
         raise InputError(f"{name}: is a whole model and no adapter; leave out --model")
     model = open_base(folder)

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lora import read_adapter_tensors
 from runtime import run_folder
 from support import errors, files, hub, parallel
 from support.errors import InputError
@@ -31,6 +32,8 @@ def describe(setup) -> dict:
     place = setup.placement
     with open(hub.folder(setup.config.model) / "model.safetensors", "rb") as file:
         base = hashlib.file_digest(file, "sha256").hexdigest()  # the model may be in another type
+    adapter = setup.config.init_adapter
+    begins = read_adapter_tensors(hub.folder(adapter)) if adapter else {}
     splits = (setup.train_set, setup.validation_set, setup.mismatched_set)
     facts = run_folder.deciding(setup.config)
     for name in INDIRECT:
@@ -39,6 +42,7 @@ def describe(setup) -> dict:
         "metric": setup.task.metric,
         "classes": setup.task.names,
         "contents of --model": base[:16],
+        "contents of --init-adapter": hash_arrays(begins),
         "contents of --data": [hash_arrays(vars(split)) for split in splits if split],
         "device, dtype, compiled": [place.device.type, str(place.dtype), place.compiled],
         "number of processes": parallel.SIZE,

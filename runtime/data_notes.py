@@ -23,7 +23,7 @@ def data_notes(data: Data, tokenizer: Tokenizer, train: Encoded, validation: Enc
     counts = data.task.rows_of_classes(torch.from_numpy(data.validation.labels))
     few = [f"{name} ({count})" for name, count in counts.items() if count < FEW]
     if few:
-        hint = "their figures say little; add rows, or give a larger --holdout"
+        hint = "their figures say little; add rows"
         notes.append(f"fewer than {FEW} rows to validate on of {listing(few)}: {hint}")
 
     trained = {*row_keys(train)}

@@ -68,18 +68,17 @@ def parameter_table(model, config) -> list[str]:
     return [f"{part:<10} {sizes[part]:>12,}  {states[part]}" for part in states if part in sizes]
 
 
-def plot_curves(history: list[dict], path: Path) -> str:
-    """Loss and score against the step, as a PNG. Returns why matplotlib cannot draw, or ""."""
-    names = [*validation_scores(history)][:2]  # the loss, and the first score
+def plot_curves(history: list[dict], metric: str, path: Path) -> str:
+    """Loss and metric against the step, as a PNG. Returns why matplotlib cannot draw, or ""."""
 
     def paint(*axes) -> None:
-        for axis, name in zip(axes, names, strict=True):
+        for axis, name in zip(axes, ("loss", metric), strict=True):
             for split, style in ("train", {"color": "0.6"}), ("validation", {"marker": "o"}):
                 key = f"{split}_{name}"
                 points = [(record["step"], record[key]) for record in history if key in record]
                 if points:  # a step has no scores
                     axis.plot(*zip(*points, strict=True), label=split, **style)
-            axis.set(xlabel="step", title=name, xlim=(0, None))
+            axis.set(xlabel="step", title=name, xlim=(0, history[-1]["step"]))
             axis.legend()
             axis.grid(alpha=0.3)
 

@@ -216,7 +216,8 @@ class Run:
         if parallel.is_first():
             from runtime import scoring  # late: Arrow takes a while to import
 
-            self.say(report.plot_curves(self.history, self.out / "training_curves.png"))
+            curves = self.out / "training_curves.png"
+            self.say(report.plot_curves(self.history, self.setup.task.metric, curves))
             self.say(scoring.report_run(self.setup, self.tensors["best_logits"], self.out))
         best = self.out / "best"
         longer = f"--epochs {self.config.epochs + 1}"

@@ -21,7 +21,7 @@ from runtime.adapters import same_classes
 from runtime.labelling import pack
 from runtime.report import draw
 from runtime.texts import Text
-from support import errors, files, parallel, tables
+from support import files, parallel, tables
 from support.errors import InputError, listing, plain
 from support.options import split_list
 from support.tasks import Task
@@ -71,7 +71,7 @@ def score(model, given) -> None:
     if given.json:
         print(json.dumps(report, ensure_ascii=False))
     else:
-        errors.say(as_text(report, worst))
+        print(as_text(report, worst))
     if given.out:
         with files.written_whole(given.out, new=True) as path:
             csv.write_csv(worst, path)

@@ -24,6 +24,8 @@ def read(given, pairs: bool) -> list[Text] | None:
         return checked([tuple(pair) for pair in given.pair])
     if given.texts not in ([], ["-"]):
         return checked([(text,) for text in given.texts])
+    if not given.file and sys.stdin is None:
+        raise InputError("standard input is closed; give texts, or --file")
     if given.file or given.texts or not sys.stdin.isatty():
         return read_lines(given.file or "-", pairs)
     return None
@@ -61,6 +63,8 @@ def is_text(value) -> bool:
 def refuse_other_kind(name: str, config, texts: list[Text]) -> None:
     """Raises InputError for single texts where the model `name` takes pairs, or the reverse."""
     for number, text in enumerate(texts, 1):
+        if isinstance(text, str):
+            raise InputError(f"text {number}: expected a tuple, as in [({text!r:.40},)]")
         is_pair = len(text) == 2
         if config.text_pairs not in (None, is_pair) or (is_pair and config.type_vocab_size < 2):
             kind = "single texts, not pairs" if is_pair else "pairs of texts; give --pair, or tabs"
@@ -82,14 +86,17 @@ def compute_logits(model, encoded: Encoded, batch_tokens: int | None = None) -> 
 
 def typed() -> Iterator[str]:
     """The lines that a user types at a prompt, without blank ones, until the end."""
+    if None in (sys.stdout, sys.stderr):
+        raise InputError("a prompt needs standard output and error, and one of them is closed")
     print("Type a text; /adapter NAME switches; exit, quit or Ctrl-D leaves.", file=sys.stderr)
     while True:
         line = ""
-        with forgiven():
-            try:
-                line = input("> ").strip()
-            except EOFError:
-                return
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        except UnicodeDecodeError as error:
+            errors.complain(error)
         if line in ("exit", "quit"):
             return
         if line:
@@ -101,7 +108,7 @@ def forgiven():
     """What goes wrong inside costs a line: it is said, and the program goes on."""
     try:
         yield
-    except BrokenPipeError:  # nobody reads the answers
+    except OSError:  # the answers cannot be written
         raise
     except Exception as error:
         errors.complain(error)

@@ -104,6 +104,8 @@ def load(path: Path, options: DataOptions, name: str = "") -> Data:
         )
         columns = rows[split].columns
     notes = [note for each in rows.values() for note in each.notes]
+    unread = [each.source for split, each in rows.items() if split != "train" and each.splits]
+    notes += [f"all rows of {source} count, whatever its column split says" for source in unread]
     rows = splits.by_column(rows, notes)
     for each in rows.values():
         each.refuse_missing(label_names)
@@ -132,6 +134,8 @@ def load(path: Path, options: DataOptions, name: str = "") -> Data:
             notes += labels.lists_of_others(train.different)
     found = {split: Split(each.texts, read(each)) for split, each in rows.items()}
     known = found["train"].labels
+    if len(label_columns) == 1:
+        raise InputError("--label-columns: one column is no choice of several; see --label-column")
     if (known == known[:1]).all() or known.shape[1:] == (1,):
         problem = "all labels are the same, or there are none; there is nothing to learn"
         raise InputError(f"{train.source}: {problem}")

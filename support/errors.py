@@ -103,8 +103,10 @@ def run_main(main) -> None:
             stream.flush()
         except OSError:  # nobody takes the rest
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        # On their usual way out torchrun's processes abort now and then (PyTorch 2.13).
+    failed = status and main.__module__ == "__main__"
+    if failed or os.environ.get("WORLD_SIZE", "1") != "1":
+        # On the usual way out a library's thread may abort the process: Arrow's, which still reads
+        # a table that was refused, and of torchrun's processes PyTorch's (2.13).
         os._exit(status)
     if status:
         sys.exit(status)
@@ -132,7 +134,8 @@ def complain(error: BaseException) -> None:
     with contextlib.suppress(OSError):
         if os.environ.get("BERT_LORA_DEBUG"):
             traceback.print_exception(error)
-        print(f"error: {line}\n", end="", file=sys.stderr)  # in one piece
+        if sys.stderr:  # else it would be printed among the answers
+            print(f"error: {line}\n", end="", file=sys.stderr)  # in one piece
 
 
 def explain(error: BaseException) -> str:

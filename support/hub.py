@@ -37,6 +37,8 @@ def folder(name: str | Path, pickles: bool = False) -> Path:
     `pickles` are asked for.
     """
     found = Path(name)
+    if not str(name):
+        raise InputError("a name is empty: expected a directory, or owner/name of the Hub")
     if not found.is_dir():
         repository, _, revision = str(name).partition("@")
         names = MODEL_FILES + PICKLES if pickles else MODEL_FILES

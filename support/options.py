@@ -27,9 +27,12 @@ def option(default, help: str, **about):
 
 
 def check(config) -> None:
-    """Raises InputError for a value beyond its limits."""
+    """Raises InputError for a value beyond its limits. Lists of names become "a,b", as of flags."""
     for f in fields(config):
         value = getattr(config, f.name)
+        if f.type is str and not isinstance(value, str):
+            value = joined(f.name, value)
+            setattr(config, f.name, value)
         for limit, bound in f.metadata.items():
             if limit in LIMITS and not LIMITS[limit](value, bound):
                 wanted = f"{limit.replace('_', ' ')} {bound}"
@@ -41,6 +44,14 @@ def split_list(names: str | Sequence[str]) -> list[str]:
     if isinstance(names, str):
         return [name.strip() for name in names.split(",") if name.strip()]
     return [*names]
+
+
+def joined(name: str, values) -> str:
+    """A list of names as a flag has them: "a,b". Raises InputError where that is not possible."""
+    names = [str(value) for value in values] if isinstance(values, list | tuple) else [","]
+    if any("," in name for name in names):
+        raise InputError(f"{flag(name)} {values!r:.80}: expected names without commas")
+    return ",".join(names)
 
 
 def flag(name: str) -> str:
@@ -102,7 +113,11 @@ def read_toml(cls: type[Any], path: str | Path) -> dict:
         text = Path(path).read_text(encoding="utf-8")
         if len(text) > 2**14:  # tomllib would take minutes, or gigabytes, for some
             raise ValueError("too long for a file of options")
-        words = as_flags(tomllib.loads(text))
+        values = tomllib.loads(text)
+        for f in fields(cls):
+            if f.type is str and isinstance(values.get(f.name), list):
+                values[f.name] = joined(f.name, values[f.name])
+        words = as_flags(values)
     try:
         return parse(cls, words)
     except InputError as error:

@@ -4,6 +4,7 @@ The labels of N texts are (N,), or (N, C) where a text has several. A loss is co
 device, all else on the CPU. The letters of the shapes are explained in bert.py.
 """
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -12,11 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from support import glue, metrics
-from support.errors import InputError, listing, reading
+from support.errors import InputError, listing
 
 
 def rounded(numbers: Tensor) -> list:
     return [round(number, 6) for number in numbers.tolist()]
+
+
+def as_number(text: str) -> float:
+    """The number, or NaN where the text is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def unnamed(count: int) -> list[str]:
@@ -180,11 +189,10 @@ class Classification(ClassTask):
             rows = np.bincount(labels, minlength=len(self.names))  # (C,)
             weights = 1 / np.maximum(1, rows)
         else:
-            with reading(f"--class-weights {class_weights}"):
-                weights = np.array(class_weights.split(","), dtype=float)
+            weights = np.array([as_number(weight) for weight in class_weights.split(",")])
         # Negative numbers, infinity and NaN are not between the two either.
         if len(weights) != len(self.names) or not weights.min() > 1e-6 * weights.max():
-            wanted = f"{len(self.names)} positive numbers, for {listing(self.names)}"
+            wanted = f"{len(self.names)} positive numbers of like sizes, for {listing(self.names)}"
             raise InputError(f"--class-weights {class_weights}: expected balanced, or {wanted}")
         weights = weights / weights.max()
         weights = weights / weights[labels].mean()
@@ -338,9 +346,11 @@ def task_of(config, threshold: float | None = None) -> Task:
         raise InputError(f"config.json: {problem} is not supported")
     task = kinds[told](names)
     if threshold is not None:
-        if not isinstance(task, MultiLabel) or not 0 < threshold < 1:
+        if not isinstance(task, MultiLabel):
             raise InputError(
-                f"--threshold {threshold:g}: between 0 and 1, of several labels a text"
+                f"--threshold: is of several labels a text, and not of {task.describe()}"
             )
+        if not 0 < threshold < 1:
+            raise InputError(f"--threshold {threshold:g}: expected a number between 0 and 1")
         task.threshold = threshold
     return task

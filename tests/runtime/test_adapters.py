@@ -253,7 +253,9 @@ def test_what_an_adapter_decides(adapter, tiny):
     assert adapters.options_of(named | given) == own | {"model": "other", "dropout": 0.5}
     others = {"rank": 0, "alpha": 3.0, "targets": "query", "use_rslora": True}
     for name, value in others.items():
-        problem = f"^--{name} {value}: --init-adapter has {own[name]}, and keeps it"
+        problem = (
+            f"^--{name.replace('_', '-')} {value}: --init-adapter has {own[name]}, and keeps it"
+        )
         with pytest.raises(InputError, match=problem):
             adapters.options_of(named | {name: value})
 

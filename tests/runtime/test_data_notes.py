@@ -75,8 +75,7 @@ def test_classes_with_few_rows_to_validate_on_are_named(minilm, tmp_path):
     table = pandas.DataFrame({"text": [f"text {n}" for n in range(131)], "label": labels})
     table.to_csv(tmp_path / "a.csv", index=False)
     assert notes_of(minilm, tmp_path / "a.csv")[1:] == [
-        "note: fewer than 5 rows to validate on of c (2), d (0): their figures say little; add "
-        "rows, or give a larger --holdout"
+        "note: fewer than 5 rows to validate on of c (2), d (0): their figures say little; add rows"
     ]
     table.assign(label=table["label"] + ",all").to_json(
         tmp_path / "b.jsonl", lines=True, orient="records"

@@ -142,9 +142,13 @@ def test_a_card_names_no_path_of_the_machine(tiny, some_reviews, tmp_path, monke
 # The curves.
 
 
-@pytest.mark.parametrize("history", [HISTORY, NUMBERS], ids=["classes", "regression"])
-def test_the_curves_are_a_picture(tmp_path, history):
-    assert report.plot_curves(history, tmp_path / "curves.png") == ""
+@pytest.mark.parametrize(
+    ("history", "metric"),
+    [(HISTORY, "accuracy"), (NUMBERS, "spearman")],
+    ids=["classes", "numbers"],
+)
+def test_the_curves_are_a_picture(tmp_path, history, metric):
+    assert report.plot_curves(history, metric, tmp_path / "curves.png") == ""
     drawn = image.imread(tmp_path / "curves.png")
     assert drawn.shape[:2] == (480, 1200) and drawn[:, :, :3].min() < 0.5
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]

@@ -376,8 +376,8 @@ def test_one_label_where_several_are_meant_and_the_reverse(fails, of_three, tiny
     said = fails("--adapter", of_three, "--file", both, "--score")
     assert "row 1 has the label ['good', 'bad'], but the model gives one class a text" in said
     said = fails("--adapter", of_three, "--threshold", "0.3", "great film")
-    assert "--threshold 0.3: between 0 and 1, of several labels a text" in said
-    assert "--threshold 1.5: between" in fails("--adapter", several, "--threshold", "1.5", "great")
+    assert "--threshold: is of several labels a text, and not of classes bad, so-so, good" in said
+    assert "--threshold 1.5: expected" in fails("--adapter", several, "--threshold", "1.5", "great")
 
 
 def test_several_labels_from_a_table_to_a_report(run, tiny, sentences, refused, tmp_path):

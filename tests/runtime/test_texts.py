@@ -1,10 +1,15 @@
 """Texts to classify: how they are read, and what is refused."""
 
 import io
+import os
+import pty
+import shlex
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+from helpers import ROOT
 
 from runtime import texts
 from support.errors import InputError
@@ -105,3 +110,40 @@ def test_what_goes_wrong_is_said_and_forgiven(capsys):
     assert capsys.readouterr().err == "error: a\\u001b[31m long story\n"
     with pytest.raises(BrokenPipeError), texts.forgiven():
         raise BrokenPipeError
+
+
+PROMPT = """
+from runtime import texts
+from support import errors
+
+def main():
+    for line in texts.typed():
+        with texts.forgiven():
+            print(line)
+
+errors.run_main(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirect", "says"), [(">/dev/full", "No space left"), (">&-", "is closed"), ("2>&-", "")]
+)
+def test_a_prompt_whose_answers_are_lost_ends(redirect, says):
+    """On a terminal: one line and status 2, and no second question."""
+    command = f"{sys.executable} -W ignore -c {shlex.quote(PROMPT)} {redirect}"
+    theirs, ours = pty.openpty()
+    os.write(theirs, b"great film\nanother\n")
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, stdin=ours, capture_output=True, text=True, timeout=60
+    )
+    os.close(ours)
+    os.close(theirs)
+    lines = [line for line in done.stderr.splitlines() if "error" in line]
+    assert done.returncode == 2 and not done.stdout, done
+    assert len(lines) == bool(says) and says in "".join(lines), done
+
+
+def test_a_string_is_no_list_of_texts():
+    config = SimpleNamespace(text_pairs=False, type_vocab_size=2)
+    with pytest.raises(InputError, match=r"text 1: expected a tuple, as in \[\('g',\)\]"):
+        texts.refuse_other_kind("out/best", config, "great film")

@@ -166,5 +166,17 @@ def test_options_that_are_given_by_name_alone_come_last(capsys):
     assert Both("mine").model == "mine"
 
 
+def test_a_list_is_a_flag_with_commas(tmp_path):
+    """From Python and from a file; what a flag cannot say is refused."""
+    config = Config(model=["bad", "good"], out=(1, 5))
+    assert config.model == "bad,good" and config.out == "1,5"
+    assert read(file='model = ["bad", "good"]', tmp_path=tmp_path).model == "bad,good"
+    for wrong in ["a, b", "c"], {"bad": 0}, None, 1:
+        with pytest.raises(InputError, match=r"^--model .*: expected names without commas$"):
+            Config(model=wrong)
+    with pytest.raises(InputError, match=r"^--model .*: expected names without commas$"):
+        read(file='model = ["a, b", "c"]', tmp_path=tmp_path)
+
+
 def test_a_list_of_names():
     assert split_list("a, b,c,") == ["a", "b", "c"] and split_list("") == []

@@ -300,7 +300,7 @@ OTHERS = ["1,2", "1", "1,0,1", "1,-1,1", "-1,-1,-1", "1,nan,1", "1,inf,1", "inf,
 def test_other_weights_are_refused(words):
     with pytest.raises(InputError, match=f"^--class-weights {words}: ") as error:
         adjust(Classification(NAMES), words)
-    assert re.search("3 positive numbers, for a, b, c|not convert string", str(error.value))
+    assert re.search("3 positive numbers of like sizes, for a, b, c", str(error.value))
 
 
 def test_huge_weights_are_as_small_ones():
