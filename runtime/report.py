@@ -78,7 +78,7 @@ def plot_curves(history: list[dict], metric: str, path: Path) -> str:
                 points = [(record["step"], record[key]) for record in history if key in record]
                 if points:  # a step has no scores
                     axis.plot(*zip(*points, strict=True), label=split, **style)
-            axis.set(xlabel="step", title=name, xlim=(0, history[-1]["step"]))
+            axis.set(xlabel="step", title=name, xlim=(0, 1.03 * history[-1]["step"]))
             axis.legend()
             axis.grid(alpha=0.3)
 
