@@ -27,8 +27,9 @@ NOTICE = """\
 ================================================================================================
 The Hugging Face Hub cannot be used, so this run does not train bert-base-uncased on SST-2:
 {reason}.
-It trains a smaller BERT, all-MiniLM-L6-v2, on 10,070 sentences of movie reviews instead. Never
-score this adapter on SST-2: 719 of its 872 validation sentences are among these reviews.
+It trains a smaller BERT instead, all-MiniLM-L6-v2, at a rate of 1e-3 unless --lr is given, on
+10,070 sentences of movie reviews. Never score this adapter on SST-2: 719 of its 872 validation
+sentences are among these reviews.
 ================================================================================================"""
 
 
