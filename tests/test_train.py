@@ -291,10 +291,14 @@ def test_going_on_from_an_adapter(run, quick, refused, tiny, some_reviews, numbe
         written = json.loads((out / "best" / "adapter_config.json").read_text())
         assert (written["r"], written["lora_dropout"]) == (4, wanted)
         first_lines.append((out / "metrics.jsonl").read_text().splitlines()[0])
+        assert [*json.loads(first_lines[-1])] == ["step", "train_loss"]  # of a run of four steps
     assert first_lines[0] != first_lines[1]
 
     again = run("train.py", "--resume", "--out", tmp_path / "kept")
     assert again.returncode == 0 and "resuming at step 4 of 4\n" in again.stdout, again.stderr
+    other = ["--init-adapter", tmp_path / "kept" / "best"]
+    problem = refused("--resume", "--out", tmp_path / "kept", *other)
+    assert "that run was started with contents of --init-adapter '" in problem
     others = some_reviews.read_text().replace('"positive"', '"ham"').replace('"negative"', '"spam"')
     (tmp_path / "others.csv").write_text(others)
     problem = refused(*common, "--data", tmp_path / "others.csv", "--out", tmp_path / "b")

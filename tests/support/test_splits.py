@@ -6,6 +6,7 @@ from helpers import write_table
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from data import load_data
+from support.dataset import DataOptions
 from support.errors import InputError
 from support.splits import find_splits, hold_out
 
@@ -55,6 +56,11 @@ def test_a_file_to_validate_on(tmp_path):
     other = write_table(tmp_path / "b.jsonl", table_of("other"))
     data = load_data(mine, validation=other)
     assert len(data.train.texts) == 6 and first_words(data.validation) == {"other"}
+    assert data.notes == []
+    options = DataOptions(validation=other, metric="f1")
+    data = load_data(mine, options=options, holdout=0.3)  # both count
+    assert data.task.metric == "f1" and first_words(data.validation) == {"other"}
+    assert data.notes == ["--holdout is not used, as there are rows to validate on"]
     write_table(tmp_path / "train.csv", table_of("t"))
     write_table(tmp_path / "validation.csv", table_of("v"))
     with pytest.raises(InputError, match=r"--validation .* has a validation split of its own"):
