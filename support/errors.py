@@ -103,8 +103,8 @@ def run_main(main) -> None:
             stream.flush()
         except OSError:  # nobody takes the rest
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    failed = status and main.__module__ == "__main__"
-    if failed or os.environ.get("WORLD_SIZE", "1") != "1":
+    is_program = main is getattr(sys.modules["__main__"], "main", None)  # else its caller goes on
+    if (status and is_program) or os.environ.get("WORLD_SIZE", "1") != "1":
         # On the usual way out a library's thread may abort the process: Arrow's, which still reads
         # a table that was refused, and of torchrun's processes PyTorch's (2.13).
         os._exit(status)
