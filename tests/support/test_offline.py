@@ -43,7 +43,7 @@ def test_the_offline_pair_where_the_hub_is_out_of_reach(
     assert time.perf_counter() - since < 3
     assert options == {"model": minilm, "data": reviews, "lr": 1e-3}
     assert notice.startswith("=====") and notice.endswith("=====")
-    assert "Hub cannot be used" in notice and "Never\nscore this adapter on SST-2" in notice
+    assert "Hub cannot be used" in notice and "Never score this adapter on SST-2" in notice
     assert OFFICIAL_DATA in notice
 
 
