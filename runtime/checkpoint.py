@@ -15,7 +15,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lora import read_adapter_tensors
 from runtime import run_folder
 from support import errors, files, hub, parallel
 from support.errors import InputError
@@ -30,10 +29,11 @@ MAY_CHANGE = ("epochs", "patience", "number of", "device", "code of")  # and is 
 def describe(setup) -> dict:
     """What a run is, which is compared where it goes on."""
     place = setup.placement
-    with open(hub.folder(setup.config.model) / "model.safetensors", "rb") as file:
-        base = hashlib.file_digest(file, "sha256").hexdigest()  # the model may be in another type
-    adapter = setup.config.init_adapter
-    begins = read_adapter_tensors(hub.folder(adapter)) if adapter else {}
+    # The files, as the model may be in another type in memory.
+    base = hash_file(hub.folder(setup.config.model) / "model.safetensors")
+    adapter = ""
+    if setup.config.init_adapter:
+        adapter = hash_file(hub.folder(setup.config.init_adapter) / "adapter_model.safetensors")
     splits = (setup.train_set, setup.validation_set, setup.mismatched_set)
     facts = run_folder.deciding(setup.config)
     for name in INDIRECT:
@@ -41,14 +41,20 @@ def describe(setup) -> dict:
     facts |= {
         "metric": setup.task.metric,
         "classes": setup.task.names,
-        "contents of --model": base[:16],
-        "contents of --init-adapter": hash_arrays(begins),
+        "contents of --model": base,
+        "contents of --init-adapter": adapter,
         "contents of --data": [hash_arrays(vars(split)) for split in splits if split],
         "device, dtype, compiled": [place.device.type, str(place.dtype), place.compiled],
         "number of processes": parallel.SIZE,
         "number of CPU threads": torch.get_num_threads(),
     }
     return facts | {f"code of {name}": hash_code(name) for name in CODE}
+
+
+def hash_file(path: Path) -> str:
+    """The first digits of a file's hash."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def hash_arrays(values: dict) -> str:

@@ -86,6 +86,8 @@ def load(path: Path, options: DataOptions, name: str = "") -> Data:
     files = splits.find_splits(path)
     if label_names and label_columns:
         raise InputError("--label-columns name the labels themselves; leave out --label-names")
+    if len(label_columns) == 1:
+        raise InputError("--label-columns: one column is no choice of several; see --label-column")
     if validation:
         if "validation" in files:
             raise InputError(f"--validation {validation}: {path} has a validation split of its own")
@@ -134,8 +136,6 @@ def load(path: Path, options: DataOptions, name: str = "") -> Data:
             notes += labels.lists_of_others(train.different)
     found = {split: Split(each.texts, read(each)) for split, each in rows.items()}
     known = found["train"].labels
-    if len(label_columns) == 1:
-        raise InputError("--label-columns: one column is no choice of several; see --label-column")
     if (known == known[:1]).all() or known.shape[1:] == (1,):
         problem = "all labels are the same, or there are none; there is nothing to learn"
         raise InputError(f"{train.source}: {problem}")

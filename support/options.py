@@ -115,7 +115,7 @@ def read_toml(cls: type[Any], path: str | Path) -> dict:
             raise ValueError("too long for a file of options")
         values = tomllib.loads(text)
         for f in fields(cls):
-            if f.type is str and isinstance(values.get(f.name), list):
+            if f.type is str and isinstance(values.get(f.name), list | dict):
                 values[f.name] = joined(f.name, values[f.name])
         words = as_flags(values)
     try:

@@ -4,7 +4,6 @@ The labels of N texts are (N,), or (N, C) where a text has several. A loss is co
 device, all else on the CPU. The letters of the shapes are explained in bert.py.
 """
 
-import math
 from typing import Protocol
 
 import numpy as np
@@ -18,14 +17,6 @@ from support.errors import InputError, listing
 
 def rounded(numbers: Tensor) -> list:
     return [round(number, 6) for number in numbers.tolist()]
-
-
-def as_number(text: str) -> float:
-    """The number, or NaN where the text is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def unnamed(count: int) -> list[str]:
@@ -189,7 +180,9 @@ class Classification(ClassTask):
             rows = np.bincount(labels, minlength=len(self.names))  # (C,)
             weights = 1 / np.maximum(1, rows)
         else:
-            weights = np.array([as_number(weight) for weight in class_weights.split(",")])
+            from support.labels import parse_number  # late: Arrow takes a while to import
+
+            weights = np.array([parse_number(weight) for weight in class_weights.split(",")])
         # Negative numbers, infinity and NaN are not between the two either.
         if len(weights) != len(self.names) or not weights.min() > 1e-6 * weights.max():
             wanted = f"{len(self.names)} positive numbers of like sizes, for {listing(self.names)}"

@@ -176,6 +176,8 @@ def test_a_list_is_a_flag_with_commas(tmp_path):
             Config(model=wrong)
     with pytest.raises(InputError, match=r"^--model .*: expected names without commas$"):
         read(file='model = ["a, b", "c"]', tmp_path=tmp_path)
+    with pytest.raises(InputError, match=r"^--model \{'a': 0\}: expected names without commas$"):
+        read(file="model = {a = 0}", tmp_path=tmp_path)
 
 
 def test_a_list_of_names():
